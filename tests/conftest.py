@@ -1,0 +1,78 @@
+"""Tiny seeded parts that many tests share.  Nothing here needs a network or takes a second."""
+
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from PIL import Image
+
+from vlm.clip import CLIP
+from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
+from vlm.embedder import Embedder
+from vlm.preprocess import Preprocess
+from vlm.tokenizer import SentencePieceTokenizer, Tokenizer
+
+SENTENCES = [
+    "a dog", "a cat", "a bird in the sky", "a red apple", "the sun over the sea", "a drawing of a house",
+    "犬", "猫", "空を飛ぶ鳥", "赤いりんご", "海に沈む夕日", "家のイラスト", "car", "車",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """SentencePiece, English and Japanese, T = 16, as `training.train_tokenizer` makes them."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+        sentence_iterator=iter(SENTENCES * 4),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=330,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        pad_id=0,
+        unk_id=1,
+        eos_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue(), 16)
+
+
+@pytest.fixture
+def tiny_clip(tiny_tokenizer: Tokenizer) -> CLIP:
+    """Random weights, always the same: 32 px, D 32, E 24."""
+    vision = VisionConfig(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
+    text = TextConfig(
+        width=32,
+        depth=2,
+        num_heads=2,
+        mlp_dim=64,
+        vocab_size=tiny_tokenizer.vocab_size,
+        context_length=tiny_tokenizer.context_length,
+        eot_id=tiny_tokenizer.eot_id,
+        pad_id=tiny_tokenizer.pad_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CLIP(CLIPConfig(embed_dim=24, vision=vision, text=text))
+
+
+@pytest.fixture
+def tiny_embedder(tiny_clip: CLIP, tiny_tokenizer: Tokenizer) -> Embedder:
+    """Reads any text and any picture; knows nothing."""
+    return Embedder(tiny_clip.eval(), tiny_tokenizer, Preprocess(PreprocessConfig(image_size=32)), name="tiny")
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """Six sound pictures of different sizes, one in a subfolder."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    for number, name in enumerate(["a.png", "b.png", "c.jpg", "d.webp", "e.gif", "deeper/f.png"]):
+        noise = torch.randint(
+            0, 256, (20 + 5 * number, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
+        )
+        Image.fromarray(noise.numpy()).save(folder / name)
+    return folder

@@ -1,0 +1,260 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import vlm.checkpoint
+from vlm.checkpoint import load, load_classifier, save
+from vlm.clip import CLIP
+from vlm.config import PreprocessConfig, VisionConfig
+from vlm.embedder import Embedder
+from vlm.preprocess import Preprocess
+from vlm.vision import ViTClassifier
+
+
+@pytest.fixture
+def saved(tiny_embedder: Embedder, tmp_path: Path) -> Path:
+    save(tiny_embedder, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def tiny_classifier() -> ViTClassifier:
+    config = VisionConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2, mlp_dim=64)
+    preprocess = Preprocess(PreprocessConfig(image_size=32, resize="squash"))
+    classifier = ViTClassifier(config, 3, labels=["犬", "cat", "bird"], preprocess=preprocess).eval()
+    torch.nn.init.normal_(classifier.head.weight)
+    return classifier
+
+
+def resign(folder: Path) -> None:
+    """What someone who means harm can do: the manifest made to agree with changed files."""
+    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    sums = {name: vlm.checkpoint._sha256(folder / name) for name in names}  # pyright: ignore[reportPrivateUsage]
+    (folder / "manifest.json").write_text(vlm.checkpoint._manifest(sums))  # pyright: ignore[reportPrivateUsage]
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tiny_embedder: Embedder, saved: Path, picture_folder: Path):
+    again = load(saved)
+    ours, theirs = tiny_embedder.model.state_dict(), again.model.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert again.fingerprint == tiny_embedder.fingerprint
+    assert again.name == "saved"
+    assert torch.equal(again.embed_texts(["犬", "a dog"]), tiny_embedder.embed_texts(["犬", "a dog"]))
+    assert torch.equal(
+        again.embed_images([picture_folder / "a.png"]), tiny_embedder.embed_images([picture_folder / "a.png"])
+    )
+    assert not again.model.training
+    assert all(weight.requires_grad for weight in again.model.parameters())
+
+
+def test_float16_halves_the_file_keeps_the_temperature_and_computes_in_float32(
+    tiny_embedder: Embedder, tmp_path: Path, saved: Path
+):
+    save(tiny_embedder, tmp_path / "half", dtype=torch.float16)
+    again = load(tmp_path / "half")
+    for name, weight in tiny_embedder.model.state_dict().items():
+        expected = weight.half().float() if weight.ndim > 1 else weight
+        assert torch.equal(again.model.state_dict()[name], expected)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", saved)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_loading_draws_no_random_numbers(saved: Path):
+    before = torch.get_rng_state()
+    load(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loaded_model_does_not_read_its_file_again(saved: Path):
+    again = load(saved)
+    expected = again.fingerprint
+    with (saved / "model.safetensors").open("r+b") as file:
+        file.write(b"\0" * (saved / "model.safetensors").stat().st_size)
+    assert again.fingerprint == expected
+
+
+def test_absent_parts_stay_absent(tiny_clip: CLIP, tmp_path: Path):
+    save(Embedder(tiny_clip, None, None), tmp_path / "bare")
+    assert load(tmp_path / "bare").parts() == (None, None)
+
+
+def test_a_classifier_comes_back_with_its_labels_and_preprocessing(
+    tiny_classifier: ViTClassifier, tmp_path: Path, picture_folder: Path
+):
+    save(tiny_classifier, tmp_path / "vit")
+    again = load_classifier(tmp_path / "vit")
+    assert again.labels == ("犬", "cat", "bird")
+    assert again.preprocess
+    assert tiny_classifier.preprocess
+    assert again.preprocess.config == tiny_classifier.preprocess.config
+    pixels = again.preprocess(picture_folder / "a.png")[None]
+    assert torch.equal(again(pixels), tiny_classifier(pixels))
+
+
+def test_each_kind_says_how_to_open_the_other(saved: Path, tiny_classifier: ViTClassifier, tmp_path: Path):
+    save(tiny_classifier, tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"Open it with vlm\.load_classifier\."):
+        load(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"Open it with vlm\.load\."):
+        load_classifier(saved)
+
+
+def test_any_flipped_byte_in_any_file_is_refused_by_name(saved: Path):
+    files = sorted(path for path in saved.iterdir())
+    assert {path.name for path in files} >= {"config.json", "model.safetensors", "README.md", "manifest.json"}
+    for path in files:
+        whole = path.read_bytes()
+        for position in {0, len(whole) // 3, len(whole) // 2, len(whole) - 1}:
+            for bit in (0x01, 0x20, 0x80):
+                path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+                with pytest.raises(ValueError, match="is not what was saved") as error:
+                    load(saved)
+                assert str(path) in str(error.value)
+                assert "\n" not in str(error.value)
+        path.write_bytes(whole)
+    load(saved)
+
+
+def test_no_place_in_the_manifest_can_be_changed(saved: Path):
+    path = saved / "manifest.json"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x20]) + whole[position + 1 :])
+        with pytest.raises(ValueError, match="is not what was saved"):
+            load(saved)
+
+
+def test_a_missing_or_cut_file_is_refused_by_name(saved: Path):
+    for path in sorted(saved.iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(ValueError, match=f"{path.name} is not what was saved"):
+            load(saved)
+        path.unlink()
+        with pytest.raises(ValueError, match=f"{path.name} is missing"):
+            load(saved)
+        path.write_bytes(whole)
+
+
+def test_all_misfits_between_weights_and_config_are_named_at_once(saved: Path):
+    weights = load_file(saved / "model.safetensors")
+    weights["foo"] = weights.pop("vision.norm.bias")
+    weights["logit_scale"] = weights["logit_scale"].double()
+    weights["vision.pos_embed"] = weights["vision.pos_embed"][:, 1:].contiguous()
+    save_file(weights, saved / "model.safetensors")
+    resign(saved)
+    expected = (
+        r"logit_scale is torch.float64.*missing vision\.norm\.bias; unexpected foo; "
+        r"vision\.pos_embed is \(1, 16, 32\), wanted \(1, 17, 32\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load(saved)
+
+
+def test_a_pickle_in_place_of_the_weights_runs_nothing(saved: Path, tmp_path: Path):
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "marker"),)
+
+    torch.save(Evil(), saved / "model.safetensors")
+    resign(saved)
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+        load(saved)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "vlm-9"}, "is not of format 'vlm-1'"),
+        ({"kind": "llm"}, "Open it with a newer vlm"),
+        ({"model": {"embed_dmi": 24}}, "Did you mean 'embed_dim'"),
+        ({"preprocess": {"image_size": -1}}, "image_size must be positive"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_line(saved: Path, change: dict[str, object], message: str):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | change))
+    resign(saved)
+    with pytest.raises(ValueError, match=message) as error:
+        load(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_saving_again_replaces_the_model_and_leaves_nothing_beside(saved: Path, tiny_embedder: Embedder):
+    with torch.no_grad():
+        tiny_embedder.model.logit_scale.add_(1)
+    save(tiny_embedder, saved, card="# second\n")
+    assert load(saved).fingerprint == tiny_embedder.fingerprint
+    assert (saved / "README.md").read_text() == "# second\n"
+    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_save_that_fails_leaves_the_older_model_whole(
+    saved: Path, tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+):
+    before = load(saved).fingerprint
+    with torch.no_grad():
+        tiny_embedder.model.logit_scale.fill_(torch.nan)
+    with pytest.raises(ValueError, match="logit_scale has values that are not finite"):
+        save(tiny_embedder, saved)
+    with torch.no_grad():
+        tiny_embedder.model.logit_scale.fill_(1.0)
+    monkeypatch.setattr(vlm.checkpoint, "_sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(tiny_embedder, saved)
+    monkeypatch.undo()
+    assert load(saved).fingerprint == before
+    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_dying_between_the_two_renames_loses_nothing(saved: Path, tiny_embedder: Embedder):
+    saved.rename(saved.with_name(".saved.old"))  # what the disk shows then
+    (saved.with_name(".saved.new")).mkdir()
+    assert load(saved).fingerprint == tiny_embedder.fingerprint
+    save(tiny_embedder, saved)
+    assert load(saved).fingerprint == tiny_embedder.fingerprint
+    assert sorted(path.name for path in saved.parent.iterdir() if "saved" in path.name) == ["saved"]
+
+
+def test_a_folder_with_other_files_is_left_alone(saved: Path, tiny_embedder: Embedder, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("dear")
+    (saved / "notes.txt").write_text("mine")
+    for folder, name in ((tmp_path / "photos", "holiday.txt"), (saved, "notes.txt")):
+        with pytest.raises(ValueError, match=f"would be lost: {name}"):
+            save(tiny_embedder, folder)
+        assert (folder / name).read_text() in ("dear", "mine")
+    load(saved)  # an extra file does no harm to reading
+
+
+def test_a_folder_can_be_moved_linked_and_copied(saved: Path, tiny_embedder: Embedder, tmp_path: Path):
+    (tmp_path / "cache").mkdir()  # as huggingface_hub keeps a download: links into a store
+    for path in saved.iterdir():
+        (tmp_path / "cache" / path.name).symlink_to(path)
+    assert load(tmp_path / "cache").fingerprint == tiny_embedder.fingerprint
+    shutil.copytree(saved, tmp_path / "日本語 の folder")
+    assert load(str(tmp_path / "日本語 の folder")).name == "日本語 の folder"
+
+
+def test_the_weights_file_is_plain_safetensors_with_our_names(saved: Path, tiny_clip: CLIP):
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(tiny_clip.state_dict())
+
+
+def test_options_for_foreign_models_are_refused_not_ignored(saved: Path):
+    with pytest.raises(ValueError, match="leave out all options but device"):
+        load(saved, num_heads=4)
+
+
+def test_a_source_that_is_nothing_says_what_could_be_meant():
+    for opener in (load, load_classifier):
+        with pytest.raises(ValueError, match=r"There is no model 'mimi': not 'mini', not a path"):
+            opener("mimi")

@@ -1,0 +1,212 @@
+"""The tiled losses against their dense definitions, written out here in the plainest way."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from vlm.loss import clip_loss, siglip_loss
+
+
+def dense_clip(x: Tensor, y: Tensor, logit_scale: Tensor, groups: Tensor | None = None) -> Tensor:
+    logits, same = logit_scale.exp() * x @ y.T, same_group(len(x), groups).to(x.dtype)
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def dense_siglip(x: Tensor, y: Tensor, logit_scale: Tensor, logit_bias: Tensor, groups: Tensor | None = None) -> Tensor:
+    logits, same = logit_scale.exp() * x @ y.T + logit_bias, same_group(len(x), groups)
+    return -F.logsigmoid(torch.where(same, logits, -logits)).sum() / len(x)
+
+
+def same_group(n: int, groups: Tensor | None) -> Tensor:
+    return torch.eye(n, dtype=torch.bool) if groups is None else groups[:, None] == groups[None, :]
+
+
+LOSSES = {"clip": (clip_loss, dense_clip), "siglip": (siglip_loss, dense_siglip)}
+both_losses = pytest.mark.parametrize("name", LOSSES)
+
+
+def example(name: str, n: int, scale: float, dtype=torch.float64, noise: float = 0.3, dim: int = 24) -> list[Tensor]:
+    """Embeddings whose pairs are somewhat alike, log scale, and for siglip the bias."""
+    torch.manual_seed(n)
+    images = torch.randn(n, dim, dtype=torch.float64)
+    texts = images + noise * dim**0.5 * torch.randn(n, dim, dtype=torch.float64)
+    inputs = [F.normalize(images, dim=1), F.normalize(texts, dim=1), torch.tensor(math.log(scale)), torch.tensor(-10.0)]
+    return [t.to(dtype).requires_grad_() for t in (inputs if name == "siglip" else inputs[:3])]
+
+
+def copies(inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [t.detach().to(dtype).requires_grad_() for t in inputs]
+
+
+def gradients(inputs: list[Tensor]) -> list[Tensor]:
+    found = [t.grad for t in inputs if t.grad is not None]
+    assert len(found) == len(inputs)
+    return found
+
+
+def assert_close(ours: Tensor, truth: Tensor, tolerance: float) -> None:
+    """Largest difference, relative to the largest number of the truth or 1."""
+    ours, truth = ours.detach(), truth.detach()
+    assert ours.shape == truth.shape
+    assert float((ours - truth).abs().max()) <= tolerance * max(1.0, float(truth.abs().max()))
+
+
+@both_losses
+@pytest.mark.parametrize(("n", "tile"), [(1, 1024), (7, 1), (7, 3), (64, 64), (64, 13), (1000, 300), (1000, 1024)])
+@pytest.mark.parametrize("scale", [14.0, 100.0])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_tiled_loss_and_gradients_are_the_dense_definitions(name, n, tile, scale, grouped):
+    tiled, dense = LOSSES[name]
+    inputs = example(name, n, scale)
+    reference = copies(inputs, torch.float64)
+    groups = torch.randint(0, n // 3 + 1, (n,)) if grouped else None
+    ours, truth = tiled(*inputs, groups, tile=tile), dense(*reference, groups)
+    (3 * ours).backward()
+    (3 * truth).backward()
+    assert_close(ours, truth, 1e-12)
+    for g, t in zip(gradients(inputs), gradients(reference), strict=True):
+        assert_close(g, t, 1e-10)
+
+
+def test_chance_loss_is_log_n():
+    same = F.normalize(torch.ones(50, 8, dtype=torch.float64), dim=1)
+    assert clip_loss(same, same, torch.tensor(3.0), tile=7).item() == pytest.approx(math.log(50), abs=1e-12)
+
+
+def test_siglip_at_zero_logits_is_n_log_two():
+    x, y = torch.eye(6, dtype=torch.float64)[:3], torch.eye(6, dtype=torch.float64)[3:]
+    assert siglip_loss(x, y, torch.tensor(3.0), torch.tensor(0.0)).item() == pytest.approx(3 * math.log(2), abs=1e-12)
+
+
+@both_losses
+def test_one_group_per_row_is_no_groups(name):
+    inputs = example(name, 20, 50.0)
+    loss = LOSSES[name][0]
+    assert loss(*inputs, torch.arange(20).flip(0) - 7).item() == pytest.approx(loss(*inputs).item(), rel=1e-13)
+
+
+def test_float32_keeps_losses_that_the_dense_form_rounds_to_zero():
+    n, scale = 32, 50.0
+    x = torch.eye(n).requires_grad_()  # own pair at `scale`, all others at 0
+    log_scale = torch.tensor(math.log(scale))
+    loss = clip_loss(x, torch.eye(n), log_scale)
+    loss.backward()
+    assert x.grad is not None
+    truth = math.log1p((n - 1) * math.exp(-scale))  # 6e-21
+    assert dense_clip(torch.eye(n), torch.eye(n), log_scale).item() < truth / 2
+    assert loss.item() == pytest.approx(truth, rel=1e-4)
+    assert x.grad[0, 0].item() == pytest.approx(-truth * scale / n, rel=1e-4)
+    assert x.grad[0, 1].item() == pytest.approx(math.exp(-scale) * scale / n, rel=1e-4)
+
+
+@pytest.mark.parametrize("z", [-70.0, -12.0, -1.0, 0.0, 0.3, 15.0, 90.0])
+def test_siglip_in_float32_is_right_from_tiny_to_large_logits(z):
+    unit = torch.ones(1, 1)
+    value = siglip_loss(unit, unit, torch.tensor(0.0), torch.tensor(-z - 1.0))  # the pair's own logit is -z
+    truth = max(z, 0) + math.log1p(math.exp(-abs(z)))
+    assert value.item() == pytest.approx(truth, rel=1e-6)
+
+
+@both_losses
+def test_pairs_that_point_apart_give_finite_float32_gradients(name):
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])  # own pair at -100, others at +100
+    inputs = [x, -x, torch.tensor(math.log(100.0)), torch.tensor(-10.0)][: 4 if name == "siglip" else 3]
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    reference = copies(inputs, torch.float64)
+    tiled, dense = LOSSES[name]
+    ours, truth = tiled(*inputs), dense(*reference)
+    ours.backward()
+    truth.backward()
+    assert ours.item() == pytest.approx(truth.item(), rel=1e-6)
+    for g, t in zip(gradients(inputs), gradients(reference), strict=True):
+        assert_close(g, t, 1e-5)
+
+
+@both_losses
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_embeddings_are_computed_in_float32(name, dtype):
+    low = [*copies(example(name, 30, 100.0)[:2], dtype), *copies(example(name, 30, 100.0)[2:], torch.float32)]
+    wide = copies(low, torch.float32)
+    ours, truth = LOSSES[name][0](*low), LOSSES[name][0](*wide)
+    ours.backward()
+    truth.backward()
+    assert torch.equal(ours, truth)
+    for g, t, given in zip(gradients(low), gradients(wide), low, strict=True):
+        assert g.dtype == given.dtype
+        assert torch.equal(g, t.to(given.dtype))
+
+
+@both_losses
+def test_autocast_changes_nothing(name):
+    outside, inside = example(name, 30, 100.0, torch.float32), example(name, 30, 100.0, torch.float32)
+    LOSSES[name][0](*outside).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        LOSSES[name][0](*inside).backward()
+    for g, t in zip(gradients(inside), gradients(outside), strict=True):
+        assert torch.equal(g, t)
+
+
+@both_losses
+def test_a_loss_without_gradients_has_the_same_value_and_no_graph(name):
+    inputs = example(name, 30, 20.0)
+    with torch.no_grad():
+        value = LOSSES[name][0](*inputs)
+    assert not value.requires_grad
+    assert torch.equal(value, LOSSES[name][0](*inputs))
+
+
+@both_losses
+def test_a_locked_tower_leaves_the_other_gradients_alone(name):
+    free, locked = example(name, 30, 20.0), example(name, 30, 20.0)
+    locked[0].requires_grad_(False)
+    for inputs in (free, locked):
+        LOSSES[name][0](*inputs).backward()
+    assert locked[0].grad is None
+    for g, t in zip(gradients(locked[1:]), gradients(free[1:]), strict=True):
+        assert torch.equal(g, t)
+
+
+class _LargestTensor(TorchFunctionMode):
+    """Notes the number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+@both_losses
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_tensor_grows_with_the_square_of_the_batch(name, grouped):
+    n, tile, dim = 500, 50, 8
+    inputs = example(name, n, 20.0, dim=dim)
+    groups = torch.arange(n) // 4 if grouped else None
+    with _LargestTensor() as largest:
+        LOSSES[name][0](*inputs, groups, tile=tile).backward()
+    assert largest.elements == max(n * dim, tile * tile)
+    with _LargestTensor() as largest:
+        LOSSES[name][1](*inputs, groups).backward()
+    assert largest.elements >= n * n  # the instrument sees what it should
+
+
+@both_losses
+def test_second_derivatives_are_refused_rather_than_wrong(name):
+    inputs = example(name, 5, 20.0)
+    with pytest.raises(RuntimeError, match="Leave out create_graph=True"):
+        torch.autograd.grad(LOSSES[name][0](*inputs), inputs, create_graph=True)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    x = torch.eye(4)
+    with pytest.raises(ValueError, match=r"\(4, 4\) and text_embeds \(3, 4\) must both be \(N, E\)"):
+        clip_loss(x, x[:3], torch.tensor(0.0))
+    with pytest.raises(ValueError, match=r"groups \(3,\) must be \(4,\)"):
+        siglip_loss(x, x, torch.tensor(0.0), torch.tensor(0.0), torch.arange(3))

@@ -1,0 +1,237 @@
+import json
+import pickle
+import random
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.train_tokenizer import train_tokenizer
+from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+
+CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]
+CAPTIONS += [first + second for first in ("", "赤い", "大きな") for second in ("りんご", "犬", "顔", "犬の顔")]
+ODD = [
+    "",
+    " ",
+    "犬",
+    "A Dog's  life",
+    "😀👨‍👩‍👧❤️",
+    "鼠と鯨",
+    "&amp;amp; &eacute; <b>",
+    "schÃ¶n âœ” l’été",
+    "ＡＢＣ ﾘﾝｺﾞ",
+    "\x00\ud800\n\t",
+]
+
+
+@pytest.fixture(scope="module")
+def pieces() -> SentencePieceTokenizer:
+    return train_tokenizer(CAPTIONS, vocab_size=290, context_length=32)
+
+
+@pytest.fixture(scope="module")
+def bpe() -> CLIPTokenizer:
+    return CLIPTokenizer()
+
+
+@pytest.fixture(params=["pieces", "bpe"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def mixed_texts(count: int) -> list[str]:
+    """Letters, kana, kanji, emoji, entities, mojibake and any code point, glued at random."""
+    rng = random.Random(0)
+    words = [
+        "dog",
+        "Dog's",
+        "WE'LL",
+        "犬",
+        "りんご",
+        "カタカナ、",
+        "「鍵」",
+        "😀",
+        "👨‍👩‍👧",
+        "🇯🇵",
+        "&amp;",
+        "&amp;lt;",
+        "&#x3042;",
+        "&nbsp;",
+    ]
+    words += [
+        "schÃ¶n",
+        "â€œq",
+        "ﬁ",
+        "ＬＯＵＤ",
+        "ﾘﾝｺﾞ",
+        "e\u0301",
+        "か\u3099",
+        "ſ",
+        "İ",
+        "ΣΑΣ",
+        "½",
+        "٣",
+        "\u200b",
+        "\x1c",
+        "\x1b[31m",
+        "\ufeff",
+    ]
+
+    def word() -> str:
+        code = rng.choice([rng.randrange(32, 0x250), rng.randrange(0x2000, 0xD800), rng.randrange(0xE000, 0x20000)])
+        return rng.choice([rng.choice(words), chr(code)])
+
+    return ["".join(word() + rng.choice(["", " ", "  ", ","]) for _ in range(rng.randint(1, 12))) for _ in range(count)]
+
+
+def test_clip_ids_are_those_of_open_clip(bpe: CLIPTokenizer) -> None:
+    open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
+    texts = CAPTIONS + ODD + mixed_texts(1500) + ["long words " * 60, "犬" * 500]
+    ours = bpe(texts)  # as wide as the longest: 77
+    theirs = open_clip_tokenizer.tokenize(texts)
+    assert [text for text, same in zip(texts, (ours == theirs).all(1).tolist(), strict=True) if not same] == []
+
+
+def test_a_short_cut_of_the_clip_cleaning_changes_nothing() -> None:
+    import html
+
+    import ftfy
+
+    from vlm.tokenizer import _CLEAN  # pyright: ignore[reportPrivateUsage]
+
+    alphabet = [chr(code) for code in range(0xD800) if _CLEAN.fullmatch(chr(code))]
+    ascii_only = [char for char in alphabet if char.isascii()]
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = "".join(rng.choice(rng.choice([alphabet, ascii_only])) for _ in range(30))
+        assert html.unescape(html.unescape(ftfy.fix_text(text))) == text
+
+
+def test_every_row_ends_in_its_only_end_of_text_and_fits(tokenizer: Tokenizer) -> None:
+    control = ["</s>", "<pad><unk>", "<0x41>", "<end_of_text>", "<start_of_text>", "<|endoftext|>"]
+    for text in CAPTIONS + ODD + control + [" ".join(CAPTIONS * 20)]:
+        row = tokenizer.encode(text)
+        assert row.index(tokenizer.eot_id) == len(row) - 1 < tokenizer.context_length
+        assert 0 <= min(row) <= max(row) < tokenizer.vocab_size
+
+
+def test_control_symbols_written_in_a_text_stay_text(tokenizer: Tokenizer) -> None:
+    for symbol in ("</s>", "<pad>", "<unk>", "<0x41>", "<end_of_text>", "<start_of_text>"):
+        assert tokenizer.decode(tokenizer.encode(symbol)).replace(" ", "") == symbol.lower()
+
+
+def test_no_character_is_lost(pieces: SentencePieceTokenizer) -> None:
+    for text in ("鼠と鯨", "𩸽 🦖", "ÅÉ Ø ½", "ＡＢＣ ﾘﾝｺﾞ", "Привет मित्र", "👨‍👩‍👧❤️"):
+        assert pieces.decode(pieces.encode(text)) == unicodedata.normalize("NFKC", text).casefold()
+
+
+def test_clip_decodes_what_it_encoded(bpe: CLIPTokenizer) -> None:
+    for text in ("a red apple", "赤いりんご 犬", "😀 👨‍👩‍👧"):
+        assert bpe.decode(bpe.encode(text)) == text
+
+
+def with_context(tokenizer: Tokenizer, length: int, folder: Path) -> Tokenizer:
+    tokenizer.save(folder)
+    config = tokenizer.config.to_dict() | {"context_length": length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
+def test_long_texts_are_cut_before_the_end_and_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    text = "a red apple, 犬 and smiling face"
+    whole = with_context(tokenizer, 1000, tmp_path).encode(text)
+    for length in (3, len(whole) - 1, len(whole), len(whole) + 1):
+        cut = with_context(tokenizer, length, tmp_path)
+        assert cut.encode(text) == [*whole[: length - 1][: len(whole) - 1], tokenizer.eot_id]
+        assert cut.truncated == (length < len(whole))
+
+
+def test_a_batch_is_its_rows_padded_to_the_longest(tokenizer: Tokenizer) -> None:
+    texts = ["犬", "a red apple and a dog", ""]
+    ids = tokenizer(texts)
+    rows = [tokenizer.encode(text) for text in texts]
+    assert ids.dtype == torch.int64
+    assert ids.shape[1] == max(map(len, rows))
+    for row, want in zip(ids.tolist(), rows, strict=True):
+        assert row == want + [tokenizer.pad_id] * (len(row) - len(want))
+    assert tokenizer("犬").tolist() == [rows[0]]
+
+
+def test_pad_to_context_only_lengthens_the_rows() -> None:
+    trimmed, full = CLIPTokenizer(20), CLIPTokenizer(20, pad_to_context=True)
+    ids = trimmed(["a dog", "a red apple"])
+    assert torch.equal(full(["a dog", "a red apple"]), torch.nn.functional.pad(ids, (0, 20 - ids.shape[1])))
+
+
+def test_a_small_word_cache_forgets_nothing(monkeypatch: pytest.MonkeyPatch, bpe: CLIPTokenizer) -> None:
+    monkeypatch.setattr("vlm.tokenizer._CACHE_SIZE", 2)
+    forgetful = CLIPTokenizer()
+    for text in CAPTIONS * 2:
+        assert forgetful.encode(text) == bpe.encode(text)
+
+
+def test_a_saved_tokenizer_comes_back_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a")
+    loaded = load_tokenizer(tmp_path / "a")
+    assert type(loaded) is type(tokenizer)
+    assert loaded.config == tokenizer.config
+    assert torch.equal(loaded(CAPTIONS + ODD), tokenizer(CAPTIONS + ODD))
+    loaded.save(tmp_path / "b")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_a_tokenizer_can_move_to_a_worker_process(tokenizer: Tokenizer) -> None:
+    moved = pickle.loads(pickle.dumps(tokenizer))
+    assert torch.equal(moved(CAPTIONS), tokenizer(CAPTIONS))
+
+
+@pytest.mark.parametrize("texts", [[], ["a", 3], [None], [b"a"]])
+def test_bad_texts_are_one_clear_line(tokenizer: Tokenizer, texts: list[str]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^(no texts to encode|a text must be a string, got (int|NoneType|bytes)).*\.$"
+    ):
+        tokenizer(texts)
+
+
+def test_bad_sizes_and_ids_are_refused(bpe: CLIPTokenizer) -> None:
+    with pytest.raises(ValueError, match="context_length is 2"):
+        CLIPTokenizer(2)
+    with pytest.raises(ValueError, match="id 49408 is outside the vocabulary"):
+        bpe.decode([5, 49408])
+
+
+def test_missing_and_damaged_files_are_named(pieces: SentencePieceTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no tokenizer: cannot read tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+    pieces.save(tmp_path)
+    model, config = tmp_path / "tokenizer.model", tmp_path / "tokenizer_config.json"
+    values = json.loads(config.read_text())
+    wrong = [
+        ({"kind": "bert"}, "kind is 'bert'; it must be one of sentencepiece, clip_bpe"),
+        ({"context_lenght": 9}, r"no setting 'context_lenght'\. Did you mean 'context_length'"),
+        ({"eot_id": 7}, "says eot_id 7, the model has 2"),
+        ({"vocab_size": "290"}, "vocab_size"),
+        ({"context_length": 2}, "context_length is 2"),
+    ]
+    for change, message in wrong:
+        config.write_text(json.dumps(values | change))
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(tmp_path)
+    for text, message in (("{", "is not JSON"), ("[]", "holds a list"), ('{"kind": "clip_bpe"}', "missing")):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(tmp_path)
+    config.write_text(json.dumps(values))
+    for content in (b"", b"not a model", model.read_bytes()[:500]):
+        model.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"tokenizer\.model \({len(content)} bytes\) is not a SentencePiece model"
+        ):
+            load_tokenizer(tmp_path)
+    model.unlink()
+    with pytest.raises(ValueError, match=r"cannot read the tokenizer model .*No such file"):
+        load_tokenizer(tmp_path)

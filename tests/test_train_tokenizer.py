@@ -1,0 +1,146 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import sentencepiece
+
+from training.train_tokenizer import describe, main, read_captions, train_tokenizer
+from vlm.tokenizer import load_tokenizer
+
+CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]
+CAPTIONS += [first + second for first in ("", "赤い", "大きな") for second in ("りんご", "犬", "顔", "犬の顔")]
+
+
+def write_txt(path: Path, captions: list[str] = CAPTIONS) -> Path:
+    path.write_text("\n".join(captions), encoding="utf-8")
+    return path
+
+
+def test_every_format_gives_the_same_captions(tmp_path: Path) -> None:
+    lists = [CAPTIONS[:4], None, [], CAPTIONS[4:]]
+    table = pyarrow.table({"captions_en": lists, "pixels": [1, 2, 3, 4]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"id": n, "keywords": row}) for n, row in enumerate(lists)) + "\n\n", encoding="utf-8"
+    )
+    (tmp_path / "a.csv").write_text("id,text\n" + "\n".join(f'1,"{c}"' for c in CAPTIONS), encoding="utf-8-sig")
+    (tmp_path / "a.tsv").write_text("title\tid\n" + "\n".join(f"{c}\t1" for c in CAPTIONS), encoding="utf-8")
+    write_txt(tmp_path / "a.txt")
+    for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl", "a.parquet"):
+        assert list(read_captions(tmp_path / name)) == CAPTIONS, name
+
+
+def test_named_columns_replace_the_usual_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,alt\nx,y\n")
+    assert list(read_captions(tmp_path / "a.csv", ["alt"])) == ["y"]
+
+
+def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,name\n1,x\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text"\n')
+    (tmp_path / "c.jsonl").write_text('{"text": 5}\n')
+    (tmp_path / "d.txt").write_bytes("犬".encode("shift-jis"))
+    (tmp_path / "e.parquet").write_bytes(b"no")
+    (tmp_path / "f.docx").write_bytes(b"")
+    wrong = {
+        "a.csv": "has no column caption*, keyword*, text or title. It has: id, name; use --columns.",
+        "b.jsonl": "line 2 is not a JSON object",
+        "c.jsonl": "column 'text' holds 5; wanted a string or a list of strings.",
+        "d.txt": "is not UTF-8 text (byte 0). Save it as UTF-8.",
+        "e.parquet": "is not a parquet file",
+        "f.docx": "is not one of .txt, .csv, .tsv, .jsonl, .parquet.",
+        "g.txt": "does not exist",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name)) + ".*" + re.escape(message)) as error:
+            list(read_captions(tmp_path / name))
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"has no column alt\. It has: id, name\."):
+        list(read_captions(tmp_path / "a.csv", ["alt"]))
+
+
+def test_the_same_captions_give_the_same_file(tmp_path: Path) -> None:
+    captions = write_txt(tmp_path / "a.txt")
+    for out in ("x", "y"):
+        assert main([str(captions), "--out", str(tmp_path / out), "--vocab-size", "290"]) == 0
+    assert (tmp_path / "x/tokenizer.model").read_bytes() == (tmp_path / "y/tokenizer.model").read_bytes()
+    tokenizer = load_tokenizer(tmp_path / "x")
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eot_id, tokenizer.context_length) == (290, 0, 2, 32)
+
+
+def test_repeating_a_caption_changes_nothing() -> None:
+    once, often = (
+        train_tokenizer(CAPTIONS, 290, 32),
+        train_tokenizer([*CAPTIONS, "a  Red apple", "", "犬", "犬"], 290, 32),
+    )
+    assert once(CAPTIONS).tolist() == often(CAPTIONS).tolist()
+
+
+def test_case_and_width_are_folded() -> None:
+    tokenizer = train_tokenizer(CAPTIONS, 290, 32)
+    assert tokenizer.encode("ＲＥＤ Apple") == tokenizer.encode("red apple")
+
+
+def test_a_japanese_word_is_the_same_piece_at_the_start_and_in_the_middle(tmp_path: Path) -> None:
+    animals, colours, ends = (
+        ["いぬ", "ねこ", "うさぎ", "くま"],
+        ["", "あかい", "しろい", "dog "],
+        ["", "のかお", "のえ"],
+    )
+    tokenizer = train_tokenizer([c + a + e for c in colours for a in animals for e in ends], 290, 32)
+    tokenizer.save(tmp_path)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    pieces = [model.id_to_piece(id) for id in range(model.get_piece_size())]
+    assert {"うさぎ", "▁"} < set(pieces)  # without care it is ▁うさぎ
+    assert [piece for piece in pieces if re.search(r"▁[ぁ-ヿ一-鿿]", piece)] == []
+    alone = tokenizer.encode("うさぎ")[1:]  # behind the ▁
+    for text in ("ねこうさぎ", "dog うさぎ"):
+        assert tokenizer.encode(text)[-len(alone) :] == alone
+
+
+def test_impossible_vocabulary_sizes_name_the_possible_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"^vocab_size 9000 is more than these captions can fill: at most (\d+)\."
+    ) as error:
+        train_tokenizer(CAPTIONS, 9000, 32)
+    highest = int(str(error.value).split("at most ")[1].split(".")[0])
+    assert train_tokenizer(CAPTIONS, highest, 32).vocab_size == highest
+    with pytest.raises(ValueError, match=r"^vocab_size 100 is too small"):
+        train_tokenizer(CAPTIONS, 100, 32)
+    with pytest.raises(ValueError, match="every text is empty"):
+        train_tokenizer(["", "  "], 300, 32)
+
+
+def test_the_report_counts_bytes_and_cuts() -> None:
+    tokenizer = train_tokenizer(CAPTIONS, 290, 8)
+    assert tokenizer.byte_share(["鯨"]) == 3 / 4  # the space before it, and three bytes of UTF-8
+    assert tokenizer.byte_share(["a dog"]) == 0
+    report = describe(tokenizer, ["鯨鯨鯨", "犬"])
+    for figure in ("290 pieces", "longest 8", "1 captions"):
+        assert figure in report
+
+
+def test_the_command_answers_in_one_line_and_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    captions, out = str(write_txt(tmp_path / "a.txt")), str(tmp_path / "out")
+    assert main([captions, "--out", out, "--vocab-size", "9000"]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("vocab_size 9000 is more than these captions can fill")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main([captions, "--out", captions, "--vocab-size", "290"]) == 1
+    assert capfd.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as usage:
+        main([captions])
+    assert usage.value.code == 2
+
+
+def test_help_needs_neither_torch_nor_sentencepiece() -> None:
+    code = "import sys, training.train_tokenizer as t\ntry: t.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'sentencepiece', 'pyarrow', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

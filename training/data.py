@@ -1,0 +1,174 @@
+"""Pairs of pictures and captions, in an order that depends on nothing but the recipe.
+
+sample on disk -> `Pairs` -> `Batch`.  Position p of the endless stream of samples belongs to epoch p // n; what is
+drawn for it (sample, captions, augmentation, kept patches) is a pure function of (seed, epoch, p mod n).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from training.augment import AugmentConfig, augment, uniform_draws
+from vlm.preprocess import Preprocess
+from vlm.tokenizer import Tokenizer
+from vlm.zero_shot import label_sentences
+
+ORDER, AUGMENT, CAPTION, KEEP = range(4)  # independent random streams
+_CAPTION_DRAWS = 5  # uniform numbers for one caption
+
+
+class Batch(NamedTuple):
+    images: Tensor  # uint8 (B, C, H, W)
+    ids: Tensor  # (B, c, T), c captions a picture
+    groups: Tensor  # (B,), equal numbers show the same thing
+    keep: Tensor | None  # (B, K), the patches that stay
+    uids: list[str]  # sample names, for messages
+
+
+class ParquetPairs:
+    """Rows of parquet files with `image`, `captions_<language>` and perhaps `keywords_<language>`, `concept`, `uid`, `split`.
+
+    Pictures are decoded once and kept as uint8: right for sets of up to some hundred thousand small pictures.
+    """
+
+    def __init__(self, path: str | Path, preprocess: Preprocess, splits: Sequence[str] = ()):
+        from datasets import Image, load_dataset
+
+        rows: Any = load_dataset("parquet", data_files=str(path), split="train").cast_column("image", Image(decode=False))
+        if splits:
+            present = set(rows["split"])
+            if missing := [split for split in splits if split not in present]:
+                raise ValueError(f"{path} has no split {', '.join(missing)}. It has: {', '.join(sorted(present))}.")
+            chosen = set(splits)
+            rows = rows.filter(lambda split: split in chosen, input_columns="split")
+        pixels = torch.stack([preprocess.pixels(image["bytes"]) for image in rows["image"]])
+        self._set(rows, pixels)
+
+    def _set(self, rows: Any, pixels: Tensor) -> None:
+        names: dict[str, int] = {}
+        self.rows = rows
+        self.pixels = pixels  # uint8 (n, C, H, W)
+        self.uids: list[str] = rows["uid"][:]
+        keys = [concept or uid for concept, uid in zip(rows["concept"], self.uids, strict=True)]
+        self.groups = torch.tensor([names.setdefault(key, len(names)) for key in keys])  # (n,)
+        self.languages = [name.removeprefix("captions_") for name in rows.column_names if name.startswith("captions_")]
+        texts = [name for name in rows.column_names if name.startswith(("captions_", "keywords_"))]
+        self.texts: dict[str, list[list[str]]] = {name: rows[name][:] for name in texts}
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def select(self, index: Sequence[int]) -> Self:
+        """The same kind of set with these rows only."""
+        part = object.__new__(type(self))
+        part._set(self.rows.select(index), self.pixels[torch.tensor(index, dtype=torch.long)])
+        return part
+
+    def captions(self, index: int) -> list[tuple[list[str], list[str]]]:
+        """(names, keywords) of every language that has any."""
+        both = [
+            (self.texts[f"captions_{language}"][index], self.texts.get(f"keywords_{language}", [[]] * len(self))[index])
+            for language in self.languages
+        ]
+        return [(names, keywords) for names, keywords in both if names or keywords]
+
+
+class PairStream(Dataset[Batch]):
+    """Step s -> its `Batch`: random access into the endless stream, so a loader worker or a resumed run needs no history.
+
+    `rank` of `world` takes its slice of each global batch.
+    """
+
+    def __init__(
+        self,
+        pairs: ParquetPairs,
+        tokenizer: Tokenizer,
+        augmentation: AugmentConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        num_patches: int,
+        patch_dropout: float = 0.0,
+        dense_from: int | None = None,  # the step from which all patches are seen
+        keyword_share: float = 0.3,
+        template_share: float = 0.0,
+        captions_per_picture: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if not len(pairs):
+            raise ValueError("the training data has no rows.")
+        if batch_size % world:
+            raise ValueError(f"batch_size {batch_size} cannot be shared by {world} processes.")
+        self.pairs, self.tokenizer, self.augmentation, self.seed = pairs, tokenizer, augmentation, seed
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.kept = num_patches - int(num_patches * patch_dropout) if patch_dropout else None
+        self.num_patches, self.dense_from = num_patches, dense_from
+        self.keyword_share, self.template_share = keyword_share, template_share
+        self.captions_per_picture = captions_per_picture
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        share = self.batch_size // self.world
+        start = step * self.batch_size + self.rank * share
+        epochs, positions = np.divmod(np.arange(start, start + share), len(self.pairs))
+        index = np.array([self._order(int(epoch))[position] for epoch, position in zip(epochs, positions, strict=True)])
+        draws = uniform_draws(self.seed, CAPTION, epochs, positions, _CAPTION_DRAWS * self.captions_per_picture)
+        texts = [self._choose(int(i), u) for i, u in zip(index, draws, strict=True)]
+        ids = self.tokenizer([text for row in texts for text in row])
+        keep = None
+        if self.kept is not None and (self.dense_from is None or step < self.dense_from):
+            order = uniform_draws(self.seed, KEEP, epochs, positions, self.num_patches).argsort(1)
+            keep = torch.from_numpy(np.sort(order[:, : self.kept], axis=1))
+        images = augment(self.pairs.pixels[torch.from_numpy(index)], self.augmentation, self.seed, AUGMENT, epochs, positions)
+        return Batch(
+            images=images,
+            ids=ids.view(share, self.captions_per_picture, -1),
+            groups=self.pairs.groups[torch.from_numpy(index)],
+            keep=keep,
+            uids=[self.pairs.uids[i] for i in index],
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, ORDER], counter=[0, 0, epoch, 0]))
+            self._orders = {epoch - 1: self._orders.get(epoch - 1, np.empty(0, int)), epoch: generator.permutation(len(self.pairs))}
+        return self._orders[epoch]
+
+    def _choose(self, index: int, draws: np.ndarray) -> list[str]:
+        """One caption per slot: the languages take turns, starting with a random one; a name or a keyword; perhaps in a sentence."""
+        languages = self.pairs.captions(index)
+        if not languages:
+            raise ValueError(f"sample {self.pairs.uids[index]} has no caption.")
+        chosen, first = [], int(draws[0] * len(languages))
+        for slot, (_, kind, which, template, wording) in enumerate(draws.reshape(-1, _CAPTION_DRAWS)):
+            names, keywords = languages[(first + slot) % len(languages)]
+            pool = keywords if keywords and (not names or kind < self.keyword_share) else names
+            caption = pool[int(which * len(pool))]
+            if template < self.template_share:
+                sentences = label_sentences(caption)
+                caption = sentences[int(wording * len(sentences))]
+            chosen.append(caption)
+        return chosen
+
+
+def batches(stream: PairStream, first_step: int, last_step: int, workers: int) -> Iterator[Batch]:
+    """The batches of steps first_step .. last_step - 1, in order, built ahead of need in `workers` processes."""
+    steps = range(first_step, last_step)
+    yield from DataLoader(
+        stream,
+        sampler=steps,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

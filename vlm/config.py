@@ -1,0 +1,281 @@
+"""Every number that shapes a model: frozen, strict, checked at construction.
+
+Letters (the book's, *Vision Transformer 入門* chapter 2): D width, h heads, L depth, F MLP hidden, P patch side,
+T text tokens, V vocabulary, E joint space.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Projection = Literal["linear", "linear_bias", "none"]
+
+
+class StrictConfig:
+    """`from_dict` / `to_dict` for frozen dataclasses: unknown names and wrong types are errors, never ignored."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from plain JSON or TOML values; raises `ValueError` naming every offender."""
+        kinds = typing.get_type_hints(cls)
+        names = {field.name: kinds[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = [name for name in values if name not in names]
+        if unknown:
+            raise ValueError(" ".join(_unknown_setting(cls.__name__, name, list(names)) for name in unknown))
+        return cls(**{name: _convert(cls.__name__, name, value, names[name]) for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def _suggest(name: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _unknown_setting(owner: str, name: str, known: list[str]) -> str:
+    return f"{owner} has no setting '{name}'.{_suggest(name, known) or ' It has: ' + ', '.join(known) + '.'}"
+
+
+def _convert(owner: str, name: str, value: Any, kind: Any) -> Any:
+    """JSON and TOML know lists, not tuples, and may write 1 for 1.0; everything else must already fit."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        for option in args:
+            try:
+                return _convert(owner, name, value, option)
+            except ValueError:
+                continue
+    elif origin is Literal or kind is Any:
+        return value  # __post_init__ names the choices
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        items = args[:1] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
+        if len(items) == len(value):
+            return tuple(_convert(owner, name, item, want) for item, want in zip(value, items, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {key: _convert(owner, f"{name}.{key}", item, args[1]) for key, item in value.items()}
+    elif isinstance(kind, type) and issubclass(kind, StrictConfig) and isinstance(value, (dict, kind)):
+        return kind.from_dict(value) if isinstance(value, dict) else value
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif kind is type(None) and value is None:
+        return None
+    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+        return value
+    wanted = kind.__name__ if isinstance(kind, type) and origin is None else str(kind)
+    raise ValueError(f"{owner}.{name} is {value!r}; wanted {wanted}.")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
+
+
+def _fraction(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
+
+
+def _choice(config: Any, name: str, choices: typing.Sequence[str]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_suggest(str(value), choices)}")
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}: each head needs width / num_heads.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(StrictConfig):
+    """A ViT (Dosovitskiy et al. 2021).  The switches are those that published checkpoints need, each used once."""
+
+    image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
+    patch_size: int = 16  # P, pixels
+    in_channels: int = 3  # C
+    width: int = 768  # D; the defaults are ViT-B/16, ViT paper table 1
+    depth: int = 12  # L
+    num_heads: int = 12  # h
+    mlp_dim: int = 3072  # F
+    activation: Activation = "gelu"  # OpenAI's CLIP weights need "quick_gelu", SigLIP "gelu_tanh"
+    norm_eps: float = 1e-6  # big_vision and timm; CLIP 1e-5, Hugging Face ViT 1e-12
+    pool: Literal["class", "mean", "attention"] = "class"  # attention: MAP head, Zhai et al. 2022
+    class_token: bool = True
+    pre_norm: bool = False  # a LayerNorm before the first block: CLIP's ln_pre
+    norm_after_pool: bool = False  # mean pooling then LayerNorm: CLIPA, timm's fc_norm
+    patch_bias: bool = True  # CLIP has none
+    qkv_bias: bool = True  # the book has none
+    dropout: float = 0.0  # after attention's projection and inside the MLP
+    drop_path: float = 0.0  # stochastic depth of the last block, rising linearly from 0 (Huang et al. 2016)
+
+    def __post_init__(self) -> None:
+        _positive(self, "patch_size", "in_channels", "width", "depth", "num_heads", "mlp_dim")
+        for side in self.image_shape:
+            if side <= 0 or side % self.patch_size:
+                below = side // self.patch_size * self.patch_size
+                raise ValueError(
+                    f"image_size {side} is not a multiple of patch_size {self.patch_size}: {side - below} pixel(s) would "
+                    f"be left over on each side. Nearest: {max(below, self.patch_size)} and {below + self.patch_size}."
+                )
+        _check_heads(self.width, self.num_heads)
+        _choice(self, "activation", typing.get_args(Activation))
+        _choice(self, "pool", ("class", "mean", "attention"))
+        _fraction(self, "dropout", "drop_path")
+        if self.pool == "class" and not self.class_token:
+            raise ValueError("pool 'class' reads the class token, but class_token is false. Use pool 'mean' or 'attention'.")
+        if self.norm_after_pool and self.pool != "mean":
+            raise ValueError(f"norm_after_pool goes with pool 'mean' only; pool is '{self.pool}'.")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across, (H/P, W/P)."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Np."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """N: the patches, and the class token if there is one."""
+        return self.num_patches + self.class_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(StrictConfig):
+    """A text Transformer; the defaults are CLIP's (Radford et al. 2021, section 2.4)."""
+
+    vocab_size: int = 49408  # V
+    context_length: int = 77  # T at most
+    width: int = 512  # D
+    depth: int = 12  # L
+    num_heads: int = 8  # h
+    mlp_dim: int = 2048  # F
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    causal: bool = True
+    pool: Literal["eot", "last", "mean"] = "eot"  # end-of-text token; position T-1 (SigLIP); mean of the real tokens
+    eot_id: int = 49407  # the id that ends every row
+    pad_id: int = 0
+    pad_to_context: bool = False  # SigLIP and CLIPA were trained on rows padded to T, and read the padding
+    norm_after_pool: bool = False  # for "mean": pooled first, then LayerNorm
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocab_size", "context_length", "width", "depth", "num_heads", "mlp_dim")
+        _check_heads(self.width, self.num_heads)
+        _choice(self, "activation", typing.get_args(Activation))
+        _choice(self, "pool", ("eot", "last", "mean"))
+        _fraction(self, "dropout")
+        for name in ("eot_id", "pad_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size} ids.")
+        if self.pool == "last" and not self.pad_to_context:
+            raise ValueError("pool 'last' reads position T-1, so rows must be full: set pad_to_context = true, or pool 'eot'.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig(StrictConfig):
+    """Two encoders and a joint space."""
+
+    embed_dim: int = 512  # E
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    vision_proj: Projection = "linear"  # SigLIP has none on the picture side ...
+    text_proj: Projection = "linear"  # ... and a bias on the text side
+    logit_scale: float = 2.6592600369327779  # initial log(1 / 0.07), Radford et al. 2021; SigLIP log(10)
+    logit_bias: float | None = None  # initial bias of the sigmoid loss, SigLIP -10
+
+    def __post_init__(self) -> None:
+        _positive(self, "embed_dim")
+        for name, width in (("vision_proj", self.vision.width), ("text_proj", self.text.width)):
+            _choice(self, name, typing.get_args(Projection))
+            if getattr(self, name) == "none" and width != self.embed_dim:
+                raise ValueError(f"{name} 'none' needs width {width} to equal embed_dim {self.embed_dim}. Use 'linear'.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(StrictConfig):
+    """How a picture becomes pixels (3, H, W).  Travels with the weights."""
+
+    image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
+    resize: Literal["crop", "pad", "squash"] = "crop"  # shortest side then centre crop; longest side then pad; both sides
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    crop_pct: float = 1.0  # timm: resize to image_size / crop_pct before the centre crop
+    # half pixels: torchvision, OpenCLIP, timm even; Hugging Face down; first: cut from the top left (SigLIP 384 / 14)
+    crop_rounding: Literal["even", "down", "first"] = "even"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP, in units of 0..1
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    fill: int = 255  # grey level of the padding, 0..255
+
+    def __post_init__(self) -> None:
+        _choice(self, "resize", ("crop", "pad", "squash"))
+        _choice(self, "interpolation", ("bicubic", "bilinear", "lanczos", "nearest"))
+        _choice(self, "crop_rounding", ("even", "down", "first"))
+        if min(self.image_shape) <= 0:
+            raise ValueError(f"image_size must be positive, got {self.image_size}.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}.")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}.")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill is a grey level 0..255, got {self.fill}.")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+# Named sizes: (D, L, h, F) of the picture tower and (D, L, h, F) of the text tower, and E.
+# S, B, L, H: ViT paper table 1 and Touvron et al. 2021 (S); text towers and E: Radford et al. 2021 table 20 (B, L),
+# OpenCLIP's model_configs (S, H).  mini is ours: 2 CPU cores train it in an hour.
+_TOWERS: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int], int]] = {
+    "mini": ((192, 6, 3, 768), (192, 2, 3, 768), 192),
+    "S": ((384, 12, 6, 1536), (384, 12, 6, 1536), 384),
+    "B": ((768, 12, 12, 3072), (512, 12, 8, 2048), 512),
+    "L": ((1024, 24, 16, 4096), (768, 12, 12, 3072), 768),
+    "H": ((1280, 32, 16, 5120), (1024, 24, 16, 4096), 1024),
+}
+_PATCHES = {"S/32": 32, "S/16": 16, "B/32": 32, "B/16": 16, "L/14": 14, "H/14": 14}
+SIZES = ("mini", *_PATCHES)
+
+
+def named_size(name: str) -> CLIPConfig:
+    """The CLIP architecture called `mini`, `S/16`, `B/32`, `B/16`, `L/14` ... with CLIP's ln_pre and no patch bias."""
+    if name not in SIZES:
+        raise ValueError(f"There is no size '{name}'.{_suggest(name, SIZES)} Sizes: {', '.join(SIZES)}.")
+    (width, depth, heads, mlp), (text_width, text_depth, text_heads, text_mlp), embed_dim = _TOWERS[name.split("/")[0]]
+    mini = name == "mini"
+    vision = VisionConfig(
+        image_size=96 if mini else 224,
+        patch_size=12 if mini else _PATCHES[name],
+        width=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_dim=mlp,
+        norm_eps=1e-5,
+        pre_norm=True,
+        patch_bias=False,
+    )
+    sizes = {"width": text_width, "depth": text_depth, "num_heads": text_heads, "mlp_dim": text_mlp}
+    if mini:
+        text = TextConfig(**sizes, vocab_size=8192, context_length=32, eot_id=2, pad_id=0)
+    else:
+        text = TextConfig(**sizes)
+    return CLIPConfig(embed_dim=embed_dim, vision=vision, text=text)

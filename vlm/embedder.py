@@ -1,0 +1,134 @@
+"""Pictures and sentences -> unit vectors: a model with the tokenizer and the preprocessing it was trained with."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm.clip import CLIP
+from vlm.config import CLIPConfig
+from vlm.preprocess import ImageSource, Preprocess
+from vlm.tokenizer import Tokenizer
+
+
+class Embedder:
+    """What `vlm.load` returns.  `model`, `tokenizer` and `preprocess` are public; all vectors come back on the CPU."""
+
+    def __init__(self, model: CLIP, tokenizer: Tokenizer | None, preprocess: Preprocess | None, *, name: str = "model"):
+        _check_fit(model.config, tokenizer, preprocess)
+        self.model = model
+        self.name = name
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Strings -> ids (B, T)."""
+        if self._tokenizer is None:
+            raise ValueError(
+                f"{self.name} came without a tokenizer, so it cannot read texts. Load it from a source that has one."
+            )
+        return self._tokenizer
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Picture -> pixels (3, H, W)."""
+        if self._preprocess is None:
+            raise ValueError(
+                f"{self.name} came without preprocessing settings, so it cannot read pictures. "
+                "Load it from a source that has them, or build Embedder(model, tokenizer, Preprocess(...)) yourself."
+            )
+        return self._preprocess
+
+    def parts(self) -> tuple[Tokenizer | None, Preprocess | None]:
+        """Tokenizer and preprocessing, None where the source had none."""
+        return self._tokenizer, self._preprocess
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self.model.config.embed_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits, others for any other weight or setting: their vectors do not compare.  Reads all weights."""
+        digest = hashlib.sha256()
+        preprocess = self._preprocess.config.to_dict() if self._preprocess else None
+        digest.update(json.dumps([self.model.config.to_dict(), preprocess], sort_keys=True).encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def embed_images(self, pictures: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
+        """Paths, PIL images or uint8 arrays -> float32 (B, E), unit length.  A broken picture raises `ImageError`."""
+        if isinstance(pictures, (str, bytes, os.PathLike, Image.Image)) or (
+            isinstance(pictures, np.ndarray) and pictures.ndim < 4
+        ):
+            raise ValueError(
+                f"wanted a list of pictures, got one {type(pictures).__name__}. Put it into a list: [picture]."
+            )
+        preprocess, remaining, done = self.preprocess, iter(pictures), [torch.empty(0, self.embed_dim)]
+        while batch := [preprocess(picture) for picture in islice(remaining, batch_size)]:
+            done.append(self.embed_pixels(torch.stack(batch)))
+        return torch.cat(done)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Pictures that `preprocess` has made ready, (B, 3, H, W), as one batch -> float32 (B, E), unit length."""
+        with self._evaluating():
+            embeds = self.model.encode_image(pixels.to(self.device))
+        return embeds.float().cpu().clone()  # outside inference mode: a tensor that autograd accepts
+
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """-> float32 (B, E), unit length.  Texts of like length share a batch; the order is the caller's."""
+        if isinstance(texts, str):
+            raise ValueError(f"embed_texts takes a list of texts, got one text. Write [{texts!r}].")
+        embeds = torch.empty(len(texts), self.embed_dim)
+        if not len(texts):
+            return embeds
+        ids = self.tokenizer(list(texts))  # (B, T)
+        lengths = self.model.text.lengths(ids)  # (B,)
+        for rows in lengths.argsort(stable=True).split(batch_size):
+            with self._evaluating():
+                batch = ids[rows, : int(lengths[rows].max())]
+                embedded = self.model.encode_text(batch.to(self.device)).float().cpu()
+            embeds[rows] = embedded
+        return embeds
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout, no gradients; a model in training goes on training afterwards."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.model.train(was_training)
+
+
+def _check_fit(config: CLIPConfig, tokenizer: Tokenizer | None, preprocess: Preprocess | None) -> None:
+    """Parts of different models run together without a complaint and give nonsense: refuse them here."""
+    wrong: list[str] = []
+    if tokenizer is not None:
+        if tokenizer.vocab_size > config.text.vocab_size:
+            wrong.append(f"tokenizer vocab_size {tokenizer.vocab_size}, model {config.text.vocab_size}")
+        if tokenizer.context_length > config.text.context_length:
+            wrong.append(f"tokenizer context_length {tokenizer.context_length}, model {config.text.context_length}")
+        if config.text.pool == "eot" and tokenizer.eot_id != config.text.eot_id:
+            wrong.append(f"tokenizer eot_id {tokenizer.eot_id}, model {config.text.eot_id}")
+    if preprocess is not None and preprocess.config.image_shape != config.vision.image_shape:
+        wrong.append(f"preprocess image_size {preprocess.config.image_shape}, model {config.vision.image_shape}")
+    if wrong:
+        raise ValueError(f"These parts do not belong together: {'; '.join(wrong)}.")

@@ -1,0 +1,144 @@
+"""Tensors out of files, without running anything that is in them."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlm.interop.foreign import read_json
+from vlm.interop.tables import State
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+_PICKLED = (".pt", ".pth", ".bin")
+# In this order: one safe file before anything pickled, OpenCLIP's own names first where both layouts share a folder.
+_IN_FOLDER = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors", "model.safetensors.index.json",
+    "open_clip_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.pth", "pytorch_model.pth",
+)  # fmt: skip
+
+
+def find_weights(folder: Path, preferred: tuple[str, ...] = ()) -> Path:
+    """The one file of weights in a folder."""
+    for name in (*preferred, *_IN_FOLDER):
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{folder} holds several weight files: {', '.join(path.name for path in found)}. Name one of them."
+        )
+    raise ValueError(f"{folder} holds no weights: wanted a file ending in {', '.join(SUFFIXES)}.")
+
+
+def read_tensors(path: Path) -> State:
+    """{name: tensor} of a .safetensors, .pt, .pth, .bin or .npz file, or of the shards an index.json lists."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file.")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if path.suffix in _PICKLED:
+        return _read_pickled(path)
+    raise ValueError(f"{path.name} is no weight file known here: wanted a name ending in {', '.join(SUFFIXES)}.")
+
+
+def _read_shards(index: Path) -> State:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} has no weight_map.")
+    shards = sorted({str(shard) for shard in names.values()})
+    if outside := [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix not in SUFFIXES]:
+        raise ValueError(f"{index} names files outside its folder, or no weight files: {', '.join(outside)}.")
+    state: State = {}
+    for shard in shards:
+        state |= read_tensors(index.parent / shard)
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(f"{index} lists tensors that its files do not hold: {', '.join(missing)}.")
+    return state
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({_line(error)}). Get it again.") from error
+
+
+def _read_npz(path: Path) -> State:
+    state: State = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                state[name] = torch.from_numpy(np.ascontiguousarray(arrays[name]))
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(
+            f"{path} is not a whole .npz file of plain arrays ({_line(error)}). Pickled arrays are never opened."
+        ) from error
+    return state
+
+
+def _read_pickled(path: Path) -> State:
+    if _is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive, a program: it is not run. OpenAI's weights are on the hub as safetensors: "
+            "load openclip:ViT-B-32-quickgelu/openai or hf:openai/clip-vit-base-patch32 (and their like)."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises almost anything here; nothing of the file has been run
+        raise ValueError(
+            f"{path} is not a file of plain tensors ({_reason(error)}). Code in a file is never run: get it as safetensors."
+        ) from error
+    return _tensors(path, content)
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+
+
+def _tensors(path: Path, content: Any) -> State:
+    """The state dict of a checkpoint: alone, or beside an optimizer and a step number."""
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}; wanted a state dict, names and tensors.")
+    wrong = [str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(
+            f"{path} holds more than names and tensors: {', '.join(wrong)}. Save model.state_dict() alone."
+        )
+    return dict(content)
+
+
+def _reason(error: BaseException) -> str:
+    return "its pickle asks for code" if isinstance(error, pickle.UnpicklingError) else _line(error)[:160]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,103 @@
+"""What a conversion gives: our config, our weights, and what came with them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.tokenizer import Tokenizer
+from vlm.vision import VisionTransformer, ViTClassifier
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A CLIP in our terms.  `tokenizer` and `preprocess` are None where the source had none."""
+
+    config: CLIPConfig
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer | None
+    preprocess: PreprocessConfig | None
+
+
+@dataclass(frozen=True)
+class ForeignClassifier:
+    """A ViT in our terms; `labels` None and `num_classes` 0 where the source has no head."""
+
+    config: VisionConfig
+    num_classes: int
+    labels: tuple[str, ...] | None
+    state: dict[str, Tensor]
+    preprocess: PreprocessConfig | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What the caller says because neither the weights nor a config can."""
+
+    num_heads: int | None = None
+    activation: Activation | None = None
+    norm_eps: float | None = None
+
+    def need_heads(self, width: int, known: dict[int, int], where: str) -> int:
+        """`num_heads`: as said, or as every published model of this width has it."""
+        heads = self.num_heads or known.get(width)
+        if heads is None:
+            divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 16)
+            raise ValueError(
+                f"{where}: the number of heads is not in the weights, and width {width} fits {divisors}. Say num_heads (--num-heads)."
+            )
+        return heads
+
+    def need_activation(self, candidates: tuple[Activation, ...], where: str) -> Activation:
+        """`activation`: as said, or the only candidate."""
+        if self.activation is None and len(candidates) == 1:
+            return candidates[0]
+        if self.activation is None:
+            raise ValueError(
+                f"{where}: the activation is not in the weights; it may be {' or '.join(candidates)}. Say activation (--activation)."
+            )
+        return self.activation
+
+
+# Heads of every published ViT of that width (ViT paper table 1, Touvron et al. 2021, Zhai et al. 2022, OpenCLIP, SigLIP 2).
+HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
+
+
+def skeleton(config: VisionConfig, num_classes: int) -> nn.Module:
+    """The names and shapes a ViT's weights must have, without memory; without a head where there are no classes."""
+    with torch.device("meta"):
+        return (
+            ViTClassifier(config, num_classes) if num_classes else nn.ModuleDict({"vision": VisionTransformer(config)})
+        )
+
+
+def whole_patches(side: int | list[int] | tuple[int, ...], patch: int) -> int | tuple[int, int]:
+    """The part of a picture that patches cover: 384 pixels in patches of 14 are 27 patches, 378 pixels."""
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    height, width = height // patch * patch, width // patch * patch
+    return height if height == width else (height, width)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or one line that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON ({_line(error)}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; wanted a JSON object.")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

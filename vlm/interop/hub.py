@@ -1,0 +1,122 @@
+"""Downloads, through open_clip's and huggingface_hub's own registries and caches, and only when the user names a remote model."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm.interop.files import SUFFIXES
+
+_REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_SMALL = ("*.json", "*.txt", "*.model", "*.gz", "README.md")  # configs, tokenizers, and a folder of ours
+_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+def fetch(repo: str) -> Path:
+    """ "org/name" or "org/name@revision" on the Hugging Face hub -> its folder in the cache, one file of weights in it."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    match = _REPO.fullmatch(repo)
+    if match is None:
+        raise ValueError(f"'{repo}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
+    name, revision = match["repo"], match["revision"]
+    try:
+        patterns = [*_SMALL, *_weights(HfApi().list_repo_files(name, revision=revision))]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HfHubHTTPError as error:
+        raise ValueError(
+            f"The hub has no {repo} for you ({_line(error)}). Is the name right, and is it public?"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        return _cached(name, revision, error)
+    except Exception as error:  # the hub's HTTP library has errors of its own
+        return _cached(name, revision, error)
+
+
+def _cached(name: str, revision: str | None, cause: Exception) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:
+        raise ValueError(
+            f"The Hugging Face hub cannot be reached, and {name} is not in the cache. Go online once, or give a local folder."
+        ) from cause
+
+
+def _weights(files: list[str]) -> list[str]:
+    """One form of the weights: safe before pickled, whole before in shards."""
+    for name in _WEIGHTS:
+        if name in files:
+            return [name]
+    shards = [name for name in files if re.fullmatch(r"(pytorch_)?model-\d+-of-\d+\.(safetensors|bin)", name)]
+    safe = [name for name in shards if name.endswith(".safetensors")]
+    return safe or shards or [name for name in files if name.endswith(SUFFIXES) and "/" not in name][:1]
+
+
+@dataclass(frozen=True)
+class OpenCLIPSource:
+    """What OpenCLIP's registry knows of NAME/TAG."""
+
+    weights: Path
+    model: dict[str, Any]  # model_cfg
+    preprocess: dict[str, Any] | None  # preprocess_cfg, None where the registry does not know the file
+    tokenizer: Path | None  # folder where its files may be
+
+
+def openclip(name_and_tag: str) -> OpenCLIPSource:
+    """ "NAME/TAG" of OpenCLIP's registry, or "NAME/FILE" for weights at hand."""
+    open_clip = _open_clip()
+    name, _, tag = name_and_tag.partition("/")
+    model = open_clip.get_model_config(name)
+    if model is None:
+        raise ValueError(f"OpenCLIP has no model '{name}'. {_near(name, open_clip.list_models())}")
+    if Path(tag).expanduser().is_file():
+        return OpenCLIPSource(Path(tag).expanduser(), model, None, Path(tag).expanduser().parent)
+    known = open_clip.get_pretrained_cfg(name, tag)
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"OpenCLIP has no weights '{tag}' for {name}, and there is no such file. It has: {', '.join(tags) or 'none'}."
+        )
+    try:
+        weights = Path(open_clip.download_pretrained(known))
+    except Exception as error:  # the registry raises what its HTTP libraries raise
+        raise ValueError(
+            f"The weights of {name_and_tag} cannot be downloaded ({_line(error)}), and are not in the cache."
+        ) from error
+    if not model.get("vision_cfg", {}).get("timm_model_name"):
+        model["quick_gelu"] = bool(known.get("quick_gelu"))  # what these weights were trained with, whatever NAME says
+    preprocess = {
+        setting: known[setting] for setting in ("mean", "std", "interpolation", "resize_mode") if setting in known
+    }
+    named = model.get("text_cfg", {}).get("hf_tokenizer_name")
+    return OpenCLIPSource(weights, model, preprocess, fetch(named) if named else None)
+
+
+def openclip_models() -> list[tuple[str, dict[str, Any]]]:
+    """All of OpenCLIP's model configs; none where it is not installed."""
+    try:
+        open_clip = _open_clip()
+    except ValueError:
+        return []
+    return [(name, open_clip.get_model_config(name)) for name in open_clip.list_models()]
+
+
+def _open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError("openclip: models need OpenCLIP's registry. Run: pip install open_clip_torch") from error
+    return open_clip
+
+
+def _near(name: str, known: list[str]) -> str:
+    import difflib
+
+    return f"Near: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.4)) or ', '.join(known[:3])}."
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

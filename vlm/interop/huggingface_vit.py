@@ -1,0 +1,124 @@
+"""Hugging Face's `ViTForImageClassification` and `ViTModel`, both ways; read as transformers 4 and as 5 name it."""
+
+from typing import Any
+
+from vlm.config import VisionConfig
+from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches
+from vlm.interop.huggingface import ACTIVATIONS, NAMES, join_qkv, pair
+from vlm.interop.tables import State, Table, expand, layers, read, shape, square, with_prefix, write
+
+_STEM: Table = (
+    ("embeddings.cls_token", "vision.cls_token"),
+    ("embeddings.position_embeddings", "vision.pos_embed"),
+    *pair("embeddings.patch_embeddings.projection", "vision.patch_embed.proj"),
+    *pair("layernorm", "vision.norm"),
+)
+_ON_DISK: Table = with_prefix(  # transformers 4's names, which transformers 5 writes too
+    (
+        *pair("layernorm_before", "norm1"),
+        *join_qkv("attention.attention.{}", ("query", "key", "value"), "attn.qkv"),
+        *pair("attention.output.dense", "attn.proj"),
+        *pair("layernorm_after", "norm2"),
+        *pair("intermediate.dense", "mlp.fc1"),
+        *pair("output.dense", "mlp.fc2"),
+    ),
+    "encoder.layer.{i}.",
+    "vision.blocks.{i}.",
+)
+_IN_MEMORY: Table = with_prefix(  # `state_dict()` in transformers 5
+    (
+        *pair("layernorm_before", "norm1"),
+        *join_qkv("attention.{}", ("q_proj", "k_proj", "v_proj"), "attn.qkv"),
+        *pair("attention.o_proj", "attn.proj"),
+        *pair("layernorm_after", "norm2"),
+        *pair("mlp.fc1", "mlp.fc1"),
+        *pair("mlp.fc2", "mlp.fc2"),
+    ),
+    "layers.{i}.",
+    "vision.blocks.{i}.",
+)
+_HEAD: Table = pair("classifier", "head")
+_UNUSED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token")  # ViTModel's tanh pooler and masked pretraining
+
+
+def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> ForeignClassifier:
+    """`info` is config.json, None for bare weights: then GELU and eps 1e-12, as in every published ViT of this layout."""
+    state = {name.removeprefix("vit."): tensor for name, tensor in state.items()}
+    given = info or {}
+    config = _config(state, given, info is not None, hints)
+    num_classes = shape(state, "classifier.weight", 2)[0] if "classifier.weight" in state else 0
+    model = skeleton(config, num_classes)
+    blocks = _IN_MEMORY if _is_in_memory(state) else _ON_DISK
+    ours = read(state, expand(_STEM + blocks + _HEAD, config.depth), model, ignore=_UNUSED)
+    return ForeignClassifier(config, num_classes, _labels(given, num_classes), ours, None)
+
+
+def _is_in_memory(state: State) -> bool:
+    return any(name.startswith("layers.") for name in state)
+
+
+def _config(state: State, given: dict[str, Any], known: bool, hints: Hints) -> VisionConfig:
+    width, channels, patch, _ = shape(state, "embeddings.patch_embeddings.projection.weight", 4)
+    activation = given.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"config.json: hidden_act is {activation!r}; known here: {', '.join(ACTIVATIONS)}.")
+    prefix, fc1 = ("layers", "mlp.fc1") if _is_in_memory(state) else ("encoder.layer", "intermediate.dense")
+    qkv_bias = f"{prefix}.0.attention.{'q_proj' if _is_in_memory(state) else 'attention.query'}.bias" in state
+    side = (
+        given.get("image_size", 224)
+        if known
+        else patch * square(shape(state, "embeddings.position_embeddings", 3)[1] - 1, "position_embeddings")
+    )
+    heads = given.get("num_attention_heads", 12) if known else None
+    return VisionConfig(
+        image_size=whole_patches(side, patch),
+        patch_size=patch,
+        in_channels=channels,
+        width=width,
+        depth=layers(state, prefix.replace(".", r"\.") + r"\.(\d+)\."),
+        num_heads=hints.num_heads or heads or hints.need_heads(width, HEADS, "Hugging Face ViT without config.json"),
+        mlp_dim=shape(state, f"{prefix}.0.{fc1}.weight", 2)[0],
+        activation=hints.activation or ACTIVATIONS[activation],
+        norm_eps=hints.norm_eps or given.get("layer_norm_eps", 1e-12),
+        qkv_bias=qkv_bias,
+    )
+
+
+def _labels(given: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    names = given.get("id2label")
+    if not isinstance(names, dict) or sorted(names) != sorted(str(number) for number in range(num_classes)):
+        return None
+    return tuple(str(names[str(number)]) for number in range(num_classes))
+
+
+def write_classifier(
+    config: VisionConfig, state: State, labels: tuple[str, ...], side: int
+) -> tuple[dict[str, Any], State]:
+    """(config.json, tensors) of a `ViTForImageClassification`; raises `ValueError` naming everything it cannot express."""
+    outside = {
+        f"pool '{config.pool}'": config.pool != "class",
+        "a norm before the blocks": config.pre_norm,
+        "no patch bias": not config.patch_bias,
+        "a picture that is not square": config.image_shape[0] != config.image_shape[1],
+    }
+    if problems := [reason for reason, holds in outside.items() if holds]:
+        raise ValueError(f"Hugging Face's ViT cannot express this model: {'; '.join(problems)}.")
+    info = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "dtype": "float32",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": NAMES[config.activation],
+        "layer_norm_eps": config.norm_eps,
+        "image_size": side,
+        "patch_size": config.patch_size,
+        "num_channels": config.in_channels,
+        "qkv_bias": config.qkv_bias,
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    theirs = write(state, expand(_STEM + _ON_DISK + _HEAD, config.depth))
+    return info, {name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in theirs.items()}

@@ -1,0 +1,307 @@
+"""timm's Vision Transformers, both ways: our parameter names are theirs, the encoder one module deeper.
+
+What the weights do not say follows from the architecture's name (timm/models/vision_transformer.py): LayerNorm epsilon
+1e-5 in `_clip_` models and 1e-6 elsewhere, GELU unless the name says otherwise, the heads of its size.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from vlm.config import Activation, PreprocessConfig, VisionConfig
+from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches, write_json
+from vlm.interop.tables import State, Table, expand, fold_layer_scale, layers, mlp_ratio, read, shape, square, write
+
+_STEM = (
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.weight",
+    "patch_embed.proj.bias",
+    "norm_pre.weight",
+    "norm_pre.bias",
+)
+_BLOCK = tuple(
+    f"blocks.{{i}}.{layer}.{part}"
+    for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for part in ("weight", "bias")
+)
+_POOL = (
+    "latent",
+    *(f"{layer}.{p}" for layer in ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2") for p in ("weight", "bias")),
+)
+_HEAD: Table = (("head.weight", "head.weight"), ("head.bias", "head.bias"))
+
+# Heads by size, for plain ViTs only: relative positions, registers, hybrids, rotary positions and their like stay out.
+_SIZES = {
+    "tiny": 3,
+    "xsmall": 4,
+    "small": 6,
+    "medium": 8,
+    "betwixt": 10,
+    "base": 12,
+    "large": 16,
+    "huge": 16,
+    "giant": 16,
+}
+_SIZES |= {"gigantic": 16, "so400m": 16, "giantopt": 16, "base_plus": 14}
+_PLAIN = re.compile(r"(?:vit|deit)_([a-z0-9]+)_patch\d+((?:_(?:plus|clip|siglip|quickgelu|gap))*)_\d+(?:\..*)?")
+_TANH = re.compile(r"vit_(giantopt_|so400m_patch16_|base_patch32_siglip_|large_patch16_siglip_(gap_)?512).*")  # SigLIP 2's sizes
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "quickgelu": "quick_gelu",
+    "gelu_tanh": "gelu_tanh",
+}
+_POOLS = {"token": "class", "avg": "mean", "map": "attention"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """What an architecture's name tells."""
+
+    num_heads: int
+    activation: Activation
+    norm_eps: float
+    global_pool: str
+
+
+def named(name: str) -> Named:
+    """Reads a timm architecture name; refuses what is not a plain ViT."""
+    match = _PLAIN.fullmatch(name)
+    kinds = match[2].split("_")[1:] if match else []
+    size = "" if match is None else match[1] + ("_plus" if "plus" in kinds else "")
+    if size not in _SIZES:
+        raise ValueError(
+            f"timm's '{name}' is no plain ViT that is known here. Known are vit_base_patch16_224, vit_base_patch32_clip_224 and their like."
+        )
+    return Named(
+        num_heads=16 if name.startswith("vit_base_patch16_gap_224") else _SIZES[size],  # the one exception
+        activation="quick_gelu" if "quickgelu" in kinds else "gelu_tanh" if _TANH.fullmatch(name) else "gelu",
+        norm_eps=1e-5 if "clip" in kinds else 1e-6,
+        global_pool="avg" if "gap" in kinds else "map" if "siglip" in kinds else "token",
+    )
+
+
+def encoder_table(config: VisionConfig) -> Table:
+    """(timm's name, ours) of the picture tower; the last norm is `fc_norm` where it comes after the pooling."""
+    norm = "fc_norm" if config.norm_after_pool else "norm"
+    return expand(
+        tuple((name, f"vision.{name}") for name in _STEM + _BLOCK)
+        + tuple((f"{norm}.{part}", f"vision.norm.{part}") for part in ("weight", "bias"))
+        + tuple((f"attn_pool.{name}", f"vision.pool.{name}") for name in _POOL),
+        config.depth,
+    )
+
+
+def fold_scales(state: State, prefix: str = "") -> State:
+    """Without LayerScale (`ls1`, `ls2`)."""
+    return fold_layer_scale(
+        state, re.escape(prefix) + r"blocks\.\d+\.", (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2"))
+    )
+
+
+def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] | None = None) -> VisionConfig:
+    """Sizes from the weights, the rest from the name."""
+    width, channels, patch, across = shape(state, "patch_embed.proj.weight", 4)
+    if patch != across:
+        raise ValueError(f"patches are {patch} x {across} pixels; only square patches are known here.")
+    if name.global_pool not in _POOLS:
+        raise ValueError(f"global_pool is '{name.global_pool}'; only {', '.join(_POOLS)} are known here.")
+    class_token = "cls_token" in state
+    if image_size is None:
+        image_size = patch * square(shape(state, "pos_embed", 3)[1] - class_token, "pos_embed")
+    return VisionConfig(
+        image_size=whole_patches(image_size, patch),
+        patch_size=patch,
+        in_channels=channels,
+        width=width,
+        depth=layers(state, r"blocks\.(\d+)\."),
+        num_heads=name.num_heads,
+        mlp_dim=shape(state, "blocks.0.mlp.fc1.weight", 2)[0],
+        activation=name.activation,
+        norm_eps=name.norm_eps,
+        pool=_POOLS[name.global_pool],  # type: ignore[arg-type]
+        class_token=class_token,
+        pre_norm="norm_pre.weight" in state,
+        norm_after_pool="fc_norm.weight" in state,
+        patch_bias="patch_embed.proj.bias" in state,
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+    )
+
+
+def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> ForeignClassifier:
+    """A timm model; `info` is its config.json, None for bare weights."""
+    state = fold_scales(state)
+    if info is None:
+        name, image_size, preprocess, labels = _named_by_weights(state, hints), None, None, None
+    else:
+        name, image_size = _named_by_config(info, hints)
+        preprocess, labels = _preprocess(info), _labels(info)
+    config = encoder_config(state, name, image_size)
+    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    model = skeleton(config, num_classes)
+    ours = read(state, encoder_table(config) + _HEAD, model)
+    return ForeignClassifier(
+        config, num_classes, labels if labels and len(labels) == num_classes else None, ours, preprocess
+    )
+
+
+def _named_by_weights(state: State, hints: Hints) -> Named:
+    """Bare weights: every published model with these names is timm's or of its kind (DeiT, MAE, DINO: eps 1e-6, GELU)."""
+    width = shape(state, "patch_embed.proj.weight", 4)[0]
+    clip, siglip = "norm_pre.weight" in state, "attn_pool.latent" in state
+    candidates: tuple[Activation, ...] = (
+        ("gelu", "quick_gelu") if clip else ("gelu", "gelu_tanh") if siglip else ("gelu",)
+    )
+    pool = "map" if siglip else "avg" if "fc_norm.weight" in state or "cls_token" not in state else "token"
+    return Named(
+        num_heads=hints.need_heads(width, HEADS, "timm ViT"),
+        activation=hints.need_activation(candidates, "timm ViT"),
+        norm_eps=hints.norm_eps or (1e-5 if clip else 1e-6),
+        global_pool=pool,
+    )
+
+
+_ARGUMENTS = {
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "mlp_ratio",
+    "in_chans",
+    "num_classes",
+    "class_token",
+    "pre_norm",
+    "fc_norm",
+}
+_ARGUMENTS |= {
+    "qkv_bias",
+    "init_values",
+    "num_heads",
+    "act_layer",
+    "global_pool",
+    "drop_path_rate",
+    "drop_rate",
+    "proj_drop_rate",
+}
+
+
+def _named_by_config(info: dict[str, Any], hints: Hints) -> tuple[Named, int | tuple[int, int] | None]:
+    name = named(str(info.get("architecture")))
+    arguments = info.get("model_args") or {}
+    unknown = [argument for argument in arguments if argument not in _ARGUMENTS]
+    if unknown:
+        raise ValueError(f"timm model_args not known here: {', '.join(unknown)}.")
+    activation = arguments.get("act_layer", name.activation)
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"timm act_layer is {activation!r}; known here: {', '.join(_ACTIVATIONS)}.")
+    changed = dataclasses.replace(
+        name,
+        num_heads=hints.num_heads or arguments.get("num_heads", name.num_heads),
+        activation=hints.activation or _ACTIVATIONS[activation],
+        norm_eps=hints.norm_eps or name.norm_eps,
+        global_pool=info.get("global_pool") or arguments.get("global_pool", name.global_pool),
+    )
+    side = arguments.get("img_size") or (info.get("pretrained_cfg") or {}).get("input_size", [None])[1:]
+    return changed, (tuple(side) if isinstance(side, (list, tuple)) else side) or None
+
+
+def _preprocess(info: dict[str, Any]) -> PreprocessConfig | None:
+    given = info.get("pretrained_cfg") or {}
+    if not {"input_size", "mean", "std"} <= set(given):
+        return None
+    mode = given.get("crop_mode") or "center"
+    resize = {"center": "crop", "squash": "squash"}
+    if mode not in resize:
+        raise ValueError(f"timm crop_mode is '{mode}'; known here: {', '.join(resize)}.")
+    return PreprocessConfig.from_dict(
+        {
+            "image_size": _side(given["input_size"][1:]),
+            "resize": resize[mode],
+            "interpolation": given.get("interpolation") or "bicubic",
+            "crop_pct": given.get("crop_pct") or 0.875,  # timm/data/constants.py, DEFAULT_CROP_PCT
+            "mean": given["mean"],
+            "std": given["std"],
+        }
+    )
+
+
+def _side(shape: list[int]) -> int | tuple[int, int]:
+    height, width = shape
+    return height if height == width else (height, width)
+
+
+def _labels(info: dict[str, Any]) -> tuple[str, ...] | None:
+    names = (info.get("pretrained_cfg") or {}).get("label_names") or info.get("label_names")
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def write_vision(
+    folder: Path,
+    config: VisionConfig,
+    state: State,
+    labels: tuple[str, ...] | None,
+    preprocess: PreprocessConfig | None,
+) -> None:
+    """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`: the ViT, with its head if `state` has one."""
+    architecture = {1e-5: "vit_base_patch32_clip_224", 1e-6: "vit_base_patch16_224"}.get(config.norm_eps)
+    if architecture is None:
+        raise ValueError(f"timm keeps norm_eps 1e-5 or 1e-6; this model has {config.norm_eps}.")
+    if config.pre_norm and config.patch_bias:
+        raise ValueError("timm's ViT has no patch bias where it has a norm before the blocks; this model has both.")
+    theirs = write(state, encoder_table(config) + _HEAD)
+    if not config.pre_norm and not config.patch_bias:
+        theirs["patch_embed.proj.bias"] = torch.zeros(config.width)  # timm has no ViT without both
+    num_classes = len(state["head.bias"]) if "head.bias" in state else 0
+    global_pool = {ours: name for name, ours in _POOLS.items()}[config.pool]
+    arguments = {
+        "img_size": list(config.image_shape),
+        "patch_size": config.patch_size,
+        "in_chans": config.in_channels,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": mlp_ratio(config.mlp_dim, config.width),
+        "act_layer": config.activation,
+        "qkv_bias": config.qkv_bias,
+        "class_token": config.class_token,
+        "pre_norm": config.pre_norm,
+        "fc_norm": config.norm_after_pool,
+        "global_pool": global_pool,
+    }
+    info: dict[str, Any] = {
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "num_features": config.width,
+        "global_pool": global_pool,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *config.image_shape],
+            "num_classes": num_classes,
+            **_data_config(preprocess),
+        },
+    }
+    if labels:
+        info["label_names"] = list(labels)
+    write_json(folder / "config.json", info)
+    save_file(theirs, folder / "model.safetensors")
+
+
+def _data_config(preprocess: PreprocessConfig | None) -> dict[str, Any]:
+    if preprocess is None:
+        return {}
+    if preprocess.resize == "pad":
+        raise ValueError(
+            "timm pads with the mean colour, this model's preprocessing with one grey: timm cannot express it. Use resize 'crop' or 'squash'."
+        )
+    return {
+        "crop_mode": {"crop": "center", "squash": "squash"}[preprocess.resize],
+        "crop_pct": preprocess.crop_pct,
+        "interpolation": preprocess.interpolation,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+    }

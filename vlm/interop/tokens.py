@@ -1,0 +1,217 @@
+"""Tokenizers, both ways: Hugging Face's tokenizer files, and ours as such files."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from vlm.interop.foreign import read_json, write_json
+from vlm.tokenizer import CLIP_BPE_FILE, CLIPTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig
+from vlm.tokenizer_json import JSON_FILE, JsonTokenizer
+
+_CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+_PUNCTUATION = r"[!-/:-@\[-`{-~]"  # Python's string.punctuation
+
+
+def read_tokenizer(
+    folder: Path,
+    context_length: int,
+    vocab_size: int,
+    *,
+    clean: str = "none",
+    pad_to_context: bool = False,
+    without_end: bool = False,
+) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder; None where there is none.
+
+    `without_end`: CLIPA's way, the symbol at the end is replaced by padding.
+    """
+    given: dict[str, Any] = {}
+    for name in _CONFIG_FILES:
+        given |= read_json(folder / name) if (folder / name).is_file() else {}
+    if (folder / JSON_FILE).is_file():
+        vocabulary = _open(folder / JSON_FILE)
+    elif (folder / "spiece.model").is_file():
+        vocabulary = from_sentencepiece((folder / "spiece.model").read_bytes())
+    else:
+        return None
+    eot_id = _symbol_id(vocabulary, given, ("eos_token", "sep_token"), folder)
+    pad_id = _symbol_id(vocabulary, given, ("pad_token", "eos_token"), folder)
+    if without_end:
+        begin = str(given.get("cls_token", "[CLS]"))
+        vocabulary.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A",
+            special_tokens=[(begin, _symbol_id(vocabulary, {"cls_token": begin}, ("cls_token",), folder))],
+        )
+        eot_id = pad_id
+    config = TokenizerConfig(
+        kind="tokenizers",
+        context_length=context_length,
+        vocab_size=vocab_size,
+        eot_id=eot_id,
+        pad_id=pad_id,
+        pad_to_context=pad_to_context,
+        clean=clean,
+    )
+    return JsonTokenizer(vocabulary.to_str().encode(), config)
+
+
+def _open(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"{path} is not a tokenizer.json, or is damaged ({' '.join(str(error).split())}).") from error
+
+
+def _symbol_id(vocabulary: tokenizers.Tokenizer, given: dict[str, Any], names: tuple[str, ...], folder: Path) -> int:
+    for name in names:
+        symbol = given.get(name)
+        symbol = symbol.get("content") if isinstance(symbol, dict) else symbol
+        id = vocabulary.token_to_id(symbol) if isinstance(symbol, str) else None
+        if id is not None:
+            return id
+    raise ValueError(f"{folder}: no file says which symbol is the {names[0]}.")
+
+
+def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenizers.Tokenizer:
+    """A unigram SentencePiece model for the `tokenizers` library: the same ids, end-of-text at the end.
+
+    `order`: the old id of each new one, None keeps them.  Two marks on one letter may be normalised in another order
+    than SentencePiece does; a text that spells out a byte symbol, "<0x41>", is read as that byte.
+    """
+    from sentencepiece import sentencepiece_model_pb2  # needs protobuf
+
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(model)
+    if proto.trainer_spec.model_type != 1:
+        raise ValueError("this SentencePiece model is not of type unigram; only such are written as tokenizer.json.")
+    pieces = [proto.pieces[id] for id in order or range(len(proto.pieces))]
+    names = [piece.piece for piece in pieces]
+    unknown = next((id for id, piece in enumerate(pieces) if piece.type == 2), None)
+    controls = [piece.piece for piece in pieces if piece.type == 3]
+    vocabulary = tokenizers.Tokenizer(
+        models.Unigram([(p.piece, p.score) for p in pieces], unknown, byte_fallback=proto.trainer_spec.byte_fallback)
+    )
+    spec = proto.normalizer_spec
+    steps = _charsmap(spec.precompiled_charsmap) if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    vocabulary.normalizer = normalizers.Sequence(steps)
+    prepend = "always" if spec.add_dummy_prefix else "never"
+    vocabulary.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend)
+    vocabulary.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme=prepend)]
+    )
+    end = "</s>" if "</s>" in names else controls[-1]
+    vocabulary.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, names.index(end))]
+    )
+    vocabulary.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in controls])
+    return vocabulary
+
+
+def _charsmap(charsmap: bytes) -> list[normalizers.Normalizer]:
+    """SentencePiece's own table.  `Precompiled` reads it grapheme by grapheme and so misses pairs that become one letter
+    (ｶ + ﾞ) and drops marks it should keep: NFKC makes the pairs first, U+0001 (which the table removes) parts the rest.
+    U+FF5E is the one character that the table keeps and NFKC does not."""
+    table = normalizers.Precompiled(charsmap)
+    if table.normalize_str("\u0001") or table.normalize_str("Ａ") not in (
+        "A",
+        "a",
+    ):  # not one of SentencePiece's NFKC tables
+        return [table]
+    return [
+        normalizers.Replace("\uff5e", "\u0002"),
+        normalizers.NFKC(),
+        normalizers.Replace("\u0002", "\uff5e"),
+        normalizers.Replace(Regex(r"(?=\p{M})"), "\u0001"),
+        table,
+    ]
+
+
+def from_clip() -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoding for the `tokenizers` library, as transformers' CLIPTokenizer builds it."""
+    merges = [tuple(line.split()) for line in gzip.decompress(CLIP_BPE_FILE.read_bytes()).decode().split("\n")[1:48895]]
+    letters = list(_byte_letters())
+    names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), *_CLIP_SYMBOLS]
+    begin, end = _CLIP_SYMBOLS
+    vocabulary = tokenizers.Tokenizer(
+        models.BPE({name: id for id, name in enumerate(names)}, merges, end_of_word_suffix="</w>", unk_token=end)  # type: ignore[arg-type]
+    )
+    vocabulary.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    vocabulary.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    vocabulary.decoder = decoders.ByteLevel()
+    vocabulary.post_processor = processors.RobertaProcessing(
+        (end, names.index(end)), (begin, names.index(begin)), False, False
+    )
+    vocabulary.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in _CLIP_SYMBOLS])
+    return vocabulary
+
+
+_CLIP_SYMBOLS = ("<|startoftext|>", "<|endoftext|>")
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's byte alphabet in CLIP's order: printable bytes first, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in printable] + [chr(0x100 + number) for number in range(256 - len(printable))]
+
+
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, order: list[int] | None = None, *, cleaned: bool = False
+) -> None:
+    """The files that `AutoTokenizer.from_pretrained(folder)` reads; `order` as in `from_sentencepiece`.
+
+    `cleaned`: the reader does `clean` itself (OpenCLIP); otherwise it goes into the file.
+    """
+    match tokenizer:
+        case SentencePieceTokenizer():
+            vocabulary, kind = from_sentencepiece(tokenizer.to_bytes(), order), "PreTrainedTokenizerFast"
+        case CLIPTokenizer():
+            vocabulary, kind = from_clip(), "CLIPTokenizer"
+        case JsonTokenizer():
+            vocabulary, kind = tokenizers.Tokenizer.from_str(tokenizer.to_str()), "PreTrainedTokenizerFast"
+            if not cleaned:
+                vocabulary.normalizer = _cleaning(tokenizer.config.clean, vocabulary.normalizer)
+        case _:
+            raise ValueError(f"{type(tokenizer).__name__} has no form as a tokenizer.json.")
+    eot_id, pad_id = ((order.index(id) if order else id) for id in (tokenizer.eot_id, tokenizer.pad_id))
+    symbols: dict[str, Any] = {"eos_token": vocabulary.id_to_token(eot_id), "pad_token": vocabulary.id_to_token(pad_id)}
+    if kind == "CLIPTokenizer":
+        symbols = {
+            "bos_token": _CLIP_SYMBOLS[0],
+            "eos_token": _CLIP_SYMBOLS[1],
+            "unk_token": _CLIP_SYMBOLS[1],
+            "pad_token": "!",
+        }
+    vocabulary.save(str(folder / JSON_FILE))
+    write_json(folder / "special_tokens_map.json", symbols)
+    settings = {
+        "tokenizer_class": kind,
+        "model_max_length": tokenizer.context_length,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(folder / "tokenizer_config.json", settings | symbols)
+
+
+def _cleaning(clean: str, then: normalizers.Normalizer | None) -> normalizers.Normalizer:
+    """What `JsonTokenizer` does before, as normalizers; ftfy's repairs have no such form."""
+    steps: list[normalizers.Normalizer] = []
+    if clean == "canonicalize":
+        steps += [normalizers.Replace("_", " ")]
+    if clean in ("canonicalize", "siglip"):
+        steps += [normalizers.Replace(Regex(_PUNCTUATION), "")]
+    if clean in ("canonicalize", "siglip", "siglip2", "lower"):
+        steps += [normalizers.Lowercase()]
+    if clean in ("canonicalize", "siglip", "lower", "whitespace"):
+        steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return normalizers.Sequence([*steps, *([then] if then is not None else [])])

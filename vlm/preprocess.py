@@ -1,0 +1,343 @@
+"""Files to pictures, safely (`open_image`); pictures to pixels, as the source libraries do it (`Preprocess`)."""
+
+import io
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError, features
+from torch import Tensor
+
+from vlm.config import PreprocessConfig
+
+MAX_PIXELS = 89_478_485  # Pillow's own line, Image.MAX_IMAGE_PIXELS: 256 MiB of RGB
+MAX_BYTES = 64 * 2**20
+
+# Names that say "picture".  Some kinds are only ever refused: a search then lists them, instead of passing them over.
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .svg .jxl .psd".split()
+)
+
+Reason = Literal[
+    "missing",
+    "not a file",
+    "unreadable",
+    "empty file",
+    "too many bytes",
+    "too many pixels",
+    "not a picture",
+    "unsupported format",
+    "truncated",
+    "damaged",
+]
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A binary stream: an open file, an upload, `io.BytesIO`."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+ImageSource = str | os.PathLike[str] | bytes | Readable | Image.Image | np.ndarray
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "PSD"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+)
+_UPRIGHT = {  # EXIF orientation -> what sets it right
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used.  `reason` is one of `Reason`; `str()` is one line that names the file."""
+
+    def __init__(self, name: str, reason: Reason, detail: str) -> None:
+        super().__init__(name, reason, detail)  # all three, so that the error survives pickling between processes
+        self.name = name if name.isprintable() else ascii(name)
+        self.reason: Reason = reason
+        self.detail = " ".join(detail.split())
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}: {self.detail}"
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Any picture -> RGB, upright, transparency on white, first frame of an animation, or `ImageError`.
+
+    `source`: a path, a file's bytes, a binary stream, a PIL picture, or uint8 (H, W, 3) or (H, W).  Files of more than
+    `MAX_BYTES` are not read, pictures of more than `MAX_PIXELS` not decoded.
+    """
+    match source:
+        case Image.Image():
+            return _to_rgb(source, "<picture>")
+        case np.ndarray():
+            return _to_rgb(_from_array(source), "<array>")
+        case str() | os.PathLike():
+            name = os.fsdecode(source)
+            return _decode(_read_file(name), name)
+        case bytes():
+            return _decode(source, "<bytes>")
+        case Readable():
+            return _decode(_read_stream(source), "<stream>")
+    wanted = "wanted a path, bytes, a binary file, a PIL picture or a uint8 array"
+    raise ImageError(f"<{type(source).__name__}>", "not a picture", wanted)
+
+
+def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Pictures by suffix below `folder`, in path order; hidden names and links that lead outside are passed over.
+
+    A folder that cannot be listed is yielded itself: opening it gives the `ImageError` that says so.
+    """
+    root = Path(folder)
+    yield from _walk(root, root.resolve())
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(path, root)
+        elif path.suffix.lower() in IMAGE_SUFFIXES and not (entry.is_symlink() and _leads_outside(path, root)):
+            yield path
+
+
+def _leads_outside(link: Path, root: Path) -> bool:
+    try:
+        return not link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a ring of links
+        return True
+
+
+class Preprocess:
+    """Picture -> pixels, as `config` says.  Pixels equal those of OpenCLIP, timm and Hugging Face (`tests/`)."""
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.config = config
+        self._filter = Image.Resampling[config.interpolation.upper()]
+        self._mean = torch.tensor(config.mean).view(3, 1, 1)
+        self._std = torch.tensor(config.std).view(3, 1, 1)
+
+    def __call__(self, picture: ImageSource) -> Tensor:
+        """-> float32 (3, H, W), normalised."""
+        return self.normalize(self.pixels(picture))
+
+    def pixels(self, picture: ImageSource) -> Tensor:
+        """-> uint8 (3, H, W), before mean and standard deviation."""
+        image = self._fit(open_image(picture))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 0..255, or float 0..1, (..., 3, H, W) -> float32 of the same shape: (x - mean) / std."""
+        levels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        return (levels - self._mean.to(levels.device)) / self._std.to(levels.device)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        """Resize, then cut or pad around the centre to (H, W)."""
+        height, width = self.config.image_shape
+        new_width, new_height = self._resized(*image.size)
+        if self.config.resize == "crop" and new_width * new_height > 32 * width * height:
+            return self._fit_band(image, new_width, new_height)
+        image = image.resize((new_width, new_height), self._filter)
+        if (new_width, new_height) == (width, height):
+            return image
+        left, top = self._offset(new_width, width), self._offset(new_height, height)
+        if new_width >= width and new_height >= height:
+            return image.crop((left, top, left + width, top + height))
+        frame = Image.new("RGB", (width, height), (self.config.fill,) * 3)
+        frame.paste(image, (-left, -top))
+        return frame
+
+    def _fit_band(self, image: Image.Image, new_width: int, new_height: int) -> Image.Image:
+        """The same for a picture so long that, resized whole, it would not fit in memory: only the middle is computed.
+
+        Not for all pictures: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
+        """
+        height, width = self.config.image_shape
+        left, top = self._offset(new_width, width), self._offset(new_height, height)
+        across, down = image.width / new_width, image.height / new_height
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((width, height), self._filter, box=box)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the whole picture after resizing."""
+        scaled_height, scaled_width = (math.floor(side / self.config.crop_pct) for side in self.config.image_shape)
+        if self.config.resize == "squash":
+            return scaled_width, scaled_height
+        if self.config.resize == "crop" and scaled_width == scaled_height:  # torchvision.transforms.Resize(side)
+            short, long = sorted((width, height))
+            new_long = int(scaled_width * long / short)
+            return (scaled_width, new_long) if width <= height else (new_long, scaled_width)
+        ratios = height / scaled_height, width / scaled_width  # timm's and OpenCLIP's ResizeKeepRatio
+        ratio = max(ratios) if self.config.resize == "pad" else min(ratios)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+    def _offset(self, side: int, wanted: int) -> int:
+        """Where the frame begins in a side of the resized picture; negative where the picture is smaller."""
+        spare = side - wanted
+        if spare < 0:
+            return -(-spare // 2)
+        match self.config.crop_rounding:
+            case "even":
+                return round(spare / 2)
+            case "down":
+                return spare // 2
+            case "first":
+                return 0
+
+
+def _read_file(name: str) -> bytes:
+    try:
+        info = os.stat(name)
+        if not stat.S_ISREG(info.st_mode):  # asked before opening: a pipe would block
+            kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a device, pipe or socket"
+            raise ImageError(name, "not a file", f"this is {kind}; wanted a picture file")
+        if info.st_size > MAX_BYTES:
+            raise _too_many_bytes(name)
+        with open(name, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ImageError(name, "missing", "there is no such file") from error
+    except OSError as error:
+        raise ImageError(name, "unreadable", error.strerror or str(error)) from error
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(name, "missing", f"no file can have this name ({error})") from error
+
+
+def _read_stream(stream: Readable) -> bytes:
+    try:
+        data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: already closed
+        raise ImageError("<stream>", "unreadable", str(error)) from error
+    if isinstance(data, bytes):
+        return data
+    raise ImageError(
+        "<stream>", "not a picture", f"read {type(data).__name__}, wanted bytes; open the file in mode 'rb'"
+    )
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
+        came = f"{array.dtype} {array.shape}"
+        raise ImageError("<array>", "not a picture", f"got {came}, wanted uint8 (H, W, 3) or (H, W)")
+    return Image.fromarray(array)
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise ImageError(name, "empty file", "0 bytes; wanted a picture")
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes(name)
+    kind = _sniff(data)
+    if kind is None:
+        raise ImageError(name, "not a picture", f"its first bytes are those of no picture format: {data[:8]!r}")
+    if kind not in _FORMATS or (kind in ("AVIF", "WEBP") and not features.check(kind.lower())):
+        raise ImageError(name, "unsupported format", f"this is {kind}; save it as JPEG or PNG")
+    try:
+        image = Image.open(io.BytesIO(data), formats=(kind,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, "too many pixels", f"the limit is {MAX_PIXELS:,}; make it smaller first") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(name, "damaged", f"begins like {kind}, but its header cannot be read") from error
+    except Exception as error:
+        raise _broken(name, error) from error
+    return _to_rgb(image, name)
+
+
+def _sniff(data: bytes) -> str | None:
+    for offset, magic, kind in _MAGIC:
+        if data.startswith(magic, offset):
+            return kind
+    return "SVG" if b"<svg" in data[:2048].lower() else None
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        came = f"{width} x {height} pixels; the limit is {MAX_PIXELS:,}; make it smaller first"
+        raise ImageError(name, "too many pixels", came)
+    if width * height == 0:
+        raise ImageError(name, "not a picture", f"{width} x {height} pixels")
+    try:
+        image.load()
+        return _upright(_flatten(image, name), _orientation(image))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: Exception) -> ImageError:
+    """On broken bytes Pillow's decoders raise almost anything."""
+    reason = "truncated" if "truncated" in str(error) else "damaged"
+    return ImageError(name, reason, f"{error or type(error).__name__}; get a whole copy")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a broken EXIF block does not make a broken picture
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation not in _UPRIGHT:
+        return image
+    turned = image.transpose(_UPRIGHT[orientation])
+    turned.info.clear()  # the tag is in there: a second opening would turn it again
+    return turned
+
+
+def _flatten(image: Image.Image, name: str) -> Image.Image:
+    """Any colour mode -> RGB on white."""
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        detail = f"colour mode {image.mode} has no agreed way to RGB; save it with 8 bits per channel"
+        raise ImageError(name, "unsupported format", detail)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _too_many_bytes(name: str) -> ImageError:
+    return ImageError(name, "too many bytes", f"more than {MAX_BYTES // 2**20} MiB; make it smaller first")

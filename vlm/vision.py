@@ -1,0 +1,206 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021; *Vision Transformer 入門* chapter 2), inside CLIP and alone.
+
+images (B, C, H, W) -> patches (B, Np, C P P) -> tokens z (B, N, D) -> features (B, D) -> logits (B, M).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.config import VisionConfig
+from vlm.layers import AttentionPool, Block, init_blocks
+
+if TYPE_CHECKING:
+    from vlm.preprocess import Preprocess
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a picture into P x P patches and projects each, (B, C, H, W) -> (B, Np, D).  Book eq. (3).
+
+    The weight has a convolution's shape (D, C, P, P), as every checkpoint keeps it.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        side = config.patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side, bias=config.patch_bias)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`keep` (B, K): the patches to embed, all others are never computed.  A matrix product beats conv2d here."""
+        patches = self.cut(images)  # (B, Np, C P P)
+        if keep is not None:
+            patches = take_tokens(patches, keep)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, Np, C P P), row by row from the top left."""
+        B, C, H, W = images.shape
+        P = self.patch_size
+        grid = images.view(B, C, H // P, P, W // P, P)
+        return grid.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // P) * (W // P), C * P * P)
+
+
+class ViTFeatures(NamedTuple):
+    """What the encoder knows about a picture, for other work."""
+
+    pooled: Tensor  # (B, D), what a head reads
+    class_token: Tensor | None  # (B, D), None where the model has none
+    patches: Tensor  # (B, D, H/P, W/P)
+    blocks: list[Tensor]  # tokens after each block asked for, each (B, N, D)
+
+
+class VisionTransformer(nn.Module):
+    """ViT without a head, (B, C, H, W) -> features (B, D).  Book eq. (14)-(16).
+
+    The book has no q/k/v bias, and its last LayerNorm sits in the head.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
+        self.norm_pre = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.num_heads,
+                config.mlp_dim,
+                activation=config.activation,
+                norm_eps=config.norm_eps,
+                qkv_bias=config.qkv_bias,
+                dropout=config.dropout,
+                drop_path=config.drop_path * layer / max(1, config.depth - 1),
+            )
+            for layer in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.pool = (
+            AttentionPool(
+                config.width,
+                config.num_heads,
+                config.mlp_dim,
+                activation=config.activation,
+                norm_eps=config.norm_eps,
+            )
+            if config.pool == "attention"
+            else None
+        )
+        self._initialise()
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`keep` (B, K) int64: the patches that stay (patch dropout, FLIP, Li et al. 2023); None keeps all."""
+        z = self.embed(images, keep)  # (B, N, D)
+        for block in self.blocks:
+            z = block(z)
+        return self._pool(z)  # (B, D)
+
+    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """z_0: patch embeddings + positions, the class token first, (B, N, D).  Book eq. (4)(5)."""
+        self._check(images)
+        z = self.patch_embed(images, keep)  # (B, Np, D), or (B, K, D)
+        first = int(self.config.class_token)
+        positions = self.pos_embed[:, first:].expand(z.shape[0], -1, -1)
+        z = z + (positions if keep is None else take_tokens(positions, keep))
+        if self.cls_token is not None:
+            z = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(z.shape[0], -1, -1), z], dim=1)
+        return self.norm_pre(z)
+
+    def features(self, images: Tensor, blocks: tuple[int, ...] = ()) -> ViTFeatures:
+        """Class token, patch map and the tokens after any block (0 is the first, -1 the last)."""
+        wanted = {index % self.config.depth: index for index in blocks}
+        z, taken = self.embed(images), {}
+        for layer, block in enumerate(self.blocks):
+            z = block(z)
+            if layer in wanted:
+                taken[layer] = z
+        tokens = z if self.config.norm_after_pool else self.norm(z)
+        first = int(self.config.class_token)
+        patches = tokens[:, first:].transpose(1, 2).unflatten(2, self.config.grid)  # (B, D, H/P, W/P)
+        class_token = tokens[:, 0] if self.config.class_token else None
+        return ViTFeatures(self._pool(z), class_token, patches, [taken[index % self.config.depth] for index in blocks])
+
+    def _pool(self, z: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D).  Book eq. (16)."""
+        if self.config.pool == "class":
+            return self.norm(z[:, 0])
+        if self.pool is not None:
+            return self.pool(self.norm(z))
+        patches = z[:, int(self.config.class_token) :]
+        if self.config.norm_after_pool:
+            return self.norm(patches.mean(1))
+        return self.norm(patches).mean(1)
+
+    def _check(self, images: Tensor) -> None:
+        wanted = (self.config.in_channels, *self.config.image_shape)
+        if tuple(images.shape[1:]) != wanted:
+            raise ValueError(f"images are {tuple(images.shape)}; this model takes (B, {', '.join(map(str, wanted))}).")
+
+    def _initialise(self) -> None:
+        scale = self.config.width**-0.5  # openai/CLIP model.py, VisionTransformer
+        nn.init.normal_(self.pos_embed, std=scale)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=scale)
+        if self.pool is not None:
+            nn.init.normal_(self.pool.latent, std=scale)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
+        init_blocks(self.blocks)
+
+
+class ViTClassifier(nn.Module):
+    """A ViT and a linear head, (B, C, H, W) -> logits (B, M).  Book eq. (17).
+
+    `labels` names the M classes in order (their numbers by default); `preprocess` makes pictures ready for `forward`.
+    """
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        num_classes: int,
+        *,
+        labels: Sequence[str] | None = None,
+        preprocess: "Preprocess | None" = None,
+    ):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be positive, got {num_classes}.")
+        self.labels = tuple(labels) if labels is not None else tuple(str(number) for number in range(num_classes))
+        if len(self.labels) != num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {num_classes} classes: give one label per class.")
+        self.preprocess = preprocess
+        self.vision = VisionTransformer(config)
+        self.head = nn.Linear(config.width, num_classes)
+        nn.init.zeros_(self.head.weight)  # ViT paper, section 4.1: the new head starts at zero
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.vision(images))
+
+
+def resize_pos_embed(
+    pos_embed: Tensor, config: VisionConfig, image_size: int | tuple[int, int], *, bicubic: bool = True
+) -> Tensor:
+    """Position embeddings for another picture size, (1, N, D) -> (1, N', D); untouched when the size is the same.
+
+    Bicubic with antialiasing as OpenCLIP does; `bicubic=False` is bilinear, as big_vision does.
+    """
+    new = dataclasses.replace(config, image_size=image_size)
+    if new.grid == config.grid:
+        return pos_embed
+    first = int(config.class_token)
+    grid = pos_embed[:, first:].transpose(1, 2).unflatten(2, config.grid).float()  # (1, D, H/P, W/P)
+    mode = "bicubic" if bicubic else "bilinear"
+    resized = F.interpolate(grid, size=new.grid, mode=mode, antialias=True, align_corners=False)
+    return torch.cat([pos_embed[:, :first], resized.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
+
+
+def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
+    """(B, N, D), (B, K) -> (B, K, D): row by row, the tokens at `keep`."""
+    return tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
