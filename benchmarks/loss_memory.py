@@ -24,7 +24,7 @@ from tqdm import tqdm
 from vlm.loss import clip_loss, siglip_loss
 
 EMBED_DIM = 512
-REPEATS = 3
+REPEATS = 2
 SIZES = (1024, 4096, 16384)
 LARGEST = 65536  # ours alone: OpenCLIP would need some 100 GiB
 
@@ -41,7 +41,9 @@ def main() -> None:
     cases = [(name, n) for n in SIZES for name in LOSSES] + [(name, LARGEST) for name in RIVALS]
     measured: dict[tuple[str, int], list[tuple[float, float]]] = {case: [] for case in cases}
     jobs = cases[: -len(RIVALS)] * REPEATS + cases[-len(RIVALS) :]
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.loss"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
         for case in tqdm(jobs):
             measured[case].append(pool.apply(measure, case))
     best = {case: tuple(map(min, zip(*results, strict=True))) for case, results in measured.items()}
@@ -90,14 +92,11 @@ def table(best: dict[tuple[str, int], tuple[float, ...]]) -> str:
     for (name, n), (seconds, memory) in best.items():
         if name not in RIVALS:
             continue
-        row = f"| {n} | `{name}` | {memory:.0f} |"
-        rival = best.get((RIVALS[name], n))
-        if rival is None:
-            lines.append(f"{row} - | - | {seconds:.2f} | - | - |")
-        else:
-            lines.append(
-                f"{row} {rival[1]:.0f} | 1/{rival[1] / memory:.0f} | {seconds:.2f} | {rival[0]:.2f} | {seconds / rival[0]:.2f} |"
-            )
+        row = [f"{n}", f"`{name}`", f"{memory:.0f}", "", "", f"{seconds:.2f}", "", ""]
+        if (rival := best.get((RIVALS[name], n))) is not None:
+            row[3:5] = f"{rival[1]:.0f}", f"1/{rival[1] / memory:.0f}"
+            row[6:8] = f"{rival[0]:.2f}", f"{seconds / rival[0]:.2f}"
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 

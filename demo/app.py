@@ -17,12 +17,13 @@ if not __package__:  # run as a file, as a Space does: the package stands in the
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import gradio as gr
+from gradio.events import api
 from gradio_client.utils import is_file_obj_with_meta
 
 from demo import views
 from demo.actions import Actions, Hit, NoAnswer
 from demo.gallery import SAMPLES, sample
-from demo.texts import TEXTS, both
+from demo.texts import TEXTS
 from demo.theme import THEME
 
 HERE = Path(__file__).parent
@@ -38,13 +39,20 @@ CLICK = """element.addEventListener("click", (event) => {
 });"""
 
 
+class Upload(TypedDict):
+    """A picture as `gradio_client.handle_file` sends it."""
+
+    path: str
+    meta: dict[str, str]
+
+
 class RankedLabel(TypedDict):
     label: str
     probability: float
 
 
 class FoundPicture(TypedDict):
-    picture: dict[str, Any]
+    picture: Upload
     score: float
     en: str
     ja: str
@@ -55,13 +63,13 @@ class FoundPicture(TypedDict):
 def build(actions: Actions) -> gr.Blocks:
     """The whole page for one model.  Nothing is loaded before the first action."""
     with gr.Blocks(title="vlm", analytics_enabled=False) as page:
+        _endpoints(actions)  # first: they are to have the plain names
         _html(views.masthead())
         _html(views.model_note(actions.source))
         with gr.Tab(text("classify"), id="classify"):
             _classify_tab(actions)
         with gr.Tab(text("search"), id="search"):
             _search_tab(actions)
-        _endpoints(actions)
     page.queue(default_concurrency_limit=1, max_size=512)
     return page
 
@@ -76,10 +84,11 @@ def launch(
 ) -> str:
     """Serve the page in the background -> its address.  The gallery is embedded meanwhile.
 
-    `language`: ja, en, or auto for the browser's.  `host` None: GRADIO_SERVER_NAME or 127.0.0.1; `port` None: GRADIO_SERVER_PORT or the first free from 7860 on.
+    `language`: ja, en, or auto for the browser's.  `host` and `port`: None asks GRADIO_SERVER_NAME and
+    GRADIO_SERVER_PORT, else 127.0.0.1 and the first free port from 7860 on.
     """
-    start = json.dumps(None if language == "auto" else language)
-    script = (HERE / "page.js").read_text(encoding="utf-8").replace("START", start)
+    settings = {"start": None if language == "auto" else language, "tabs": [TEXTS["classify"], TEXTS["search"]]}
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     gr.set_static_paths([SAMPLES])
     threading.Thread(target=actions.warm_up, daemon=True).start()
     _, address, _ = page.launch(
@@ -89,7 +98,7 @@ def launch(
         quiet=True,
         theme=THEME,
         css_paths=[HERE / "style.css"],
-        head=f'<script type="module">{script}</script>',
+        head=f'<script type="module">const page = {json.dumps(settings)};\n{script}</script>',
         i18n=text,
         footer_links=[],
         share=False,
@@ -116,11 +125,10 @@ def _classify_tab(actions: Actions) -> None:
                 elem_id="labels",
             )
             button = gr.Button(text("classify_button"), variant="primary", elem_id="classify-button")
-            empty = views.nothing_yet("ranking_empty")
-            ranking = _html(empty, "ranking")
+            ranking = _html(views.nothing_yet("ranking_empty"), "ranking")
 
-    @_told(empty)
-    def classify(image: dict[str, Any] | None, typed: str) -> str:
+    @_told
+    def classify(image: Upload | None, typed: str) -> str:
         return views.bars(actions.classify(_path(image), typed))
 
     def take_example(event: gr.EventData) -> tuple[str, str, str]:
@@ -142,11 +150,10 @@ def _search_tab(actions: Actions) -> None:
             picture = _picture_box("query_picture", "drop_similar", height=200)
             button = gr.Button(text("search_button"), variant="primary", elem_id="search-button")
         with gr.Column(scale=8, min_width=300):
-            empty = views.nothing_yet("found_empty")
-            found = _html(empty, "found")
+            found = _html(views.nothing_yet("found_empty"), "found")
 
-    @_told(empty)
-    def search(typed: str, image: dict[str, Any] | None) -> str:
+    @_told
+    def search(typed: str, image: Upload | None) -> str:
         return views.cards(actions.search(typed, _path(image)))
 
     def take_suggestion(event: gr.EventData) -> tuple[str, None, str]:
@@ -166,7 +173,7 @@ def _search_tab(actions: Actions) -> None:
 def _endpoints(actions: Actions) -> None:
     """The same for programs: typed, documented, plain JSON."""
 
-    def classify(image: dict[str, Any], labels: str | list[str]) -> list[RankedLabel]:
+    def classify(image: Upload, labels: str | list[str]) -> list[RankedLabel]:
         """Which of the labels fits the picture best: zero-shot classification.
 
         image: a picture file. labels: one per line or separated by commas, or a list; English, Japanese or mixed.
@@ -175,7 +182,7 @@ def _endpoints(actions: Actions) -> None:
         with _plainly():
             return [RankedLabel(**ranked._asdict()) for ranked in actions.classify(_path(image), labels)]
 
-    def search(text: str = "", image: dict[str, Any] | None = None) -> list[FoundPicture]:
+    def search(text: str = "", image: Upload | None = None) -> list[FoundPicture]:
         """The 24 pictures of the gallery nearest to a text, to a picture, or to both.
 
         text: English or Japanese. image: a picture file. Give one or both.
@@ -184,13 +191,13 @@ def _endpoints(actions: Actions) -> None:
         with _plainly():
             return [_found(hit) for hit in actions.search(text, _path(image))]
 
-    gr.api(classify, api_name="classify", concurrency_id=MODEL)
-    gr.api(search, api_name="search", concurrency_id=MODEL)
+    api(classify, api_name="classify", concurrency_id=MODEL)
+    api(search, api_name="search", concurrency_id=MODEL)
 
 
 def _found(hit: Hit) -> FoundPicture:
     one = hit.sample
-    picture = gr.FileData(path=str(one.path), orig_name=one.path.name, mime_type="image/webp").model_dump()
+    picture = Upload(path=str(one.path), meta={"_type": "gradio.FileData"})
     return FoundPicture(picture=picture, score=hit.score, en=one.en, ja=one.ja, author=one.author, license=one.license)
 
 
@@ -214,11 +221,17 @@ def _picture_box(label: str, placeholder: str, height: int) -> gr.Image:
 def _on(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
     """`action` gets pictures as Gradio's record of the upload: `vlm.open_image` alone decides what is a picture."""
     trigger(
-        action, inputs, outputs, preprocess=False, concurrency_id=MODEL, api_visibility="private", show_progress="minimal"
+        action,
+        inputs,
+        outputs,
+        preprocess=False,
+        concurrency_id=MODEL,
+        api_visibility="private",
+        show_progress="minimal",
     )
 
 
-def _path(image: dict[str, Any] | None) -> str | None:
+def _path(image: Upload | None) -> str | None:
     """The uploaded file; Gradio has checked of such a record, and of no other value, that it names an upload."""
     if image is None:
         return None
@@ -231,21 +244,17 @@ def _language(event: gr.EventData) -> str:
     return "ja" if str(event.language).startswith("ja") else "en"
 
 
-def _told(empty: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
-    """What the user can put right becomes one line on the page, in the page's language."""
+def _told(action: Callable[..., str]) -> Callable[..., str]:
+    """What the visitor can put right becomes one line where the answer would stand."""
 
-    def decorate(action: Callable[..., str]) -> Callable[..., str]:
-        @wraps(action)
-        def told(*inputs: Any) -> str:
-            try:
-                return action(*inputs)
-            except NoAnswer as no:
-                gr.Warning(both(no.key, **no.values), title="")
-                return empty
+    @wraps(action)
+    def told(*inputs: Any) -> str:
+        try:
+            return action(*inputs)
+        except NoAnswer as no:
+            return views.notice(no)
 
-        return told
-
-    return decorate
+    return told
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The look: paper, ink and indigo, on the fonts of the visitor's own system.  Layout is `style.css`."""
 
-import gradio as gr
-from gradio.themes import Color, Font
+from gradio.themes import Base, Color, Font
 
 _INDIGO = Color(
     c50="#eef3f8", c100="#dbe6f0", c200="#bccfe1", c300="#93b1cd", c400="#6890b5", c500="#46739d",
@@ -14,7 +13,7 @@ _PAPER = Color(
 _SANS = ("system-ui", "Hiragino Sans", "Yu Gothic UI", "Noto Sans JP", "Noto Sans CJK JP", "sans-serif")
 _MONO = ("ui-monospace", "Consolas", "Noto Sans Mono", "monospace")
 
-THEME = gr.themes.Base(
+THEME = Base(
     primary_hue=_INDIGO,
     secondary_hue=_INDIGO,
     neutral_hue=_PAPER,

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 
-from demo.actions import Hit, Ranked
+from demo.actions import Hit, NoAnswer, Ranked
 from demo.gallery import Sample, samples
 from demo.texts import bilingual, both, escape
 
@@ -44,6 +44,10 @@ def heading(key: str) -> str:
 
 def nothing_yet(key: str) -> str:
     return f'<div class="nothing-yet"><p>{both(key)}</p></div>'
+
+
+def notice(no: NoAnswer) -> str:
+    return f'<div class="notice" role="alert"><p>{both(no.key, **no.values)}</p></div>'
 
 
 def bars(ranking: Sequence[Ranked]) -> str:

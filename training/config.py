@@ -1,7 +1,9 @@
 """A recipe: one TOML file, one frozen tree of numbers.  Each section is read by one module, named beside it."""
 
+import dataclasses
 import math
 import tomllib
+import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +12,25 @@ from training.augment import AugmentConfig
 from vlm.config import CLIPConfig, StrictConfig, TextConfig, VisionConfig, named_size
 
 
+class Section(StrictConfig):
+    """A part of a recipe.  Settings with a list of choices are checked here, ranges in `Recipe`."""
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, kind = getattr(self, field.name), kinds[field.name]
+            if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+                choices = ", ".join(typing.get_args(kind))
+                raise ValueError(f"{field.name} is {value!r}; it must be one of {choices}.")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelSection(StrictConfig):
+class ModelSection(Section):
     """What is trained (train_clip.py): a named size with changes, or any checkpoint `vlm.load` can read."""
 
     size: str = "mini"
     source: str | None = None  # start from these weights instead of from nothing
+    lock_vision: bool = False  # LiT (Zhai et al. 2022): the picture tower and its projection stay as the source's
     tokenizer: str | None = None  # folder written by training.train_tokenizer; None with `source` keeps the source's
     embed_dim: int | None = None
     vision: dict[str, Any] | None = None  # changes to the size's VisionConfig
@@ -33,7 +48,7 @@ class ModelSection(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSection(StrictConfig):
+class DataSection(Section):
     """What it is trained on (data.py)."""
 
     train: str = "training/picture_words/train.parquet"
@@ -51,7 +66,7 @@ class DataSection(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimSection(StrictConfig):
+class OptimSection(Section):
     """How weights move (optim.py)."""
 
     matrices: Literal["muon", "adamw"] = "muon"  # for the blocks' matrices; everything else is AdamW
@@ -60,6 +75,7 @@ class OptimSection(StrictConfig):
     muon_decay: float = 0.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)  # Radford et al. 2021, table 19
+    layer_decay: float = 1.0  # each layer learns this much slower than the one above it (BEiT, Bao et al. 2022)
     warmup_steps: int = 100
     final_lr: float = 0.02  # share of the peak at the end of the cosine
     clip_norm: float = 1.0
@@ -67,14 +83,18 @@ class OptimSection(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSection(StrictConfig):
-    """How long, and what is written down (loop.py)."""
+class RunSection(Section):
+    """How long, on what, and what is written down (loop.py, parallel.py)."""
 
     steps: int = 200
     batch_size: int = 128  # pairs of one step, over all processes
     accumulate: int = 1  # chunks a step is computed in; the gradients are those of the whole batch
     seed: int = 0
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # auto: bfloat16 where the processor computes it natively
+    # auto: bfloat16 where the processor computes it natively; float64: to compare with, not to train in
+    precision: Literal["float32", "bfloat16", "float16", "auto", "float64"] = "float32"
+    checkpoint_activations: bool = False  # each block twice, keeping only what enters it: less memory, 4/3 time
+    compile: bool = False  # torch.compile of every block
+    shard: bool = False  # FSDP2: each process keeps its part of weights and optimizer; false: DDP, all keep all
     ema_decay: float = 0.0  # 0: no average of weights
     eval_every: int = 200
     save_every: int = 200
@@ -86,15 +106,58 @@ class RunSection(StrictConfig):
 class Recipe(StrictConfig):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen)
     optim: OptimSection = OptimSection()
     run: RunSection = RunSection()
 
     def __post_init__(self) -> None:
-        if self.run.batch_size % self.run.accumulate:
-            raise ValueError(f"batch_size {self.run.batch_size} cannot be cut into accumulate = {self.run.accumulate} equal chunks.")
-        if not 0 <= self.data.patch_dropout < 1:
-            raise ValueError(f"patch_dropout must be in [0, 1), got {self.data.patch_dropout}.")
+        run, data, optim = self.run, self.data, self.optim
+        if run.batch_size % run.accumulate:
+            raise ValueError(
+                f"batch_size {run.batch_size} does not divide into accumulate = {run.accumulate} equal chunks."
+            )
+        if run.shard and optim.matrices == "muon":
+            raise ValueError("matrices 'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'.")
+        if self.model.lock_vision and self.model.source is None:
+            raise ValueError("lock_vision keeps a trained picture tower as it is: name one, [model] source = ...")
+        if self.model.source is not None and (self.model.embed_dim or self.model.vision or self.model.text):
+            raise ValueError(
+                "embed_dim, vision and text shape a new model; source brings its own. Leave out one of them."
+            )
+        for section, name in _POSITIVE:
+            if getattr(getattr(self, section), name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(getattr(self, section), name)}.")
+        for section, name in _FRACTIONS:
+            if not 0 <= getattr(getattr(self, section), name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(getattr(self, section), name)}.")
+        for name, value in (("seed", run.seed), ("workers", data.workers), ("warmup_steps", optim.warmup_steps)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}.")
+        if not 0 < optim.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {optim.layer_decay}.")
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Settings that are others in `other`, a recipe as plain values: "optim.lr: 0.001, was 0.002"."""
+        return [
+            f"{section}.{name}: {value!r}, was {was!r}"
+            for section, settings in _plain(self.to_dict()).items()
+            for name, value in settings.items()
+            if (was := other.get(section, {}).get(name)) != value
+        ]
+
+
+_POSITIVE = [
+    ("run", name) for name in ("steps", "batch_size", "accumulate", "eval_every", "save_every", "keep", "log_every")
+]
+_POSITIVE += [("data", "captions_per_picture"), ("data", "std"), ("optim", "clip_norm")]
+_FRACTIONS = [("data", "patch_dropout"), ("data", "dense_share"), ("run", "ema_decay")]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: lists, no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -103,5 +166,5 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"There is no recipe {path}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

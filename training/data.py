@@ -4,9 +4,10 @@ sample on disk -> `Pairs` -> `Batch`.  Position p of the endless stream of sampl
 drawn for it (sample, captions, augmentation, kept patches) is a pure function of (seed, epoch, p mod n).
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -29,36 +30,70 @@ class Batch(NamedTuple):
     keep: Tensor | None  # (B, K), the patches that stay
     uids: list[str]  # sample names, for messages
 
+    def chunks(self, count: int) -> list["Batch"]:
+        """Cut along the samples into `count` equal parts."""
+        side = len(self.uids) // count
+        return [
+            Batch(*(None if part is None else part[start : start + side] for part in self))  # type: ignore[arg-type]
+            for start in range(0, side * count, side)
+        ]
+
+    def to(self, device: torch.device) -> "Batch":
+        keep = None if self.keep is None else self.keep.to(device, non_blocking=True)
+        images, ids, groups = (t.to(device, non_blocking=True) for t in (self.images, self.ids, self.groups))
+        return Batch(images, ids, groups, keep, self.uids)
+
+
+class Pairs(Protocol):
+    """What a data set must answer to be trained on; sample numbers run from 0."""
+
+    uids: list[str]  # sample names
+    groups: Tensor  # (n,), equal numbers show the same thing
+
+    def __len__(self) -> int: ...
+
+    def pictures(self, index: Tensor) -> Tensor:
+        """Sample numbers (B,) -> uint8 (B, C, H, W)."""
+        ...
+
+    def captions(self, index: int) -> list[tuple[list[str], list[str]]]:
+        """(names, keywords) of every language that has any."""
+        ...
+
 
 class ParquetPairs:
-    """Rows of parquet files with `image`, `captions_<language>` and perhaps `keywords_<language>`, `concept`, `uid`, `split`.
+    """Rows of a parquet file: `image`, `captions_<language>`; perhaps `keywords_<language>`, `concept`, `uid`, `split`.
 
     Pictures are decoded once and kept as uint8: right for sets of up to some hundred thousand small pictures.
     """
 
     def __init__(self, path: str | Path, preprocess: Preprocess, splits: Sequence[str] = ()):
-        from datasets import Image, load_dataset
-
-        rows: Any = load_dataset("parquet", data_files=str(path), split="train").cast_column("image", Image(decode=False))
+        rows = _read_parquet(Path(path))
+        _check_columns(path, rows, ("split",) if splits else ())
         if splits:
             present = set(rows["split"])
             if missing := [split for split in splits if split not in present]:
-                raise ValueError(f"{path} has no split {', '.join(missing)}. It has: {', '.join(sorted(present))}.")
+                raise ValueError(
+                    f"{path} has no split {', '.join(missing)}. It has: {', '.join(sorted(map(str, present)))}."
+                )
             chosen = set(splits)
             rows = rows.filter(lambda split: split in chosen, input_columns="split")
-        pixels = torch.stack([preprocess.pixels(image["bytes"]) for image in rows["image"]])
-        self._set(rows, pixels)
+        if not len(rows):
+            raise ValueError(f"{path} has no rows.")
+        self._set(rows, torch.stack([preprocess.pixels(image["bytes"]) for image in rows["image"]]))
 
     def _set(self, rows: Any, pixels: Tensor) -> None:
         names: dict[str, int] = {}
         self.rows = rows
         self.pixels = pixels  # uint8 (n, C, H, W)
-        self.uids: list[str] = rows["uid"][:]
-        keys = [concept or uid for concept, uid in zip(rows["concept"], self.uids, strict=True)]
+        columns = rows.column_names
+        self.uids: list[str] = rows["uid"][:] if "uid" in columns else [f"row {i}" for i in range(len(rows))]
+        concepts = rows["concept"][:] if "concept" in columns else [None] * len(rows)
+        keys = [concept or uid for concept, uid in zip(concepts, self.uids, strict=True)]
         self.groups = torch.tensor([names.setdefault(key, len(names)) for key in keys])  # (n,)
-        self.languages = [name.removeprefix("captions_") for name in rows.column_names if name.startswith("captions_")]
-        texts = [name for name in rows.column_names if name.startswith(("captions_", "keywords_"))]
-        self.texts: dict[str, list[list[str]]] = {name: rows[name][:] for name in texts}
+        self.languages = [name.removeprefix("captions_") for name in columns if name.startswith("captions_")]
+        texts = [name for name in columns if name.startswith(("captions_", "keywords_"))]
+        self.texts: dict[str, list[list[str]]] = {name: [row or [] for row in rows[name]] for name in texts}
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -69,8 +104,10 @@ class ParquetPairs:
         part._set(self.rows.select(index), self.pixels[torch.tensor(index, dtype=torch.long)])
         return part
 
+    def pictures(self, index: Tensor) -> Tensor:
+        return self.pixels[index]
+
     def captions(self, index: int) -> list[tuple[list[str], list[str]]]:
-        """(names, keywords) of every language that has any."""
         both = [
             (self.texts[f"captions_{language}"][index], self.texts.get(f"keywords_{language}", [[]] * len(self))[index])
             for language in self.languages
@@ -78,15 +115,37 @@ class ParquetPairs:
         return [(names, keywords) for names, keywords in both if names or keywords]
 
 
+def _read_parquet(path: Path) -> Any:
+    from datasets import Image, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    if not path.is_file():
+        raise ValueError(f"There is no data file {path}. Wanted a parquet file with pictures and captions.")
+    try:
+        rows: Any = load_dataset("parquet", data_files=str(path), split="train")
+    except (DatasetGenerationError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as parquet ({reason}).") from error
+    return rows.cast_column("image", Image(decode=False)) if "image" in rows.column_names else rows
+
+
+def _check_columns(path: str | Path, rows: Any, more: Sequence[str]) -> None:
+    columns = rows.column_names
+    missing = [name for name in ("image", *more) if name not in columns]
+    missing += [] if any(name.startswith("captions_") for name in columns) else ["captions_<language>"]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}. It has: {', '.join(columns)}.")
+
+
 class PairStream(Dataset[Batch]):
-    """Step s -> its `Batch`: random access into the endless stream, so a loader worker or a resumed run needs no history.
+    """Step s -> its `Batch`: random access into an endless stream, so that workers and resumed runs need no history.
 
     `rank` of `world` takes its slice of each global batch.
     """
 
     def __init__(
         self,
-        pairs: ParquetPairs,
+        pairs: Pairs,
         tokenizer: Tokenizer,
         augmentation: AugmentConfig,
         *,
@@ -101,8 +160,6 @@ class PairStream(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ):
-        if not len(pairs):
-            raise ValueError("the training data has no rows.")
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} cannot be shared by {world} processes.")
         self.pairs, self.tokenizer, self.augmentation, self.seed = pairs, tokenizer, augmentation, seed
@@ -125,9 +182,9 @@ class PairStream(Dataset[Batch]):
         if self.kept is not None and (self.dense_from is None or step < self.dense_from):
             order = uniform_draws(self.seed, KEEP, epochs, positions, self.num_patches).argsort(1)
             keep = torch.from_numpy(np.sort(order[:, : self.kept], axis=1))
-        images = augment(self.pairs.pixels[torch.from_numpy(index)], self.augmentation, self.seed, AUGMENT, epochs, positions)
+        pictures = self.pairs.pictures(torch.from_numpy(index))
         return Batch(
-            images=images,
+            images=augment(pictures, self.augmentation, self.seed, AUGMENT, epochs, positions),
             ids=ids.view(share, self.captions_per_picture, -1),
             groups=self.pairs.groups[torch.from_numpy(index)],
             keep=keep,
@@ -137,11 +194,12 @@ class PairStream(Dataset[Batch]):
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, ORDER], counter=[0, 0, epoch, 0]))
-            self._orders = {epoch - 1: self._orders.get(epoch - 1, np.empty(0, int)), epoch: generator.permutation(len(self.pairs))}
+            before = {number: order for number, order in self._orders.items() if number == epoch - 1}
+            self._orders = before | {epoch: generator.permutation(len(self.pairs))}
         return self._orders[epoch]
 
     def _choose(self, index: int, draws: np.ndarray) -> list[str]:
-        """One caption per slot: the languages take turns, starting with a random one; a name or a keyword; perhaps in a sentence."""
+        """One caption per slot: languages in turns from a random one on; a name or keyword; perhaps in a sentence."""
         languages = self.pairs.captions(index)
         if not languages:
             raise ValueError(f"sample {self.pairs.uids[index]} has no caption.")
@@ -157,18 +215,24 @@ class PairStream(Dataset[Batch]):
         return chosen
 
 
-def batches(stream: PairStream, first_step: int, last_step: int, workers: int) -> Iterator[Batch]:
-    """The batches of steps first_step .. last_step - 1, in order, built ahead of need in `workers` processes."""
-    steps = range(first_step, last_step)
+def batches(stream: PairStream, first_step: int, last_step: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
+    """The batches of steps first_step .. last_step - 1, in order, built ahead of need in `workers` processes.
+
+    `pin`: in memory from which copies to a GPU are fast.
+    """
     yield from DataLoader(
         stream,
-        sampler=steps,
+        sampler=range(first_step, last_step),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
+        pin_memory=pin,
     )
 
 
-def _one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    """One thread.  Ctrl-C and SIGTERM may reach all processes; it is the training loop that decides when to stop."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -48,10 +48,14 @@ class Processes:
         return range(count * rank // self.size, count * (rank + 1) // self.size)
 
     def map(self, function: Callable[[range], Tensor], count: int) -> Tensor:
-        """function(range(count)), one row per number, with each process doing its share; all get all rows, in order."""
+        """function(range(count)), one row per number, with each process doing its share; all get all rows, in order.
+
+        All are asked for equally many rows, some for one too many: FSDP2 needs all of them at every forward pass.
+        """
         shares = [self.share(count, rank) for rank in range(self.size)]
         own, longest = shares[self.rank], max(map(len, shares))
-        rows = function(own or range(1))[: len(own)]  # from an empty share one could not tell the shape of a row
+        start = min(own.start, count - longest)
+        rows = function(range(start, start + longest))[own.start - start :][: len(own)]
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(own)] = rows
         parts = self.gather(padded).split(longest)
@@ -67,6 +71,8 @@ def init_from_env(device_type: str | None = None) -> Processes:
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device_type, local) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device cuda: torch sees no such GPU here. Use device cpu.")
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -4,8 +4,9 @@
     python -m training.evaluate mini --split val_style      one split, for tuning
     python -m training.evaluate mini --split test_style     test splits only by name: once per released model
 
-Retrieval: a text query is the first caption of each concept, every picture of that concept is correct; a picture query is
-each picture, the correct texts are its concept's.  Classification: the class sets of classes.json, restricted to the split.
+Retrieval: a text query is the first caption of each concept, every picture of that concept is correct; a picture query
+is each picture, the correct texts are its concept's.  Classification: the class sets of classes.json, restricted to the
+split.  A few pictures whose pixels also occur in the training data are left out.
 """
 
 import argparse
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 
 from training.data import ParquetPairs
+from training.distributed import Processes
 from vlm.embedder import Embedder
 from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
 from vlm.zero_shot import ZeroShotClassifier
 
 PICTURE_WORDS = Path(__file__).parent / "picture_words"
 VALIDATION = ("val_style", "val_concept", "val_both")
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
 class Row(NamedTuple):
@@ -43,7 +46,9 @@ def main() -> int:
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="mini, a model folder, or anything else vlm.load reads")
-    parser.add_argument("--split", nargs="+", default=list(VALIDATION), metavar="SPLIT", help="default: the three of validation")
+    parser.add_argument(
+        "--split", nargs="+", default=list(VALIDATION), metavar="SPLIT", help="default: the three of validation"
+    )
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     arguments = parser.parse_args()
     from vlm.checkpoint import load
@@ -72,33 +77,41 @@ def evaluate(embedder: Embedder, splits: Sequence[str]) -> list[Row]:
         plain = [i for i, subgroup in enumerate(pairs.rows["subgroup"]) if "flag" not in (subgroup or "")]
         if len(plain) < len(pairs):
             rows += retrieval_rows(embedder, pairs.select(plain), images[plain], split, ", no flags")
-        if any(pairs.rows["novel_words"]):
+        unknown = [bool(flag) for flag in pairs.rows["novel_words"]]
+        if any(unknown) and not all(unknown):
             for novel, label in ((True, ", words never trained on"), (False, ", only words trained on")):
-                half = [i for i, flag in enumerate(pairs.rows["novel_words"]) if bool(flag) is novel]
+                half = [i for i, flag in enumerate(unknown) if flag is novel]
                 rows += retrieval_rows(embedder, pairs.select(half), images[half], split, label)
         rows += classification_rows(embedder, pairs, images, split)
     return rows
 
 
-def retrieval_rows(embedder: Embedder, pairs: ParquetPairs, images: Tensor, split: str, label: str) -> list[Row]:
+def retrieval_rows(
+    embedder: Embedder, pairs: ParquetPairs, images: Tensor, split: str, label: str, peers: Processes = ALONE
+) -> list[Row]:
     rows = []
     for language in pairs.languages:
         texts, correct = concept_texts(pairs, language)  # (Q, G)
         if not texts:
             continue
-        scores = embedder.embed_texts(texts) @ images.T  # (Q, G)
+        scores = _embed_texts(embedder, texts, peers) @ images.T  # (Q, G)
         described = correct.any(0)
-        for direction, s, c in (("text->image", scores, correct), ("image->text", scores.T[described], correct.T[described])):
+        for direction, s, c in (
+            ("text->image", scores, correct),
+            ("image->text", scores.T[described], correct.T[described]),
+        ):
             rows += [
-                Row(split, f"{direction} R@{k}{label}", language, recall_at_k(s, c, k), chance_recall_at_k(c, k), len(s))
+                Row(
+                    split, f"{direction} R@{k}{label}", language, recall_at_k(s, c, k), chance_recall_at_k(c, k), len(s)
+                )
                 for k in (1, 5, 10)
             ]
     return rows
 
 
-def retrieval_recall(embedder: Embedder, pairs: ParquetPairs) -> dict[str, float]:
-    """text->image recall by name, for the progress line of a training run."""
-    rows = retrieval_rows(embedder, pairs, embed_pictures(embedder, pairs), "", "")
+def retrieval_recall(embedder: Embedder, pairs: ParquetPairs, peers: Processes = ALONE) -> dict[str, float]:
+    """text->image recall by name, for the progress line of a training run; the processes share the embedding."""
+    rows = retrieval_rows(embedder, pairs, embed_pictures(embedder, pairs, peers), "", "", peers)
     return {f"val R@{k} {row.language}": row.value for row in rows for k in (1, 5) if row.task == f"text->image R@{k}"}
 
 
@@ -126,9 +139,21 @@ def classification_rows(embedder: Embedder, pairs: ParquetPairs, images: Tensor,
     return rows
 
 
-def embed_pictures(embedder: Embedder, pairs: ParquetPairs, batch_size: int = 128) -> Tensor:
+def embed_pictures(embedder: Embedder, pairs: ParquetPairs, peers: Processes = ALONE, batch_size: int = 128) -> Tensor:
     """(n, E)."""
-    return torch.cat([embedder.embed_pixels(embedder.preprocess.normalize(part)) for part in pairs.pixels.split(batch_size)])
+    dtype = embedder.model.logit_scale.dtype
+
+    def embed(share: range) -> Tensor:
+        parts = torch.tensor(share).split(batch_size)
+        pixels = (embedder.preprocess.normalize(pairs.pictures(part)).to(dtype) for part in parts)
+        return torch.cat([embedder.embed_pixels(part) for part in pixels]).to(peers.device)
+
+    return peers.map(embed, len(pairs)).cpu()
+
+
+def _embed_texts(embedder: Embedder, texts: Sequence[str], peers: Processes) -> Tensor:
+    """(Q, E)."""
+    return peers.map(lambda share: embedder.embed_texts([texts[i] for i in share]).to(peers.device), len(texts)).cpu()
 
 
 def concept_texts(pairs: ParquetPairs, language: str) -> tuple[list[str], Tensor]:

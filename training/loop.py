@@ -1,156 +1,253 @@
-"""The only training loop.  It knows a model, a loss of one batch, and a stream of batches; nothing of pictures or words."""
+"""The only training loop.  It knows a model, what one batch does to its gradients, and a stream of batches; nothing of
+pictures or words.
+"""
 
-import json
 import math
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from training.config import Recipe
 from training.data import Batch, PairStream, batches
+from training.distributed import Processes
+from training.doctor import Doctor, Signs
 from training.optim import learning_rate_factor, native_bfloat16, optimizers
-from training.state import load_state, random_states, restore_random_states, save_state
+from training.parallel import average_whole, clip_gradients, prepare
+from training.record import Record
+from training.state import load_state, newest, save_state
 
 STOPPED = 75  # exit code of a run that was asked to stop and saved: run it again to go on (EX_TEMPFAIL)
 
-Loss = Callable[[nn.Module, Batch], Tensor]
+# (model, batch, loss scale) -> the loss of the whole batch; adds the gradients of scale * loss to `.grad`
+Backward = Callable[[nn.Module, Batch, float], Tensor]
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
-def fit(model: nn.Module, loss_fn: Loss, stream: PairStream, evaluate: Evaluate, recipe: Recipe, out: Path, *, resume: bool) -> bool:
-    """Train `model` in place for recipe.run.steps steps; True when done, False when a signal asked to stop (all is saved).
+class StepNumbers(NamedTuple):
+    """What one step computed."""
 
-    A step is one optimizer update.  `out` receives metrics.jsonl (the same for the same recipe), timing.jsonl,
-    tensorboard/ and checkpoints/.  At the end the model holds the averaged weights if the recipe keeps an average.
-    """
-    from torch.utils.tensorboard.writer import SummaryWriter
+    loss: float
+    gradient_norm: float  # before clipping
+    lr_factor: float
 
-    run, device = recipe.run, next(model.parameters()).device
-    opts = optimizers(model, recipe.optim)
-    peaks = [[group["lr"] for group in opt.param_groups] for opt in opts]
-    average = {name: p.detach().clone() for name, p in model.named_parameters()} if run.ema_decay else {}
-    first = 0
-    saved = load_state(out / "checkpoints") if resume else None
-    if saved is not None:
-        first, state = saved
-        model.load_state_dict(state["model"])
-        average = state["average"]
-        for opt, opt_state in zip(opts, state["optimizers"], strict=True):
-            opt.load_state_dict(opt_state)
-        restore_random_states(state["random"])
-    _forget_after(out / "metrics.jsonl", first)
 
-    def save(step: int) -> None:
-        state = {
-            "model": model.state_dict(),
-            "average": average,
-            "optimizers": [opt.state_dict() for opt in opts],
-            "random": random_states(),
-        }
-        save_state(out / "checkpoints", step, state, run.keep)
+class Rehearsal(NamedTuple):
+    """What two steps show."""
 
-    board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
-    progress = tqdm(total=run.steps, initial=first, unit="step", dynamic_ncols=True)
-    shown: dict[str, str] = {}
-    model.train()
-    with _StopSignals() as signals, (out / "metrics.jsonl").open("a") as metrics, (out / "timing.jsonl").open("a") as timing:
-        clock = time.perf_counter()
-        for step, batch in enumerate(batches(stream, first, run.steps, recipe.data.workers), start=first):
-            arrived = time.perf_counter()
-            factor = learning_rate_factor(step, run.steps, recipe.optim)
-            for opt, peak in zip(opts, peaks, strict=True):
-                for group, lr in zip(opt.param_groups, peak, strict=True):
-                    group["lr"] = lr * factor
-            with precision(run.precision, device):
-                loss = loss_fn(model, to_device(batch, device))
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip_norm)
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-                raise FloatingPointError(
-                    f"step {step}: loss {loss.item()}, gradient norm {norm.item()}. Lower the learning rate or look at the "
-                    f"samples: {', '.join(batch.uids)}"
-                )
-            for opt in opts:
+    seconds: float  # of the second step: the first one compiles, allocates and warms up
+    peak_bytes: float  # memory at its highest, of this process
+
+
+class Training:
+    """A model on its way: its weights, their average, the optimizers, and what one step does to them."""
+
+    def __init__(self, model: nn.Module, backward: Backward, recipe: Recipe, peers: Processes):
+        self.weights, self.backward, self.recipe, self.peers = model, backward, recipe, peers
+        self.model = prepare(model, recipe.run, peers)  # the same weights, as this run computes with them
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizers = optimizers(model, recipe.optim)
+        self.peaks = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
+        self.average = {name: p.detach().clone() for name, p in self.named.items()} if recipe.run.ema_decay else {}
+        self.loss_scale = _LossScale() if recipe.run.precision == "float16" else None
+        model.train()
+
+    def step(self, step: int, batch: Batch) -> StepNumbers:
+        """One optimizer update.  Its random numbers depend on (seed, step, rank) alone, so none need to be saved."""
+        run, optim = self.recipe.run, self.recipe.optim
+        torch.manual_seed(int(np.random.SeedSequence([run.seed, step, self.peers.rank]).generate_state(1)[0]))
+        factor = learning_rate_factor(step, run.steps, optim)
+        scale = self.loss_scale.value if self.loss_scale else 1.0
+        with precision(run.precision, self.peers.device):
+            loss = self.backward(self.model, batch, scale).item()
+        if run.shard and self.peers.size > 1:
+            average_whole(self.named.values(), self.peers)
+        if self.loss_scale:
+            for p in self.named.values():
+                if p.grad is not None:
+                    p.grad.mul_(1 / scale)
+        norm = clip_gradients(self.named.values(), optim.clip_norm).item()
+        healthy = math.isfinite(norm)
+        if self.loss_scale:
+            self.loss_scale.learn(healthy)
+        if not math.isfinite(loss) or not (healthy or (self.loss_scale and self.loss_scale.value >= 1)):
+            raise FloatingPointError(
+                f"step {step}: loss {loss}, gradient norm {norm}. Lower the learning rate or look at the "
+                f"samples: {', '.join(batch.uids)}"
+            )
+        for opt, peak in zip(self.optimizers, self.peaks, strict=True):
+            for group, lr in zip(opt.param_groups, peak, strict=True):
+                group["lr"] = lr * factor
+            if healthy:  # float16 overflows now and then: that step is left out, the next has a smaller loss scale
                 opt.step()
-                opt.zero_grad(set_to_none=True)
-            after_step(model, recipe, average)
-            done = step + 1
-            now = time.perf_counter()
-            if done % run.log_every == 0 or done == run.steps:
-                numbers = {"loss": loss.item(), "gradient_norm": norm.item(), "lr_factor": factor} | _temperature(model)
-                _write(metrics, board, done, numbers)
-                speed = run.batch_size / (now - clock)
-                json.dump({"step": done, "seconds": now - clock, "waiting": arrived - clock, "samples_per_second": speed}, timing)
-                timing.write("\n")
-                timing.flush()
-                shown |= {"loss": f"{loss.item():.3f}", "samples/s": f"{speed:.0f}"}
+            opt.zero_grad(set_to_none=True)
+        self._after()
+        return StepNumbers(loss, norm, factor)
+
+    @torch.no_grad()
+    def _after(self) -> None:
+        """Clamp the temperature, move the average of weights."""
+        if "logit_scale" in self.named:
+            self.named["logit_scale"].clamp_(0, math.log(self.recipe.optim.max_logit_scale))
+        for name, average in self.average.items():
+            average.lerp_(self.named[name], 1 - self.recipe.run.ema_decay)
+
+    def temperature(self) -> dict[str, float]:
+        """logit_scale and logit_bias, where the model has them."""
+        return {name: p.item() for name, p in self.named.items() if name in ("logit_scale", "logit_bias")}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model is its average, if the recipe keeps one, and ready to be used."""
+        now = {name: p.detach().clone() for name, p in self.named.items()} if self.average else {}
+        self._set(self.average)
+        self.weights.eval()
+        try:
+            yield
+        finally:
+            self.weights.train()
+            self._set(now)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.named[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, besides the recipe and the step's number."""
+        return {
+            "model": self.weights.state_dict(),
+            "average": self.average,
+            "optimizers": [opt.state_dict() for opt in self.optimizers],
+            "loss_scale": vars(self.loss_scale) if self.loss_scale else None,
+            "recipe": self.recipe.to_dict(),
+        }
+
+    def restore(self, path: Path, say: Callable[[str], object]) -> int:
+        """Take over a checkpoint; returns the number of steps done."""
+        for opt in self.optimizers:
+            _allocate(opt)
+        step, state = load_state(path, self.state())
+        self.weights.load_state_dict(state["model"])
+        for opt, values in zip(self.optimizers, state["optimizers"], strict=True):
+            opt.load_state_dict(values)
+        if self.loss_scale and state["loss_scale"]:
+            vars(self.loss_scale).update(state["loss_scale"])
+        for difference in self.recipe.differences(state["recipe"]):
+            say(f"the recipe has changed since {path.name}: {difference}")
+        return step
+
+
+def fit(
+    model: nn.Module,
+    backward: Backward,
+    stream: PairStream,
+    evaluate: Evaluate,
+    recipe: Recipe,
+    out: Path,
+    *,
+    peers: Processes,
+    chance_loss: float,
+    resume: bool,
+) -> bool:
+    """Train `model` in place for recipe.run.steps steps; False when a signal asked to stop before (all is saved).
+
+    `out` receives what training/record.py lists, and checkpoints/.  At the end the model holds the averaged weights if
+    the recipe keeps an average.  `chance_loss`: of a model that tells nothing apart, for the doctor.
+    """
+    run, checkpoints = recipe.run, out / "checkpoints"
+    training = Training(model, backward, recipe, peers)
+    found = newest(checkpoints, peers, _say_first(peers)) if resume else None
+    first = training.restore(found, _say_first(peers)) if found else 0
+    doctor = Doctor(
+        chance_loss=chance_loss,
+        max_logit_scale=recipe.optim.max_logit_scale,
+        patience=recipe.optim.warmup_steps + 100,
+        workers=recipe.data.workers,
+    )
+    with Record(out if peers.rank == 0 else None, first, run) as record, _StopSignals() as signals:
+        clock = time.perf_counter()
+        for step, batch in enumerate(_batches(stream, first, run.steps, recipe, peers), start=first):
+            arrived = time.perf_counter()
+            numbers = training.step(step, batch.to(peers.device))
+            temperature = training.temperature()
+            done, end = step + 1, time.perf_counter()
+            seconds, waiting = (end - clock, arrived - clock) if step > first else (end - arrived, 0.0)  # loaders start
+            record.step(done, numbers._asdict() | temperature, seconds, waiting)
+            for complaint in doctor.look(step, Signs(numbers.loss, temperature.get("logit_scale"), seconds, waiting)):
+                record.say(f"step {done}: {complaint}")
             if done % run.eval_every == 0 or done == run.steps:
-                numbers = evaluate_average(model, average, evaluate)
-                _write(metrics, board, done, numbers)
-                shown |= {name.removeprefix("val "): f"{value:.3f}" for name, value in numbers.items()}
-                progress.write(f"step {done}: " + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
-            progress.set_postfix(shown, refresh=False)
-            progress.update()
-            if done % run.save_every == 0 or done == run.steps or signals.seen:
-                save(done)
-            if signals.seen:
-                progress.write(f"stopped by {signals.seen} after step {done}; saved. The same command with --resume auto goes on.")
+                with training.averaged():
+                    record.validation(done, evaluate(model))
+            stop = peers.gather(torch.tensor([bool(signals.seen)], dtype=torch.uint8, device=peers.device)).any()
+            if done % run.save_every == 0 or done == run.steps or stop:
+                record.to_disk()
+                save_state(checkpoints, done, training.state(), run.keep, peers)
+            if stop:
+                record.say(f"stopped by {signals.seen or 'a signal'} after step {done}; saved. --resume auto goes on.")
                 return False
             clock = time.perf_counter()
-    progress.close()
-    board.close()
-    if average:
-        model.load_state_dict(model.state_dict() | average)
+    training._set(training.average)
     return True
 
 
-@torch.no_grad()
-def after_step(model: nn.Module, recipe: Recipe, average: dict[str, Tensor]) -> None:
-    """Clamp the temperature, move the average of weights."""
-    for name, p in model.named_parameters():
-        if name == "logit_scale":
-            p.clamp_(0, math.log(recipe.optim.max_logit_scale))
-        if average:
-            average[name].lerp_(p, 1 - recipe.run.ema_decay)
+def rehearse(model: nn.Module, backward: Backward, stream: PairStream, recipe: Recipe, peers: Processes) -> Rehearsal:
+    """Two steps of a run, waiting for data included, and nothing written."""
+    training = Training(model, backward, recipe, peers)
+    clock = seconds = time.perf_counter()
+    for step, batch in enumerate(_batches(stream, 0, 2, recipe, peers)):
+        training.step(step, batch.to(peers.device))
+        clock, seconds = time.perf_counter(), time.perf_counter() - clock
+    if peers.device.type == "cuda":
+        return Rehearsal(seconds, torch.cuda.max_memory_allocated(peers.device))
+    return Rehearsal(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def evaluate_average(model: nn.Module, average: dict[str, Tensor], evaluate: Evaluate) -> dict[str, float]:
-    """Validation numbers of the averaged weights where there are any; the model is left as it was, in training mode."""
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()} if average else {}
-    if average:
-        model.load_state_dict(weights | average)
-    model.eval()
-    numbers = evaluate(model)
-    model.train()
-    if average:
-        model.load_state_dict(weights)
-    return numbers
+def _batches(stream: PairStream, first: int, last: int, recipe: Recipe, peers: Processes) -> Iterator[Batch]:
+    return batches(stream, first, last, recipe.data.workers, pin=peers.device.type == "cuda")
+
+
+def _say_first(peers: Processes) -> Callable[[str], object]:
+    return print if peers.rank == 0 else (lambda text: None)
 
 
 @contextmanager
 def precision(wanted: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bfloat16 if asked; 'auto' does so where the processor computes it natively."""
-    if wanted == "float32" or (wanted == "auto" and not native_bfloat16(device)):
+    """Autocast to bfloat16 or float16 if asked; 'auto' does so where the processor computes bfloat16 natively."""
+    if wanted in ("float32", "float64") or (wanted == "auto" and not native_bfloat16(device)):
         yield
         return
     # torch's fused attention loses 2 x against plain matrix products in bfloat16 on CPUs, at any length we train
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, dtype=torch.bfloat16), attention:
+    with torch.autocast(device.type, dtype=torch.float16 if wanted == "float16" else torch.bfloat16), attention:
         yield
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return batch._replace(
-        **{name: value.to(device, non_blocking=True) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-    )
+class _LossScale:
+    """float16 gradients vanish below 6e-8: the loss is scaled up for them, as far as they do not overflow.
+
+    Micikevicius et al. 2018, with the numbers of torch.amp.GradScaler; overflow shows in the gradient norm, which all
+    processes share.
+    """
+
+    def __init__(self) -> None:
+        self.value = 65536.0
+        self.good_steps = 0
+
+    def learn(self, healthy: bool) -> None:
+        self.good_steps = self.good_steps + 1 if healthy else 0
+        if not healthy:
+            self.value /= 2
+        elif self.good_steps == 2000:
+            self.value, self.good_steps = self.value * 2, 0
 
 
 class _StopSignals:
@@ -172,25 +269,15 @@ class _StopSignals:
         self.seen = signal.Signals(number).name
 
 
-def _temperature(model: nn.Module) -> dict[str, float]:
-    return {name: p.item() for name, p in model.named_parameters() if name in ("logit_scale", "logit_bias")}
-
-
-def _write(metrics: Any, board: Any, step: int, numbers: dict[str, float]) -> None:
-    json.dump({"step": step} | numbers, metrics)
-    metrics.write("\n")
-    metrics.flush()
-    for name, value in numbers.items():
-        board.add_scalar(name, value, step)
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Cut lines that a stopped run wrote after its last checkpoint: they will be written again, the same."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+@torch.no_grad()
+def _allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer its state, as a checkpoint's values need a place to go: a step of no length."""
+    lengths = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, lr in zip(optimizer.param_groups, lengths, strict=True):
+        group["lr"] = lr

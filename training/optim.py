@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from training.config import OptimSection
+from vlm.text import TextTransformer
+from vlm.vision import VisionTransformer
 
 
 class Muon(torch.optim.Optimizer):
@@ -16,8 +19,14 @@ class Muon(torch.optim.Optimizer):
     one shape are orthogonalised together.  A fused q/k/v weight counts as its three square matrices.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: Iterable[Tensor] | list[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -30,7 +39,7 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"])  # Nesterov
                 for weight, piece in zip(_matrices(p), _matrices(update), strict=True):
-                    stacks.setdefault(tuple(piece.shape), []).append((weight, piece))
+                    stacks.setdefault((piece.shape[0], piece.shape[1]), []).append((weight, piece))
             for (rows, columns), pairs in stacks.items():
                 updates = orthogonalise(torch.stack([piece for _, piece in pairs]))
                 scale = math.sqrt(max(1, rows / columns))
@@ -41,7 +50,8 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """(S, n, m) -> nearly orthogonal matrices with the same row and column spaces: all singular values near 1."""
-    x = matrices.bfloat16() if native_bfloat16(matrices.device) else matrices.float()
+    fast = torch.bfloat16 if native_bfloat16(matrices.device) else torch.float32
+    x = matrices.to(torch.float64 if matrices.dtype == torch.float64 else fast)
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.transpose(1, 2)
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
@@ -53,7 +63,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether this processor multiplies bfloat16 itself.  Where it does not, emulation is several times slower than float32."""
+    """Whether this processor multiplies bfloat16 itself; where not, emulation is several times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -81,19 +91,45 @@ def parameter_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
 
 
 def optimizers(model: nn.Module, section: OptimSection) -> list[torch.optim.Optimizer]:
-    """AdamW alone, or Muon for the blocks' matrices and AdamW for the rest.  Norms, biases, gains, tokens and positions do not decay."""
+    """AdamW alone, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Norms, biases, gains, tokens and positions do not decay.
+    """
     matrices, decayed, plain = parameter_groups(model)
+    slower = _layer_factors(model, section.layer_decay)
     muon = section.matrices == "muon"
     adamw = torch.optim.AdamW(
-        [
-            {"params": decayed if muon else matrices + decayed, "weight_decay": section.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
+        _groups(decayed if muon else matrices + decayed, slower, section.lr, section.weight_decay)
+        + _groups(plain, slower, section.lr, 0.0),
         lr=section.lr,
         betas=section.betas,
         fused=True,
     )
-    return [Muon(matrices, section.muon_lr, weight_decay=section.muon_decay), adamw] if muon else [adamw]
+    if not (muon and matrices):
+        return [adamw]
+    return [Muon(_groups(matrices, slower, section.muon_lr, section.muon_decay), section.muon_lr), adamw]
+
+
+def _groups(parameters: list[Tensor], slower: dict[Tensor, float], lr: float, decay: float) -> list[dict[str, Any]]:
+    """One group per learning rate, scalars apart: FSDP2 leaves those whole, and whole and cut do not mix."""
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for p in parameters:
+        groups.setdefault((slower[p], p.ndim == 0), []).append(p)
+    return [{"params": group, "lr": lr * factor, "weight_decay": decay} for (factor, _), group in groups.items()]
+
+
+def _layer_factors(model: nn.Module, layer_decay: float) -> dict[Tensor, float]:
+    """1 for what lies above a tower's last block, layer_decay for that block, and so on down to the embeddings."""
+    factors: dict[Tensor, float] = dict.fromkeys(model.parameters(), 1.0)
+    for tower in model.modules():
+        if isinstance(tower, (VisionTransformer, TextTransformer)):
+            for name, p in tower.named_parameters():
+                part, layer = (*name.split("."), "")[:2]
+                if part not in ("norm", "pool"):
+                    factors[p] = layer_decay ** (
+                        len(tower.blocks) + 1 if part != "blocks" else len(tower.blocks) - int(layer)
+                    )
+    return factors
 
 
 def learning_rate_factor(step: int, steps: int, section: OptimSection) -> float:

@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from vlm.loss import clip_loss, siglip_loss
     from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
     from vlm.preprocess import ImageError, Preprocess, find_images, open_image
+    from vlm.retrieval import Added, EmbeddingIndex, Hit
     from vlm.text import TextTransformer
     from vlm.tokenizer import Tokenizer, load_tokenizer
     from vlm.vision import VisionTransformer, ViTClassifier
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
 
 _HOME = {  # public name -> its module; the imports above say the same to type checkers
+    "Added": "retrieval",
     "CLIP": "clip",
     "CLIPConfig": "config",
     "Embedder": "embedder",
+    "EmbeddingIndex": "retrieval",
+    "Hit": "retrieval",
     "ImageError": "preprocess",
     "Preprocess": "preprocess",
     "PreprocessConfig": "config",
@@ -51,9 +55,12 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
 }
 
 __all__ = [
+    "Added",
     "CLIP",
     "CLIPConfig",
     "Embedder",
+    "EmbeddingIndex",
+    "Hit",
     "ImageError",
     "Preprocess",
     "PreprocessConfig",

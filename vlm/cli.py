@@ -18,61 +18,175 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlm.embedder import Embedder
-    from vlm.preprocess import ImageError
+    from vlm.preprocess import ImageError, Preprocess
+    from vlm.vision import ViTClassifier, VisionTransformer
+    from vlm.visualize import Score
 
 Run = Callable[[Namespace], None]
+
+_MODEL_HELP = "mini, a folder, openclip:NAME/TAG or hf:ORG/NAME; default %(default)s"
 
 
 def classify(parser: ArgumentParser) -> Run:
     """Which of these labels fits each picture?"""
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", type=Path)
-    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="in any language the model reads")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--labels", nargs="+", metavar="LABEL", help="in any language the model reads")
+    which.add_argument("--classifier", metavar="FOLDER", help="a trained ViT, which has labels of its own")
     parser.add_argument(
         "--templates", nargs="+", metavar="SENTENCE", help="with {} where the label goes; default: by language"
     )
+    parser.add_argument("-k", type=_positive, help="labels per picture; default all of --labels, 5 of a classifier")
     _add_model(parser)
     _add_json(parser)
 
     def run(args: Namespace) -> None:
-        from vlm.checkpoint import load
-        from vlm.zero_shot import ZeroShotClassifier
+        if args.classifier:
+            if args.templates:
+                raise ValueError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
+            classifier, preprocess = _open_classifier(args.classifier)
+            labels, probabilities = classifier.labels, _classify(classifier, preprocess, args.pictures)
+        else:
+            from vlm.checkpoint import load
+            from vlm.zero_shot import ZeroShotClassifier
 
-        zero_shot = ZeroShotClassifier(load(args.model), args.labels, args.templates)
+            zero_shot = ZeroShotClassifier(load(args.model), args.labels, args.templates)
+            labels, probabilities = zero_shot.labels, zero_shot(args.pictures)
+        count = args.k or (5 if args.classifier else len(labels))
         rows: list[dict[str, Any]] = []
-        for path, probabilities in zip(args.pictures, zero_shot(args.pictures), strict=True):
-            scores, order = probabilities.sort(descending=True, stable=True)
-            for rank, (score, label) in enumerate(zip(scores.tolist(), order.tolist(), strict=True), 1):
-                rows.append({"path": str(path), "label": zero_shot.labels[label], "score": score, "rank": rank})
+        for path, row in zip(args.pictures, probabilities, strict=True):
+            scores, order = row.sort(descending=True, stable=True)
+            best = zip(scores[:count].tolist(), order[:count].tolist(), strict=True)
+            for rank, (score, label) in enumerate(best, 1):
+                rows.append({"path": str(path), "label": labels[label], "score": score, "rank": rank})
         _print(rows, args.json, lambda row: f"{row['path']}\t{row['score']:7.1%}\t{row['label']}")
 
     return run
 
 
-def search(parser: ArgumentParser) -> Run:
-    """The pictures of a folder that are nearest to a text or to another picture."""
-    parser.add_argument("query", metavar="QUERY", help="a text, or the path of a picture")
-    parser.add_argument("--folder", type=Path, required=True, help="with the pictures, subfolders too")
-    parser.add_argument("-k", type=_positive, default=10, help="how many, default %(default)s")
+def index(parser: ArgumentParser) -> Run:
+    """Make the pictures of a folder ready to be searched; again, and only what is new or changed is read."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="with the pictures, subfolders too")
+    parser.add_argument("--index", type=Path, required=True, help="the folder of the index, created if absent")
+    parser.add_argument("--prune", action="store_true", help="forget pictures that are gone, and their vectors")
+    parser.add_argument("--workers", type=_positive, help="processes that decode, default one per processor")
     _add_model(parser)
     _add_json(parser)
 
     def run(args: Namespace) -> None:
         from vlm.checkpoint import load
+        from vlm.retrieval import EmbeddingIndex
 
-        embedder = load(args.model)
-        query = _embed_query(embedder, args.query)  # (E,)
-        paths, embeds, skipped = _embed_folder(embedder, args.folder)
-        scores, order = (embeds @ query).sort(descending=True, stable=True)
-        hits = zip(scores[: args.k].tolist(), order[: args.k].tolist(), strict=True)
-        rows = [{"path": str(paths[item]), "score": score, "rank": rank} for rank, (score, item) in enumerate(hits, 1)]
-        _print(rows, args.json, lambda row: f"{row['rank']:3d}\t{row['score']:.3f}\t{row['path']}")
-        _report_skipped(skipped, len(paths) + len(skipped))
+        with EmbeddingIndex.open(args.index, load(args.model)) as opened:
+            added = opened.add_folder(args.folder, workers=args.workers, progress=True)
+            forgotten = opened.prune(args.folder) if args.prune else 0
+            row = {
+                "folder": str(args.folder),
+                "embedded": added.embedded,
+                "recognised": added.recognised,
+                "unchanged": added.unchanged,
+                "vanished": [str(path) for path in added.vanished],
+                "forgotten": forgotten,
+                "skipped": [{"path": e.name, "reason": e.reason, "detail": e.detail} for e in added.skipped],
+                "pictures": len(opened),
+            }
+        _print([row], args.json, _describe_added)
+        _report_skipped(added.skipped, added.embedded + added.recognised + added.unchanged + len(added.skipped))
 
     return run
 
 
+def _describe_added(row: dict[str, Any]) -> str:
+    counts = f"{row['embedded']} embedded, {row['recognised']} recognised, {row['unchanged']} unchanged"
+    return f"{counts}, {len(row['vanished'])} vanished, {row['forgotten']} forgotten; {row['pictures']} in the index"
+
+
+def search(parser: ArgumentParser) -> Run:
+    """The pictures of a folder or an index that are nearest to a text or to another picture."""
+    parser.add_argument("query", metavar="QUERY", nargs="?", help='a text, "one + another - a third", or a picture')
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--folder", type=Path, help="with the pictures, subfolders too; all are embedded now")
+    place.add_argument("--index", type=Path, help="that `vlm index` made")
+    parser.add_argument("-k", type=_positive, default=10, help="how many, default %(default)s")
+    only = parser.add_argument_group("with --index")
+    only.add_argument("--glob", metavar="PATTERN", help="only paths like this, * crosses folders: '2024/*.jpg'")
+    only.add_argument("--since", metavar="DATE", help="only pictures taken then or later (EXIF, else the file's date)")
+    only.add_argument("--until", metavar="DATE", help="only pictures taken then or earlier")
+    only.add_argument("--min-side", type=_positive, metavar="PIXELS", help="only pictures at least so high and wide")
+    only.add_argument("--duplicates", action="store_true", help="no QUERY: groups of pictures that are nearly the same")
+    only.add_argument("--html", type=Path, metavar="FILE", help="write a page of the pictures found")
+    parser.add_argument("--paths", action="store_true", help="print paths only")
+    _add_model(parser)
+    _add_json(parser)
+
+    def run(args: Namespace) -> None:
+        if args.duplicates == (args.query is not None):
+            parser.error("give either QUERY or --duplicates")
+        if args.index is None and (
+            args.duplicates or args.glob or args.since or args.until or args.min_side or args.html
+        ):
+            parser.error("--duplicates, --glob, --since, --until, --min-side and --html need --index")
+        if args.duplicates:
+            _print(_duplicates(args), args.json, lambda row: "\t".join(row["paths"]))
+            return
+        rows = _search_folder(args) if args.index is None else _search_index(args)
+        _print(rows, args.json, lambda row: row["path"] if args.paths else _describe_hit(row))
+
+    return run
+
+
+def _search_folder(args: Namespace) -> list[dict[str, Any]]:
+    from vlm.checkpoint import load
+
+    embedder = load(args.model)
+    query = _embed_query(embedder, args.query)  # (E,)
+    paths, embeds, skipped = _embed_folder(embedder, args.folder)
+    scores, order = (embeds @ query).sort(descending=True, stable=True)
+    hits = zip(scores[: args.k].tolist(), order[: args.k].tolist(), strict=True)
+    _report_skipped(skipped, len(paths) + len(skipped))
+    return [{"path": str(paths[item]), "score": score, "rank": rank} for rank, (score, item) in enumerate(hits, 1)]
+
+
+def _search_index(args: Namespace) -> list[dict[str, Any]]:
+    from vlm.contact_sheet import contact_sheet
+
+    with _open_index(args) as opened:
+        query = Path(args.query) if _is_picture(args.query) else args.query
+        limits = {"glob": args.glob, "since": args.since, "until": args.until, "min_side": args.min_side}
+        hits = opened.search(query, args.k, **limits)
+    if args.html:
+        args.html.write_text(contact_sheet(hits, args.query), encoding="utf-8")
+    return [
+        {"path": str(hit.path), "score": hit.score, "rank": hit.rank, "probability": hit.probability} for hit in hits
+    ]
+
+
+def _duplicates(args: Namespace) -> list[dict[str, Any]]:
+    with _open_index(args) as opened:
+        return [{"paths": [str(path) for path in group]} for group in opened.duplicates()]
+
+
+def _open_index(args: Namespace) -> "EmbeddingIndex":
+    from vlm.checkpoint import load
+    from vlm.retrieval import EmbeddingIndex
+
+    if not args.index.is_dir():
+        raise ValueError(f"There is no index '{args.index}'. Make one: vlm index FOLDER --index {args.index}")
+    opened = EmbeddingIndex.open(args.index, load(args.model))
+    if not len(opened):
+        raise ValueError(f"The index '{args.index}' has no pictures for this model. Run vlm index with it first.")
+    return opened
+
+
+def _describe_hit(row: dict[str, Any]) -> str:
+    probability = row.get("probability")
+    sure = "" if probability is None else f"\t{probability:7.1%}"
+    return f"{row['rank']:3d}\t{row['score']:.3f}{sure}\t{row['path']}"
+
+
 COMMANDS: dict[str, Callable[[ArgumentParser], Run]] = {
     "classify": classify,
+    "look": look,
     "search": search,
 }
 
@@ -94,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="vlm", description="Pictures and words in one space: classify, search.")
+    parser = ArgumentParser(prog="vlm", description="Pictures and words in one space: classify, search, look inside.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, add in COMMANDS.items():
         command = commands.add_parser(name, help=add.__doc__, description=add.__doc__)
@@ -103,9 +217,7 @@ def _parser() -> ArgumentParser:
 
 
 def _add_model(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="mini", help="mini, a folder, openclip:NAME/TAG or hf:ORG/NAME; default %(default)s"
-    )
+    parser.add_argument("--model", default="mini", help=_MODEL_HELP)
 
 
 def _add_json(parser: ArgumentParser) -> None:
@@ -126,17 +238,67 @@ def _print(rows: list[dict[str, Any]], as_json: bool, line: Callable[[dict[str, 
         print(line(row))
 
 
+def _user_language() -> str:
+    """`ja` where the user's locale says so, else `en`."""
+    chosen = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
+    return "ja" if chosen.startswith("ja") else "en"
+
+
+def _open_classifier(source: str) -> tuple["ViTClassifier", "Preprocess"]:
+    from vlm.checkpoint import load_classifier
+
+    classifier = load_classifier(source)
+    if classifier.preprocess is None:
+        raise ValueError(f"{source} came without preprocessing settings, so it cannot read pictures.")
+    return classifier, classifier.preprocess
+
+
+def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", pictures: list[Path]) -> "Tensor":
+    """Probabilities (B, M)."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat([classifier(preprocess(picture)[None]).softmax(-1) for picture in pictures])
+
+
+def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
+    """What `vlm look` draws: the picture tower, its preprocessing, and for each text what speaks for it."""
+    from vlm.checkpoint import load
+    from vlm.visualize import text_score
+    from vlm.zero_shot import class_embeddings
+
+    embedder = load(source)
+    embeds = class_embeddings(embedder, texts) if texts else []
+    scores = {text: text_score(embedder.model, embed) for text, embed in zip(texts, embeds, strict=True)}
+    return embedder.model.vision, embedder.preprocess, scores
+
+
+def _inside_classifier(
+    source: str, labels: list[str], picture: Path
+) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
+    """The same of a classifier; without labels its own answer to the picture."""
+    from vlm.visualize import label_score
+
+    classifier, preprocess = _open_classifier(source)
+    labels = labels or [classifier.labels[int(_classify(classifier, preprocess, [picture]).argmax())]]
+    return classifier.vision, preprocess, {label: label_score(classifier, label) for label in labels}
+
+
 def _embed_query(embedder: "Embedder", query: str) -> "Tensor":
     """A path of a picture, or else a text -> (E,)."""
-    from vlm.preprocess import IMAGE_SUFFIXES
-
-    if Path(query).suffix.lower() in IMAGE_SUFFIXES or os.path.isfile(
-        query
-    ):  # of Path's own, a long text makes an error
+    if _is_picture(query):
         return embedder.embed_images([query])[0]
     if not query.strip():
         raise ValueError("QUERY is empty. Give a text, or the path of a picture.")
     return embedder.embed_texts([query])[0]
+
+
+def _is_picture(query: str) -> bool:
+    from vlm.preprocess import IMAGE_SUFFIXES
+
+    return Path(query).suffix.lower() in IMAGE_SUFFIXES or os.path.isfile(
+        query
+    )  # of Path's own, a long text is an error
 
 
 def _embed_folder(embedder: "Embedder", folder: Path) -> tuple[list[Path], "Tensor", list["ImageError"]]:

@@ -1,4 +1,7 @@
-"""CLIP (Radford et al. 2021): two encoders, two projections, one temperature; with `logit_bias` it is SigLIP (Zhai et al. 2023)."""
+"""CLIP (Radford et al. 2021): two encoders, two projections, one temperature.
+
+With `logit_bias` it is SigLIP (Zhai et al. 2023).
+"""
 
 import torch
 import torch.nn.functional as F

@@ -89,9 +89,22 @@ def _choice(config: Any, name: str, choices: typing.Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_suggest(str(value), choices)}")
 
 
+def _check_patches(side: int, patch_size: int) -> None:
+    if side <= 0:
+        raise ValueError(f"image_size must be positive, got {side}.")
+    if left_over := side % patch_size:
+        nearest = [near for near in (side - left_over, side - left_over + patch_size) if near]
+        raise ValueError(
+            f"image_size {side} is not a multiple of patch_size {patch_size}: {left_over} pixel{'s' * (left_over > 1)} "
+            f"would be left over on each side. Nearest: {' and '.join(map(str, nearest))}."
+        )
+
+
 def _check_heads(width: int, num_heads: int) -> None:
     if width % num_heads:
-        raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}: each head needs width / num_heads.")
+        raise ValueError(
+            f"width {width} is not a multiple of num_heads {num_heads}: each head needs width / num_heads."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +132,15 @@ class VisionConfig(StrictConfig):
     def __post_init__(self) -> None:
         _positive(self, "patch_size", "in_channels", "width", "depth", "num_heads", "mlp_dim")
         for side in self.image_shape:
-            if side <= 0 or side % self.patch_size:
-                below = side // self.patch_size * self.patch_size
-                raise ValueError(
-                    f"image_size {side} is not a multiple of patch_size {self.patch_size}: {side - below} pixel(s) would "
-                    f"be left over on each side. Nearest: {max(below, self.patch_size)} and {below + self.patch_size}."
-                )
+            _check_patches(side, self.patch_size)
         _check_heads(self.width, self.num_heads)
         _choice(self, "activation", typing.get_args(Activation))
         _choice(self, "pool", ("class", "mean", "attention"))
         _fraction(self, "dropout", "drop_path")
         if self.pool == "class" and not self.class_token:
-            raise ValueError("pool 'class' reads the class token, but class_token is false. Use pool 'mean' or 'attention'.")
+            raise ValueError(
+                "pool 'class' reads the class token, but class_token is false. Use pool 'mean' or 'attention'."
+            )
         if self.norm_after_pool and self.pool != "mean":
             raise ValueError(f"norm_after_pool goes with pool 'mean' only; pool is '{self.pool}'.")
 
@@ -186,7 +196,9 @@ class TextConfig(StrictConfig):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size} ids.")
         if self.pool == "last" and not self.pad_to_context:
-            raise ValueError("pool 'last' reads position T-1, so rows must be full: set pad_to_context = true, or pool 'eot'.")
+            raise ValueError(
+                "pool 'last' reads position T-1, so rows must be full: set pad_to_context = true, or pool 'eot'."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +218,9 @@ class CLIPConfig(StrictConfig):
         for name, width in (("vision_proj", self.vision.width), ("text_proj", self.text.width)):
             _choice(self, name, typing.get_args(Projection))
             if getattr(self, name) == "none" and width != self.embed_dim:
-                raise ValueError(f"{name} 'none' needs width {width} to equal embed_dim {self.embed_dim}. Use 'linear'.")
+                raise ValueError(
+                    f"{name} 'none' needs width {width} to equal embed_dim {self.embed_dim}. Use 'linear'."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +228,8 @@ class PreprocessConfig(StrictConfig):
     """How a picture becomes pixels (3, H, W).  Travels with the weights."""
 
     image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
-    resize: Literal["crop", "pad", "squash"] = "crop"  # shortest side then centre crop; longest side then pad; both sides
+    # shortest side then centre crop; longest side then pad; both sides
+    resize: Literal["crop", "pad", "squash"] = "crop"
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     crop_pct: float = 1.0  # timm: resize to image_size / crop_pct before the centre crop
     # half pixels: torchvision, OpenCLIP, timm even; Hugging Face down; first: cut from the top left (SigLIP 384 / 14)
@@ -273,9 +288,7 @@ def named_size(name: str) -> CLIPConfig:
         pre_norm=True,
         patch_bias=False,
     )
-    sizes = {"width": text_width, "depth": text_depth, "num_heads": text_heads, "mlp_dim": text_mlp}
+    text = TextConfig(width=text_width, depth=text_depth, num_heads=text_heads, mlp_dim=text_mlp)
     if mini:
-        text = TextConfig(**sizes, vocab_size=8192, context_length=32, eot_id=2, pad_id=0)
-    else:
-        text = TextConfig(**sizes)
+        text = dataclasses.replace(text, vocab_size=8192, context_length=32, eot_id=2)
     return CLIPConfig(embed_dim=embed_dim, vision=vision, text=text)

@@ -13,7 +13,9 @@ from vlm.config import Activation
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D).  Book eq. (6)-(10)."""
 
-    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True, causal: bool = False, dropout: float = 0.0):
+    def __init__(
+        self, width: int, num_heads: int, *, qkv_bias: bool = True, causal: bool = False, dropout: float = 0.0
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
@@ -105,7 +107,10 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query reads all tokens, (B, N, D) -> (B, D): the MAP head of Zhai et al. 2022 (timm's AttentionPoolLatent)."""
+    """One learned query reads all tokens, (B, N, D) -> (B, D).
+
+    The MAP head of Zhai et al. 2022, with the names of timm's AttentionPoolLatent.
+    """
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int, *, activation: Activation, norm_eps: float):
         super().__init__()

@@ -213,11 +213,14 @@ def _log_sum_exp(z: Tensor, dim: int) -> Tensor:
 
 
 def _sum_softplus(z: Tensor) -> Tensor:
-    """Sum of log(1 + exp(z)).  CPUs have a fast log, no fast log1p: F.softplus takes longer than the product for z."""
-    e = z.abs().neg_().clamp_(min=_LOWEST).exp_()
-    u = 1 + e
-    lost = e.sub_(u - 1)  # what rounding took from u, and to first order from its log
-    return z.relu().sum() + u.log_().sum() + lost.sum()
+    """Sum of log(1 + exp(z)) = max(z, 0) - log(1 - sigmoid(-|z|)).
+
+    F.softplus takes longer than the product that made z: CPUs have a fast log, but no fast log1p.
+    """
+    p = z.abs().clamp_(max=-_LOWEST).neg_().sigmoid_()
+    q = 1 - p
+    lost = p.sub_(1 - q)  # what rounding took from q, and to first order from its log
+    return z.relu().sum() - q.log_().sum() + lost.sum()
 
 
 def _from_group_mean(rows: Tensor, groups: Tensor) -> Tensor:

@@ -50,14 +50,20 @@ class TextTransformer(nn.Module):
     def lengths(self, ids: Tensor) -> Tensor:
         """Tokens of each row up to and with its end-of-text, (B,); T for models that read the padding."""
         if ids.ndim != 2 or ids.shape[1] > self.config.context_length:
-            raise ValueError(f"ids are {tuple(ids.shape)}; this model takes (B, T) with T <= {self.config.context_length}.")
+            raise ValueError(
+                f"ids are {tuple(ids.shape)}; this model takes (B, T) with T <= {self.config.context_length}."
+            )
         if self.config.pad_to_context:
             return torch.full((ids.shape[0],), ids.shape[1], device=ids.device)
+        return self._ends(ids) + 1
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """Where each row's end-of-text stands, the first if there are several, (B,)."""
         ends = ids == self.config.eot_id
         if not bool(ends.any(1).all()):
             row = int((~ends.any(1)).nonzero()[0])
             raise ValueError(f"row {row} has no end-of-text id {self.config.eot_id}. Use this model's own tokenizer.")
-        return ends.int().argmax(1) + 1
+        return ends.int().argmax(1)
 
     def _full_rows(self, ids: Tensor) -> Tensor:
         return nn.functional.pad(ids, (0, self.config.context_length - ids.shape[1]), value=self.config.pad_id)
@@ -69,5 +75,5 @@ class TextTransformer(nn.Module):
             z = z if self.config.norm_after_pool else self.norm(z)
             mean = z.new_zeros(len(lengths), z.shape[1]).index_add(0, row, z) / lengths[:, None]
             return self.norm(mean) if self.config.norm_after_pool else mean
-        ends = (ids == self.config.eot_id).int().argmax(1) if self.config.pool == "eot" else lengths - 1
+        ends = self._ends(ids) if self.config.pool == "eot" else lengths - 1
         return self.norm(z[lengths.cumsum(0) - lengths + ends])

@@ -114,17 +114,19 @@ class VisionTransformer(nn.Module):
 
     def features(self, images: Tensor, blocks: tuple[int, ...] = ()) -> ViTFeatures:
         """Class token, patch map and the tokens after any block (0 is the first, -1 the last)."""
-        wanted = {index % self.config.depth: index for index in blocks}
+        depth = self.config.depth
+        if unknown := [index for index in blocks if not -depth <= index < depth]:
+            raise ValueError(f"There are no blocks {unknown}: this model has {depth}, numbered 0 to {depth - 1}.")
         z, taken = self.embed(images), {}
         for layer, block in enumerate(self.blocks):
             z = block(z)
-            if layer in wanted:
+            if layer in blocks or layer - depth in blocks:
                 taken[layer] = z
         tokens = z if self.config.norm_after_pool else self.norm(z)
         first = int(self.config.class_token)
         patches = tokens[:, first:].transpose(1, 2).unflatten(2, self.config.grid)  # (B, D, H/P, W/P)
         class_token = tokens[:, 0] if self.config.class_token else None
-        return ViTFeatures(self._pool(z), class_token, patches, [taken[index % self.config.depth] for index in blocks])
+        return ViTFeatures(self._pool(z), class_token, patches, [taken[index % depth] for index in blocks])
 
     def _pool(self, z: Tensor) -> Tensor:
         """(B, N, D) -> (B, D).  Book eq. (16)."""

@@ -1,5 +1,6 @@
 """Hugging Face's `CLIPModel` and `SiglipModel` (SigLIP 2 at fixed size too), both ways."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -287,6 +288,19 @@ def _inexpressible(config: CLIPConfig, siglip: bool) -> list[str]:
             "a text tower without causal mask": not text.causal,
             f"text pool '{text.pool}'": text.pool != "eot",
             "a logit_bias": config.logit_bias is not None,
-            "end-of-text id 2, which transformers reads as 'the highest id'": text.eot_id == 2,
         }
     return [reason for reason, holds in outside.items() if holds]
+
+
+def without_end_2(config: CLIPConfig, state: State) -> tuple[CLIPConfig, State, list[int] | None]:
+    """The same model with ids 1 and 2 exchanged if its end-of-text is 2, which `CLIPModel` reads as "the highest id".
+
+    Third: the old id of each new one, None where nothing changed.
+    """
+    text = config.text
+    if text.pool != "eot" or text.eot_id != 2:
+        return config, state, None
+    order = [0, 2, 1, *range(3, text.vocab_size)]
+    pad_id = order.index(text.pad_id)
+    config = dataclasses.replace(config, text=dataclasses.replace(text, eot_id=1, pad_id=pad_id))
+    return config, state | {"text.token_embed.weight": state["text.token_embed.weight"][order]}, order

@@ -337,6 +337,13 @@ def _text(text: _TextCfg, quick_gelu: bool) -> TextConfig:
     )
 
 
+CLEANING = (
+    "whitespace",
+    "lower",
+    "canonicalize",
+)  # what OpenCLIP's tokenizers can do to a text before (open_clip/tokenizer.py)
+
+
 def _pad_id(text: _TextCfg) -> int:
     """OpenCLIP's `pad_id` is not what its tokenizers pad with: SigLIP's pads with T5's end-of-text, 1."""
     siglip = re.search(r"siglip(?!2)", (text.hf_tokenizer_name or "").lower())

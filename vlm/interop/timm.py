@@ -49,7 +49,9 @@ _SIZES = {
 }
 _SIZES |= {"gigantic": 16, "so400m": 16, "giantopt": 16, "base_plus": 14}
 _PLAIN = re.compile(r"(?:vit|deit)_([a-z0-9]+)_patch\d+((?:_(?:plus|clip|siglip|quickgelu|gap))*)_\d+(?:\..*)?")
-_TANH = re.compile(r"vit_(giantopt_|so400m_patch16_|base_patch32_siglip_|large_patch16_siglip_(gap_)?512).*")  # SigLIP 2's sizes
+_TANH = re.compile(
+    r"vit_(giantopt_|so400m_patch16_|base_patch32_siglip_|large_patch16_siglip_(gap_)?512).*"
+)  # SigLIP 2's sizes
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
@@ -57,6 +59,9 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": "gelu_tanh",
 }
 _POOLS = {"token": "class", "avg": "mean", "map": "attention"}
+
+
+_POOL_AND_TOKEN = "attention pooling beside a class token: timm's leaves the token out, ours reads it."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,8 @@ def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] 
     if name.global_pool not in _POOLS:
         raise ValueError(f"global_pool is '{name.global_pool}'; only {', '.join(_POOLS)} are known here.")
     class_token = "cls_token" in state
+    if class_token and name.global_pool == "map":
+        raise ValueError(_POOL_AND_TOKEN)
     if image_size is None:
         image_size = patch * square(shape(state, "pos_embed", 3)[1] - class_token, "pos_embed")
     return VisionConfig(
@@ -251,6 +258,8 @@ def write_vision(
     architecture = {1e-5: "vit_base_patch32_clip_224", 1e-6: "vit_base_patch16_224"}.get(config.norm_eps)
     if architecture is None:
         raise ValueError(f"timm keeps norm_eps 1e-5 or 1e-6; this model has {config.norm_eps}.")
+    if config.pool == "attention" and config.class_token:
+        raise ValueError(_POOL_AND_TOKEN)
     if config.pre_norm and config.patch_bias:
         raise ValueError("timm's ViT has no patch bias where it has a norm before the blocks; this model has both.")
     theirs = write(state, encoder_table(config) + _HEAD)

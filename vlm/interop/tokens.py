@@ -184,13 +184,9 @@ def write_tokenizer(
             raise ValueError(f"{type(tokenizer).__name__} has no form as a tokenizer.json.")
     eot_id, pad_id = ((order.index(id) if order else id) for id in (tokenizer.eot_id, tokenizer.pad_id))
     symbols: dict[str, Any] = {"eos_token": vocabulary.id_to_token(eot_id), "pad_token": vocabulary.id_to_token(pad_id)}
-    if kind == "CLIPTokenizer":
-        symbols = {
-            "bos_token": _CLIP_SYMBOLS[0],
-            "eos_token": _CLIP_SYMBOLS[1],
-            "unk_token": _CLIP_SYMBOLS[1],
-            "pad_token": "!",
-        }
+    if kind == "CLIPTokenizer":  # as OpenAI's; padding with "!", id 0, would make every ! of a text a symbol
+        begin, end = _CLIP_SYMBOLS
+        symbols = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
     vocabulary.save(str(folder / JSON_FILE))
     write_json(folder / "special_tokens_map.json", symbols)
     settings = {

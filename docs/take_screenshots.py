@@ -1,0 +1,43 @@
+"""The demo's screenshots, `docs/images/demo-{classify,search}-{ja,en}.png`, from a demo that is running.
+
+python -m demo &
+python docs/take_screenshots.py http://127.0.0.1:7860
+"""
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+OUT = Path(__file__).parent / "images"
+
+
+def main(address: str) -> None:
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for language, locale in (("ja", "ja-JP"), ("en", "en-US")):
+            page = browser.new_page(locale=locale, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+            page.goto(address)
+            page.locator(".examples button").first.click()
+            page.locator(".bars").wait_for()
+            _save(page, f"demo-classify-{language}")
+            page.get_by_role("tab").nth(1).click()
+            page.locator(".suggestions button").first.click()
+            page.locator(".cards").wait_for()
+            _save(page, f"demo-search-{language}")
+        browser.close()
+
+
+def _save(page: Page, name: str) -> None:
+    """A few ten kilobytes: 256 colours are enough for a calm page."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1000)  # pictures drawn, progress gone
+    shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    shot.quantize(256, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,223 @@
+"""What we export is opened by the peers' own loaders, with our outputs, our ids and our pixels."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+
+from tests.foreign_models import (
+    captions,
+    clip_config,
+    odd_pictures,
+    pixels,
+    randomise,
+    rows,
+    sentencepiece_model,
+    siglip_config,
+)
+from vlm.clip import CLIP
+from vlm.config import CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.embedder import Embedder
+from vlm.export import export
+from vlm.interop import load_foreign, load_foreign_classifier
+from vlm.preprocess import Preprocess
+from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer
+from vlm.vision import ViTClassifier
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(sentencepiece_model(), 24)
+
+
+def embedder(config: CLIPConfig, tokenizer: Tokenizer, preprocess: PreprocessConfig | None = None) -> Embedder:
+    ids = {
+        "vocab_size": tokenizer.vocab_size,
+        "context_length": tokenizer.context_length,
+        "eot_id": tokenizer.eot_id,
+        "pad_id": tokenizer.pad_id,
+    }
+    model = CLIP(dataclasses.replace(config, text=dataclasses.replace(config.text, **ids)))
+    randomise(model)
+    return Embedder(model, tokenizer, Preprocess(preprocess or PreprocessConfig(image_size=48)), name="model")
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("own_tokenizer", [True, False])
+def test_openclip_opens_our_export_with_our_outputs_ids_and_pixels(
+    sentencepiece: SentencePieceTokenizer, tmp_path: Path, resize: str, own_tokenizer: bool
+) -> None:
+    tokenizer = sentencepiece if own_tokenizer else CLIPTokenizer(12)
+    preprocess = PreprocessConfig.from_dict(
+        {"image_size": 48, "resize": resize, "interpolation": "bilinear", "fill": 200}
+    )
+    ours = embedder(clip_config(), tokenizer, preprocess)
+    export(ours, tmp_path / "out", "openclip")
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
+    texts = [text for text in captions() if not set(text) & set("“”&—…～")]  # OpenCLIP's ftfy changes these
+    pictures = odd_pictures(6)
+    ids = tokenize(texts)
+    for text, row in zip(texts, ids.tolist(), strict=True):
+        assert row[: len(tokenizer.encode(text))] == tokenizer.encode(text)
+    with torch.inference_mode():
+        image = theirs.eval().encode_image(torch.stack([transform(picture) for picture in pictures]), normalize=True)
+        text = theirs.encode_text(ids, normalize=True)
+    assert torch.allclose(image, ours.embed_images(pictures), atol=1e-5)
+    assert torch.allclose(text, ours.embed_texts(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("own_tokenizer", [True, False])
+def test_clip_of_hugging_face_opens_our_export_with_our_outputs_ids_and_pixels(
+    sentencepiece: SentencePieceTokenizer, tmp_path: Path, own_tokenizer: bool
+) -> None:
+    tokenizer = sentencepiece if own_tokenizer else CLIPTokenizer(12)
+    ours = embedder(clip_config(), tokenizer, PreprocessConfig(image_size=48, crop_rounding="down"))
+    export(ours, tmp_path / "out", "huggingface")
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    pictures = odd_pictures(6)
+    texts = [text for text in captions() if own_tokenizer or not set(text) & set("“”&—…ｶ～<")]
+    batch = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        out = theirs(**batch)
+    assert torch.allclose(out.image_embeds, ours.embed_images(pictures), atol=1e-5)
+    assert torch.allclose(out.text_embeds, ours.embed_texts(texts), atol=1e-5)
+
+
+def test_siglip_of_hugging_face_opens_our_export(sentencepiece: SentencePieceTokenizer, tmp_path: Path) -> None:
+    preprocess = PreprocessConfig(image_size=48, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    ours = embedder(siglip_config(), sentencepiece, preprocess)
+    export(ours, tmp_path / "out", "huggingface")
+    theirs = transformers.SiglipModel.from_pretrained(tmp_path / "out").eval()
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    pictures, texts = odd_pictures(6), captions()
+    batch = processor(text=texts, images=pictures, padding="max_length", truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        out = theirs(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"])
+    image, text = ours.embed_images(pictures), ours.embed_texts(texts)
+    assert torch.allclose(out.image_embeds, image, atol=1e-5)
+    assert torch.allclose(out.text_embeds, text, atol=1e-5)
+    logits = ours.model.logits(image, text)
+    assert torch.allclose(out.logits_per_image, logits, atol=1e-5 * float(ours.model.logit_scale.detach().exp()))
+
+
+@pytest.mark.parametrize("to", ["openclip", "huggingface"])
+def test_an_export_read_back_embeds_as_before(sentencepiece: SentencePieceTokenizer, tmp_path: Path, to: str) -> None:
+    ours = embedder(clip_config(), sentencepiece, PreprocessConfig(image_size=48, crop_rounding="down"))
+    export(ours, tmp_path / "out", to)  # type: ignore[arg-type]
+    foreign = load_foreign(str(tmp_path / "out"))
+    assert foreign.preprocess is not None
+    model = CLIP(foreign.config)
+    model.load_state_dict(foreign.state)
+    back = Embedder(model.eval(), foreign.tokenizer, Preprocess(foreign.preprocess), name="back")
+    texts = [text for text in captions() if not set(text) & set("“”&—…～")]
+    assert torch.equal(ours.embed_texts(texts), back.embed_texts(texts))
+    pictures = odd_pictures(4)
+    assert torch.allclose(
+        ours.embed_images(pictures), back.embed_images(pictures), atol=0.1
+    )  # half a pixel of the crop
+    same = Embedder(model, foreign.tokenizer, ours.preprocess, name="back")
+    assert torch.equal(ours.embed_images(pictures), same.embed_images(pictures))
+
+
+def test_timm_opens_the_picture_tower(sentencepiece: SentencePieceTokenizer, tmp_path: Path) -> None:
+    ours = embedder(clip_config(), sentencepiece)
+    export(ours, tmp_path / "out", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = pixels(ours.model.config.vision)
+    with torch.inference_mode():
+        assert torch.allclose(theirs(images), ours.model.vision(images), atol=1e-5)
+    data = timm.data.resolve_model_data_config(theirs)
+    transform = timm.data.create_transform(**data, is_training=False)
+    for picture in odd_pictures(5):
+        assert torch.allclose(transform(picture), ours.preprocess(picture), atol=1.01 / 255 / 0.26)
+
+
+def classifier(norm_eps: float) -> ViTClassifier:
+    config = VisionConfig(image_size=48, patch_size=16, width=32, depth=2, num_heads=4, mlp_dim=80, norm_eps=norm_eps)
+    preprocess = Preprocess(PreprocessConfig(image_size=48, resize="squash", interpolation="bilinear"))
+    model = ViTClassifier(config, 3, labels=("犬", "猫", "a bird"), preprocess=preprocess)
+    randomise(model)
+    return model
+
+
+def test_vit_of_hugging_face_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
+    ours = classifier(1e-12)
+    export(ours, tmp_path / "out", "huggingface")
+    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    assert theirs.config.id2label == {0: "犬", 1: "猫", 2: "a bird"}
+    pictures = odd_pictures(5)
+    assert ours.preprocess is not None
+    with torch.inference_mode():
+        logits = theirs(**processor(pictures, return_tensors="pt")).logits
+        assert torch.allclose(logits, ours(torch.stack([ours.preprocess(picture) for picture in pictures])), atol=1e-4)
+    assert load_foreign_classifier(str(tmp_path / "out")).preprocess == ours.preprocess.config
+
+
+def test_timm_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
+    ours = classifier(1e-6)
+    export(ours, tmp_path / "out", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert theirs.pretrained_cfg["label_names"] == ["犬", "猫", "a bird"]
+    with torch.inference_mode():
+        images = pixels(ours.vision.config)
+        assert torch.allclose(theirs(images), ours(images), atol=1e-4)
+    foreign = load_foreign_classifier(str(tmp_path / "out"))
+    assert (foreign.labels, foreign.preprocess) == (ours.labels, ours.preprocess.config if ours.preprocess else None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("config", [clip_config(), siglip_config()])
+def test_onnx_runtime_gives_our_outputs_for_any_batch_and_text_length(
+    sentencepiece: SentencePieceTokenizer, tmp_path: Path, config: CLIPConfig
+) -> None:
+    ours = embedder(config, sentencepiece)
+    export(ours, tmp_path / "out", "onnx")
+    image, text = (onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx") for name in ("image", "text"))
+    for batch in (1, 4):
+        images, ids = pixels(ours.model.config.vision, batch), rows(ours.model.config.text, batch)
+        ids = ids[:, : max(ours.model.text.lengths(ids).tolist())]
+        with torch.inference_mode():
+            expected = ours.model.encode_image(images), ours.model.encode_text(ids)
+        assert np.allclose(image.run(None, {"pixels": images.numpy()})[0], expected[0], atol=1e-4)
+        assert np.allclose(text.run(None, {"ids": ids.numpy()})[0], expected[1], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_runtime_gives_the_logits_of_a_classifier(tmp_path: Path) -> None:
+    ours = classifier(1e-6)
+    export(ours, tmp_path / "out", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "image.onnx")
+    for batch in (1, 5):
+        images = pixels(ours.vision.config, batch)
+        with torch.inference_mode():
+            assert np.allclose(session.run(None, {"pixels": images.numpy()})[0], ours(images), atol=1e-4)
+
+
+def test_an_export_is_whole_or_absent_and_never_overwrites(
+    sentencepiece: SentencePieceTokenizer, tmp_path: Path
+) -> None:
+    ours = embedder(clip_config(vision={"patch_bias": True}), sentencepiece)
+    with pytest.raises(ValueError, match="cannot express this model: a patch bias"):
+        export(ours, tmp_path / "out", "openclip")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        export(ours, tmp_path / "out", "huggingface")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+    with pytest.raises(ValueError, match="no format 'tensorflow'"):
+        export(ours, tmp_path / "new", "tensorflow")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="OpenCLIP holds pictures and texts"):
+        export(classifier(1e-6), tmp_path / "new", "openclip")

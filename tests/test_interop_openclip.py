@@ -1,0 +1,216 @@
+"""OpenCLIP's checkpoints give OpenCLIP's outputs, and come back bit for bit."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.interop_table import build, compare, inputs, shrunk
+from tests.foreign_models import clip_config, pixels, randomise, rows
+from vlm.clip import CLIP
+from vlm.interop import load_foreign, openclip
+from vlm.interop.foreign import Hints
+from vlm.interop.timm import named
+
+# One of each kind; `python -m benchmarks.interop_table` tries all of OpenCLIP's.
+_KINDS = (
+    "ViT-B-32",
+    "ViT-B-16-quickgelu",
+    "ViT-g-14",
+    "ViT-M-16-alt",
+    "ViT-L-14-CLIPA",
+    "ViT-H-14-worldwide",
+    "ViT-B-16-SigLIP",
+    "ViT-SO400M-16-SigLIP2-256",
+    "ViT-SO400M-14-SigLIP-384",
+    "ViT-SO400M-16-SigLIP-i18n-256",
+    "MobileCLIP2-L-14",
+    "vit_medium_patch16_gap_256",
+)
+
+
+def config_of(name: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    return shrunk(config)
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_openclip_weights_give_openclip_outputs(name: str) -> None:
+    assert compare(config_of(name)).worst < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", open_clip.list_models())
+def test_every_openclip_model_is_converted_or_its_foreign_part_is_named(name: str) -> None:
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    if openclip.ModelCfg.from_dict(config).outside():
+        with pytest.raises(ValueError, match="has parts that this library does not"):
+            openclip.read_model({}, openclip.ModelCfg.from_dict(config))
+    else:
+        assert compare(shrunk(config)).worst < 1e-5
+
+
+def test_a_wrong_activation_would_show() -> None:
+    config = config_of("ViT-B-32")
+    theirs = build(config)
+    model = openclip.ModelCfg.from_dict(config | {"quick_gelu": True})
+    ours_config, state = openclip.read_model(theirs.state_dict(), model)
+    ours = CLIP(ours_config).eval()
+    ours.load_state_dict(state)
+    images, _ = inputs(model)
+    with torch.inference_mode():
+        assert (theirs.encode_image(images, normalize=True) - ours.encode_image(images)).abs().max() > 1e-4
+
+
+def test_timm_architecture_names_are_read_as_timm_builds_them() -> None:
+    import timm
+
+    known = 0
+    acts = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+    for name in (
+        timm.list_models("vit_*siglip*") + timm.list_models("vit_*clip*") + timm.list_models("*it_*patch16_224")
+    ):
+        try:
+            said = named(name)
+        except ValueError:
+            continue
+        with torch.device("meta"):
+            model = timm.create_model(name, depth=1)
+        block = model.blocks[0]
+        built = block.attn.num_heads, acts[type(block.mlp.act).__name__], block.norm1.eps, model.global_pool
+        assert (said.num_heads, said.activation, said.norm_eps, said.global_pool) == built, name
+        known += 1
+    assert known > 50
+
+
+def saved(
+    folder: Path, config: dict[str, Any], model: torch.nn.Module, preprocess: dict[str, Any] | None = None
+) -> str:
+    folder.mkdir()
+    settings = {"model_cfg": config} | ({"preprocess_cfg": preprocess} if preprocess else {})
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
+    return str(folder)
+
+
+def test_a_folder_of_openclip_loads_with_its_preprocessing(tmp_path: Path) -> None:
+    config = config_of("ViT-B-32-quickgelu")
+    theirs = build(config)
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "resize_mode": "squash"}
+    foreign = load_foreign(saved(tmp_path / "model", config, theirs, given))
+    assert foreign.preprocess is not None
+    assert (foreign.preprocess.resize, foreign.preprocess.interpolation) == ("squash", "bilinear")
+    assert foreign.preprocess.mean == (0.1, 0.2, 0.3)
+    assert foreign.config.vision.activation == foreign.config.text.activation == "quick_gelu"
+    assert torch.equal(foreign.state["vision_proj.weight"], theirs.state_dict()["visual.proj"].T)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrapped_and_nested_checkpoints_are_the_same_model(tmp_path: Path, prefix: str) -> None:
+    config = config_of("ViT-B-32")
+    theirs = build(config)
+    plain = load_foreign(saved(tmp_path / "plain", config, theirs))
+    wrapped = tmp_path / "wrapped"
+    wrapped.mkdir()
+    (wrapped / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    state = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
+    state[prefix + "logit_scale"] = state[prefix + "logit_scale"].reshape(1)
+    torch.save({"epoch": 3, "name": "run", "state_dict": state}, wrapped / "epoch_3.pt")
+    again = load_foreign(str(wrapped))
+    assert plain.config == again.config
+    assert all(torch.equal(tensor, again.state[name]) for name, tensor in plain.state.items())
+
+
+def test_bare_weights_that_fit_two_models_are_refused_and_both_are_named(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        meta = open_clip.model.CLIP(**(open_clip.get_model_config("ViT-S-32-alt") or {}))
+    tensors = {name: torch.full(tensor.shape, 0.01, dtype=torch.float16) for name, tensor in meta.state_dict().items()}
+    tensors["visual.proj"][0] = 0.02
+    path = tmp_path / "weights.safetensors"
+    save_file(tensors, path)
+    assert load_foreign(str(path)).config.vision.num_heads == 6  # ViT-S-32-alt has no twin
+    models = [(n, openclip.ModelCfg.from_dict(config_of(n))) for n in ("ViT-B-32", "ViT-B-32-quickgelu")]
+    state = build(config_of("ViT-B-32")).state_dict()
+    with pytest.raises(ValueError, match=r"ViT-B-32 \(gelu\), ViT-B-32-quickgelu \(quick_gelu\).*--activation"):
+        openclip.guess(state, models, Hints())
+    assert openclip.guess(state, models, Hints(activation="quick_gelu")).quick_gelu
+
+
+def test_unknown_sizes_need_heads_and_activation_said(tmp_path: Path) -> None:
+    config = config_of("ViT-B-32")
+    theirs = build(config)
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, path)
+    with pytest.raises(ValueError, match="gelu or quick_gelu.*--activation"):
+        load_foreign(str(path))
+    with pytest.raises(ValueError, match="number of heads.*--num-heads"):
+        load_foreign(str(path), activation="gelu")
+    assert load_foreign(str(path), activation="gelu", num_heads=4).config.vision.num_heads == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"text": {"eot_id": 119}},
+        {"logit_bias": -4.0},
+        {"vision": {"activation": "quick_gelu"}, "text": {"activation": "quick_gelu", "norm_eps": 1e-6}},
+        {"vision": {"pre_norm": False, "pool": "mean", "norm_after_pool": True, "image_size": (32, 64)}},
+        {"vision": {"pool": "mean", "activation": "gelu_tanh", "norm_eps": 1e-7}},
+        {"text": {"causal": False, "pool": "last", "pad_to_context": True, "eot_id": 1}},
+        {"text": {"causal": False, "pad_to_context": True, "eot_id": 119}},
+        {"text_proj": "linear_bias"},
+        {"text_proj": "none", "embed_dim": 32},
+    ],
+)
+def test_ours_to_openclip_and_back_is_bit_identical_and_openclip_gives_our_outputs(changes: dict[str, Any]) -> None:
+    config = clip_config(**copy.deepcopy(changes))
+    ours = CLIP(config)
+    randomise(ours)
+    model_cfg, tensors = openclip.write_model(config, ours.state_dict())
+    theirs = open_clip.model.CLIP(**{name: value for name, value in model_cfg.items() if name != "custom_text"})
+    theirs.load_state_dict(tensors, strict=True)
+    theirs.eval()
+    images, ids = pixels(config.vision), rows(config.text)
+    with torch.inference_mode():
+        assert torch.allclose(theirs.encode_image(images, normalize=True), ours.encode_image(images), atol=1e-5)
+        assert torch.allclose(theirs.encode_text(ids, normalize=True), ours.encode_text(ids), atol=1e-5)
+    back, state = openclip.read_model(tensors, openclip.ModelCfg.from_dict(model_cfg))
+    assert back == config
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_what_openclip_cannot_express_is_named_whole() -> None:
+    config = clip_config(vision={"patch_bias": True, "qkv_bias": False}, text={"pool": "mean"})
+    with pytest.raises(ValueError, match="text pool 'mean'; a patch bias; no q/k/v bias"):
+        openclip.write_model(config, CLIP(config).state_dict())
+
+
+@pytest.mark.parametrize("size", [64, (32, 96)])
+def test_other_picture_sizes_resize_positions_as_openclip_does(tmp_path: Path, size: int | tuple[int, int]) -> None:
+    config = config_of("ViT-B-16")
+    theirs = build(config)
+    foreign = load_foreign(saved(tmp_path / "model", config, theirs), image_size=size)
+    larger = open_clip.model.CLIP(**(config | {"vision_cfg": config["vision_cfg"] | {"image_size": size}}))
+    state = copy.deepcopy(theirs.state_dict())
+    open_clip.model.resize_pos_embed(state, larger)
+    assert torch.equal(foreign.state["vision.pos_embed"][0], state["visual.positional_embedding"])
+    assert foreign.preprocess is not None
+    assert foreign.preprocess.image_size == size
+
+
+def test_the_same_picture_size_changes_nothing(tmp_path: Path) -> None:
+    config = config_of("ViT-B-16")
+    folder = saved(tmp_path / "model", config, build(config))
+    same = load_foreign(folder, image_size=config["vision_cfg"]["image_size"])
+    assert torch.equal(same.state["vision.pos_embed"], load_foreign(folder).state["vision.pos_embed"])

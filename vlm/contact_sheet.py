@@ -1,0 +1,46 @@
+"""Search results as one HTML page that needs nothing else: small copies of the pictures are inside."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from vlm.preprocess import ImageError, open_image
+from vlm.retrieval import Hit
+
+_SIDE = 320  # pixels of the longer side of a small copy
+_PAGE = """<!doctype html>
+<html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #fafafa; color: #222 }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 1.2rem }}
+figure {{ margin: 0 }}
+img {{ width: 100%; height: 200px; object-fit: contain; background: #eee }}
+figcaption {{ overflow-wrap: anywhere; color: #555; font-size: 13px }}
+</style></head><body><h1>{title}</h1><main>
+{figures}
+</main></body></html>
+"""
+
+
+def contact_sheet(hits: Sequence[Hit], title: str) -> str:
+    """One figure per hit, in order; a file that can no longer be opened says so in place of its picture."""
+    figures = "\n".join(_figure(hit) for hit in hits)
+    return _PAGE.format(title=html.escape(title), figures=figures)
+
+
+def _figure(hit: Hit) -> str:
+    name = html.escape(str(hit.path).encode(errors="backslashreplace").decode())  # not all file names are UTF-8
+    try:
+        shown = f'<img src="data:image/jpeg;base64,{_small_copy(hit)}" alt="{name}">'
+    except ImageError as error:
+        shown = f"<p>{error.reason}</p>"
+    return f"<figure>{shown}<figcaption>{hit.rank} &middot; {hit.score:.3f} &middot; {name}</figcaption></figure>"
+
+
+def _small_copy(hit: Hit) -> str:
+    picture = open_image(hit.path)
+    picture.thumbnail((_SIDE, _SIDE))
+    picture.info.clear()  # no EXIF: where a picture was taken stays at home
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,173 @@
+"""Our models in other libraries' formats: a folder that OpenCLIP, Hugging Face, timm or ONNX Runtime opens by itself."""
+
+import shutil
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlm.clip import CLIP
+from vlm.embedder import Embedder
+from vlm.interop import huggingface, huggingface_vit, openclip, timm
+from vlm.interop.foreign import write_json
+from vlm.interop.huggingface_processor import full_side, write_processor
+from vlm.interop.tables import State
+from vlm.interop.tokens import write_tokenizer
+from vlm.tokenizer import CLIPTokenizer
+from vlm.vision import ViTClassifier
+
+Format = Literal["openclip", "huggingface", "timm", "onnx"]
+
+
+def export(model: Embedder | ViTClassifier, folder: str | Path, to: Format) -> None:
+    """Writes `folder`, new or empty, for another library; what that library cannot express is an error that names it.
+
+    openclip:     open_clip.create_model_and_transforms("local-dir:FOLDER"), open_clip.get_tokenizer("local-dir:FOLDER")
+    huggingface:  CLIPModel / SiglipModel / ViTForImageClassification.from_pretrained(FOLDER), AutoProcessor, AutoTokenizer
+    timm:         timm.create_model("local-dir:FOLDER", pretrained=True), the picture tower
+    onnx:         FOLDER/image.onnx and FOLDER/text.onnx, any batch, any text length
+    """
+    if to not in get_args(Format):
+        raise ValueError(f"There is no format '{to}'; it must be one of {', '.join(get_args(Format))}.")
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder. Name a new one.")
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        _WRITERS[to](model, beside)
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)  # whole or not at all
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:
+    embedder = _need_clip(model, "OpenCLIP")
+    tokenizer, preprocess = embedder.parts()
+    model_cfg, tensors = openclip.write_model(embedder.model.config, _weights(embedder.model))
+    if tokenizer is not None and not isinstance(tokenizer, CLIPTokenizer):  # CLIP's own is OpenCLIP's default
+        model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # of a local folder, OpenCLIP takes the folder itself
+        clean = tokenizer.config.clean
+        model_cfg["text_cfg"]["tokenizer_kwargs"] = {"clean": clean if clean in openclip.CLEANING else "whitespace"}
+        write_tokenizer(folder, tokenizer, cleaned=clean in openclip.CLEANING)
+    settings = {"model_cfg": model_cfg}
+    if preprocess is not None:
+        settings["preprocess_cfg"] = openclip.write_preprocess(preprocess.config)
+    write_json(folder / "open_clip_config.json", settings)
+    save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+
+
+def _huggingface(model: Embedder | ViTClassifier, folder: Path) -> None:
+    """CLIP's rule for id 2 ("the highest id") cannot find an end-of-text that is 2: ids 1 and 2 then change places."""
+    if isinstance(model, ViTClassifier):
+        config, preprocess, kind = model.vision.config, model.preprocess, "vit"
+        side = full_side(preprocess.config if preprocess else None, config.image_shape[0])
+        info, tensors = huggingface_vit.write_classifier(config, _weights(model), model.labels, side)
+    else:
+        tokenizer, preprocess = model.parts()
+        config, state, order = huggingface.without_end_2(model.model.config, _weights(model.model))
+        kind = "siglip" if config.vision.pool == "attention" else "clip"
+        side = full_side(preprocess.config if preprocess else None, config.vision.image_shape[0])
+        info, tensors = huggingface.write_clip(config, state, side)
+        if tokenizer is not None:
+            write_tokenizer(folder, tokenizer, order)
+    write_json(folder / "config.json", info)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if preprocess is not None:
+        processor = write_processor(preprocess.config, kind)
+        names = {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}
+        write_json(
+            folder / "preprocessor_config.json", processor | ({"processor_class": names[kind]} if kind in names else {})
+        )
+
+
+def _timm(model: Embedder | ViTClassifier, folder: Path) -> None:
+    if isinstance(model, ViTClassifier):
+        config, labels, preprocess, state = model.vision.config, model.labels, model.preprocess, _weights(model)
+    else:
+        config, labels, preprocess = model.model.config.vision, None, model.parts()[1]
+        state = {name: tensor for name, tensor in _weights(model.model).items() if name.startswith("vision.")}
+    timm.write_vision(folder, config, state, labels, preprocess.config if preprocess else None)
+
+
+def _onnx(model: Embedder | ViTClassifier, folder: Path) -> None:
+    if isinstance(model, ViTClassifier):
+        config, towers = model.vision.config, {"image": (model, "logits")}
+    else:
+        config = model.model.config.vision
+        towers = {"image": (_ImageTower(model.model), "embeds"), "text": (_TextTower(model.model), "embeds")}
+    images = torch.zeros(2, config.in_channels, *config.image_shape)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    for name, (tower, output) in towers.items():
+        example = images if name == "image" else tower.example()
+        shapes = {0: batch} if name == "image" else {0: batch, 1: length}
+        torch.onnx.export(
+            tower.eval(),
+            (example,),
+            folder / f"{name}.onnx",
+            input_names=["pixels" if name == "image" else "ids"],
+            output_names=[output],
+            dynamic_shapes=(shapes,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+class _ImageTower(nn.Module):
+    """pixels (B, 3, H, W) -> unit vectors (B, E)."""
+
+    def __init__(self, model: CLIP):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+
+class _TextTower(nn.Module):
+    """ids (B, T) -> unit vectors (B, E), over whole rows: packing them, as `TextTransformer` does, has no static graph."""
+
+    def __init__(self, model: CLIP):
+        super().__init__()
+        config = model.config.text
+        if not config.causal and not config.pad_to_context:
+            raise ValueError("ONNX export: a text tower without mask that does not read its padding is not supported.")
+        if config.pool == "mean":
+            raise ValueError("ONNX export: text pool 'mean' is not supported.")
+        self.model = model
+
+    def example(self) -> Tensor:
+        text = self.model.config.text
+        return torch.full((2, max(2, text.context_length - 1)), text.eot_id)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        text, config = self.model.text, self.model.config.text
+        if config.pad_to_context:
+            ids = nn.functional.pad(ids, (0, config.context_length - ids.shape[1]), value=config.pad_id)
+        z = text.token_embed(ids) + text.pos_embed[: ids.shape[1]]  # (B, T, D)
+        for block in text.blocks:
+            z = block(z)
+        ends = (ids == config.eot_id).int().argmax(1) if config.pool == "eot" else torch.full_like(ids[:, 0], -1)
+        features = text.norm(z[torch.arange(z.shape[0]), ends])  # (B, D)
+        return nn.functional.normalize(self.model.text_proj(features), dim=-1)
+
+
+_WRITERS = {"openclip": _openclip, "huggingface": _huggingface, "timm": _timm, "onnx": _onnx}
+
+
+def _need_clip(model: Embedder | ViTClassifier, library: str) -> Embedder:
+    if isinstance(model, ViTClassifier):
+        raise ValueError(
+            f"{library} holds pictures and texts; this is a ViT with classes. Export it to huggingface or timm."
+        )
+    return model
+
+
+def _weights(model: nn.Module) -> State:
+    return {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,229 @@
+"""The arrays of `vlm/visualize.py` as pictures, one per question, drawn with Pillow alone.
+
+Japanese needs a font that has it; where the machine has none, the words are English (`words_and_font`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vlm import visualize
+from vlm.vision import VisionTransformer
+
+Language = Literal["ja", "en"]
+
+_FONTS = (  # with Japanese: Linux, macOS, Windows; Pillow looks in the system's font folders
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKjp-Regular.otf",
+    "NotoSansJP-Regular.otf",
+    "NotoSansJP-Regular.ttf",
+    "ipaexg.ttf",
+    "ipag.ttf",
+    "TakaoGothic.ttf",
+    "VL-Gothic-Regular.ttf",
+    "ヒラギノ角ゴシック W3.ttc",
+    "YuGothM.ttc",
+    "meiryo.ttc",
+    "msgothic.ttc",
+)
+_WORDS: dict[Language, dict[str, str]] = {
+    "en": {
+        "attention": "Where does each head look?",
+        "attention note": "What the picture's vector reads, block by block; each map up to its own maximum",
+        "rollout": "Which patches reach the picture's vector?",
+        "rollout note": "Attention followed through all blocks (Abnar and Zuidema 2020)",
+        "relevance": "Where is it in this picture?",
+        "relevance note": "Red speaks for it, blue against it",
+        "distance": "How far does each head look?",
+        "distance note": "Mean attention distance in pixels, one dot per head, on this picture",
+        "positions": "What do the position embeddings know?",
+        "positions note": "One small map per patch: its cosine with all others, blue -1, white 0, red 1",
+        "filters": "What does the patch projection see first?",
+        "filters note": "Principal components of its filters, each up to its own maximum",
+        "picture": "picture",
+        "block": "block",
+        "head": "head",
+    },
+    "ja": {
+        "attention": "各ヘッドはどこを見ているか",
+        "attention note": "画像ベクトルが読む場所をブロックごとに表示。色は図ごとの最大値が基準",
+        "rollout": "どのパッチが画像ベクトルに届くか",
+        "rollout note": "全ブロックの注意を掛け合わせたもの（Abnar・Zuidema 2020）",
+        "relevance": "画像のどこにあるか",
+        "relevance note": "赤は支持する場所、青は反対する場所",
+        "distance": "各ヘッドはどれだけ遠くを見るか",
+        "distance note": "平均注意距離（ピクセル）。点はヘッド、この画像での値",
+        "positions": "位置埋め込みは何を知っているか",
+        "positions note": "小さな図はパッチごとの、全パッチとのコサイン類似度。青 -1、白 0、赤 1",
+        "filters": "パッチ射影は最初に何を見るか",
+        "filters note": "フィルタの主成分。色は図ごとの最大値が基準",
+        "picture": "画像",
+        "block": "ブロック",
+        "head": "ヘッド",
+    },
+}
+_HEAT = ("#000004", "#51127c", "#b73779", "#fc8961", "#fcfdbf")  # magma: the eye reads its steps as equal
+_SIGNED = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")  # ColorBrewer RdBu, white at zero
+_INK, _GREY, _LINE = "#1a1a1a", "#6b6b6b", "#d8d8d8"
+_GAP = 6
+
+Font = Callable[[int], ImageFont.FreeTypeFont | ImageFont.ImageFont]
+
+
+class Pen(NamedTuple):
+    """Words and letters of one language."""
+
+    words: Mapping[str, str]
+    font: Font
+    japanese: bool  # the font can write it
+
+
+def pen(language: Language) -> Pen:
+    """Japanese words only with a font that has them, else English in Pillow's own."""
+    for name in _FONTS:
+        try:
+            ImageFont.truetype(name, 12)
+        except OSError:
+            continue
+        return Pen(_WORDS[language], partial(ImageFont.truetype, name), True)
+    return Pen(_WORDS["en"], ImageFont.load_default, False)
+
+
+def draw_all(
+    vision: VisionTransformer, images: Tensor, picture: Image.Image, scores: Mapping[str, visualize.Score], pen: Pen
+) -> dict[str, Image.Image]:
+    """Every figure by name.  `images` (1, C, H, W) is `picture` normalised; `scores`: caption -> what to look for."""
+    figures = {
+        "attention": draw_attention(vision, images, picture, pen),
+        "rollout": draw_rollout(vision, images, picture, pen),
+        "distance": draw_distance(vision, images, pen),
+        "positions": draw_positions(vision, pen),
+        "filters": draw_filters(vision, pen),
+    }
+    if scores:
+        maps = {caption: visualize.relevance(vision, images, score) for caption, score in scores.items()}
+        figures["relevance"] = draw_relevance(picture, maps, pen)
+    return figures
+
+
+def draw_attention(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
+    """Rows are blocks, columns heads."""
+    maps = visualize.attention_read(vision, images)[:, 0]  # (L, h, H/P, W/P)
+    side = 96 if maps.shape[1] <= 6 else 64
+    tiles = [[overlay(picture, head, side) for head in block] for block in maps]
+    columns = [f"{pen.words['head']} {head}" for head in range(maps.shape[1])]
+    return _sheet("attention", pen, tiles, columns, [f"{pen.words['block']} {block}" for block in range(maps.shape[0])])
+
+
+def draw_rollout(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
+    grid = visualize.rollout_map(vision, images)[0]
+    return _sheet("rollout", pen, [[_shrink(picture, 240), overlay(picture, grid, 240)]], [pen.words["picture"], ""])
+
+
+def draw_relevance(picture: Image.Image, maps: Mapping[str, Tensor], pen: Pen) -> Image.Image:
+    """`maps`: caption -> (H/P, W/P), signed; all on one scale, so that they compare."""
+    top = max(float(grid.abs().max()) for grid in maps.values())
+    tiles = [_shrink(picture, 240), *(overlay(picture, grid / top if top else grid, 240, _SIGNED) for grid in maps.values())]
+    return _sheet("relevance", pen, [tiles], [pen.words["picture"], *maps])
+
+
+def draw_positions(vision: VisionTransformer, pen: Pen) -> Image.Image:
+    similarity = visualize.position_similarity(vision)  # (H/P, W/P, H/P, W/P)
+    side = max(28, 560 // similarity.shape[1])
+    tiles = [[colours(grid / 2 + 0.5, _SIGNED).resize((side, side), Image.Resampling.NEAREST) for grid in row] for row in similarity]
+    return _sheet("positions", pen, tiles)
+
+
+def draw_filters(vision: VisionTransformer, pen: Pen) -> Image.Image:
+    filters, _ = visualize.patch_filters(vision)  # (K, C, P, P)
+    if filters.shape[1] != 3:
+        filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    levels = (filters / filters.abs().amax((1, 2, 3), keepdim=True) / 2 + 0.5) * 255
+    tiles = [
+        Image.fromarray(level.permute(1, 2, 0).round().byte().numpy()).resize((64, 64), Image.Resampling.NEAREST)
+        for level in levels
+    ]
+    return _sheet("filters", pen, [tiles[start : start + 7] for start in range(0, len(tiles), 7)])
+
+
+def draw_distance(vision: VisionTransformer, images: Tensor, pen: Pen) -> Image.Image:
+    """x: blocks, y: pixels."""
+    distances = visualize.attention_distance(visualize.attention_maps(vision, images), vision.config)  # (L, h)
+    width, height, left, bottom = 480, 300, 48, 40
+    plot = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(plot), pen.font(13)
+    depth, top = distances.shape[0], float(visualize.patch_distances(vision.config).max())
+    step = max(1, round(top / 5))
+
+    def place(block: float, pixels: float) -> tuple[float, float]:
+        return left + (block + 0.5) * (width - left) / depth, (height - bottom) * (1 - pixels / top)
+
+    for pixels in range(0, int(top) + 1, step):
+        y = place(0, pixels)[1]
+        draw.line((left, y, width, y), fill=_LINE)
+        draw.text((left - 8, y), str(pixels), fill=_GREY, font=font, anchor="rm" if y > 8 else "rt")
+    for block, heads in enumerate(distances.tolist()):
+        draw.text((place(block, 0)[0], height - bottom + 6), str(block), fill=_GREY, font=font, anchor="mt")
+        for pixels in heads:
+            x, y = place(block, pixels)
+            draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=_HEAT[2])
+    draw.text(((left + width) / 2, height - 2), pen.words["block"], fill=_INK, font=font, anchor="mb")
+    return _sheet("distance", pen, [[plot]])
+
+
+def overlay(picture: Image.Image, grid: Tensor, side: int, stops: Sequence[str] = _HEAT) -> Image.Image:
+    """A map over the picture's grey, its longer side `side` pixels.  Signed maps come within -1..1, others as they are."""
+    levels = grid / 2 + 0.5 if stops is _SIGNED else grid / grid.max().clamp_min(1e-12)
+    shown = _shrink(picture, side)
+    heat = colours(levels, stops).resize(shown.size, Image.Resampling.BILINEAR)
+    return Image.blend(shown.convert("L").convert("RGB"), heat, 0.65)
+
+
+def colours(levels: Tensor, stops: Sequence[str] = _HEAT) -> Image.Image:
+    """(H, W) of 0..1 -> RGB, between equally spaced colours."""
+    rgb = np.array([[int(stop[place : place + 2], 16) for place in (1, 3, 5)] for stop in stops])
+    where = np.linspace(0, 1, len(stops))
+    channels = [np.interp(levels.numpy(force=True), where, rgb[:, channel]) for channel in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    scale = side / max(picture.size)
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _sheet(
+    name: str, pen: Pen, tiles: Sequence[Sequence[Image.Image]], columns: Sequence[str] = (), rows: Sequence[str] = ()
+) -> Image.Image:
+    """Title, one line that explains, tiles of one size in a grid with labels."""
+    title, note, label = pen.font(20), pen.font(13), pen.font(12)
+    width, height = tiles[0][0].size
+    left = 16 + (max(int(label.getlength(row)) for row in rows) + 10 if rows else 0)
+    top = 76 + (20 if columns else 0)
+    right = max(
+        left + len(tiles[0]) * (width + _GAP) - _GAP,
+        16 + int(title.getlength(pen.words[name])),
+        16 + int(note.getlength(pen.words[f"{name} note"])),
+    )
+    sheet = Image.new("RGB", (right + 16, top + len(tiles) * (height + _GAP) + 10), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((16, 14), pen.words[name], fill=_INK, font=title)
+    draw.text((16, 46), pen.words[f"{name} note"], fill=_GREY, font=note)
+    for column, text in enumerate(columns):
+        draw.text((left + column * (width + _GAP) + width / 2, top - 6), text, fill=_INK, font=label, anchor="mb")
+    for row, line in enumerate(tiles):
+        y = top + row * (height + _GAP)
+        if rows:
+            draw.text((left - 10, y + height / 2), rows[row], fill=_INK, font=label, anchor="rm")
+        for column, tile in enumerate(line):
+            sheet.paste(tile, (left + column * (width + _GAP), y))
+    return sheet
+
+
+def picture_seen(pixels: Tensor) -> Image.Image:
+    """uint8 (3, H, W), as `Preprocess.pixels` makes it -> the picture as the model sees it."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

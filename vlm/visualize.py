@@ -1,0 +1,127 @@
+"""Looking inside a ViT: arrays for programs (`vlm/figures.py` draws them).
+
+L blocks · B pictures · h heads · N tokens, the class token first where there is one · Np patches on a grid (H/P, W/P).
+Everything here reads a model in `eval()` and leaves no gradients; *Vision Transformer 入門*, chapter 3.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vlm.config import VisionConfig
+from vlm.layers import AttentionPool
+from vlm.vision import VisionTransformer
+
+Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per picture (B,)
+
+
+@torch.no_grad()
+def attention_maps(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """A of every block and head, (L, B, h, N, N); each row sums to 1.  Book eq. (7)."""
+    z, maps = vision.embed(images), []
+    for block in vision.blocks:
+        maps.append(block.attn.weights(block.norm1(z)))
+        z = block(z)
+    return torch.stack(maps)
+
+
+def attention_read(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """What the picture's vector reads through each head, on the patches: (L, B, h, H/P, W/P).
+
+    With a class token as the vector, its row of each map.
+    """
+    read = torch.einsum("bn,lbhnm->lbhm", reading_weights(vision, images), attention_maps(vision, images))
+    return patch_grid(vision.config, read)
+
+
+@torch.no_grad()
+def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """How much of each last token the picture's vector reads, (B, N), rows sum to 1.
+
+    The class token alone, all patches alike, or what the attention pool's query sees (mean of its heads).
+    """
+    config = vision.config
+    if vision.pool is not None:
+        return pool_weights(vision.pool, vision.norm(_last_tokens(vision, images))).mean(1)
+    weights = images.new_zeros(images.shape[0], config.num_tokens)
+    read = slice(0, 1) if config.pool == "class" else slice(int(config.class_token), None)
+    weights[:, read] = 1 / weights[0, read].numel()
+    return weights
+
+
+def rollout(maps: Tensor) -> Tensor:
+    """Attention followed through all blocks, (L, B, h, N, N) -> (B, N, N); each row sums to 1.
+
+    The product of A/2 + I/2, A the mean of the heads, I the residual path.  Abnar and Zuidema 2020, section 4.
+    """
+    identity = torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
+    followed = identity.expand(maps.shape[1], -1, -1)
+    for attention in maps.mean(2):  # (B, N, N), from the first block to the last
+        followed = (attention / 2 + identity / 2) @ followed
+    return followed
+
+
+def rollout_map(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """How much of each patch reaches the picture's vector, (B, H/P, W/P)."""
+    followed = rollout(attention_maps(vision, images))
+    return patch_grid(vision.config, torch.einsum("bn,bnm->bm", reading_weights(vision, images), followed))
+
+
+def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
+    """(..., N) -> (..., H/P, W/P): a number per token on the picture, the class token left out."""
+    return tokens[..., int(config.class_token) :].unflatten(-1, config.grid)
+
+
+def attention_distance(maps: Tensor, config: VisionConfig) -> Tensor:
+    """How far each head looks, in pixels, (L, B, h, N, N) -> (L, h).  ViT paper, figure 7 right.
+
+    The distance between the centres of two patches, weighted by attention, mean over all patches and pictures.  Patches
+    only: the class token is nowhere, so each row is made to sum to 1 without it.
+    """
+    first = int(config.class_token)
+    between = maps[..., first:, first:]  # (L, B, h, Np, Np)
+    between = between / between.sum(-1, keepdim=True).clamp_min(torch.finfo(between.dtype).tiny)
+    return (between * patch_distances(config).to(between)).sum(-1).mean((1, 3))
+
+
+def patch_distances(config: VisionConfig) -> Tensor:
+    """Pixels between the centres of any two patches, (Np, Np)."""
+    rows, columns = config.grid
+    centres = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() * config.patch_size  # (Np, 2)
+    return (centres[:, None] - centres).norm(dim=-1)
+
+
+@torch.no_grad()
+def position_similarity(vision: VisionTransformer) -> Tensor:
+    """Cosine of every two patches' position embeddings, (H/P, W/P, H/P, W/P).  ViT paper, figure 7 centre."""
+    positions = vision.pos_embed[0, int(vision.config.class_token) :]  # (Np, D)
+    unit = torch.nn.functional.normalize(positions, dim=-1)
+    return (unit @ unit.T).unflatten(0, vision.config.grid).unflatten(2, vision.config.grid)
+
+
+@torch.no_grad()
+def patch_filters(vision: VisionTransformer, count: int = 28) -> tuple[Tensor, Tensor]:
+    """Principal components of the patch projection, (K, C, P, P), and the variance each explains, (K,) of 1.
+
+    The D filters are D points in pixel space; their components are unit vectors there, at right angles, the most telling
+    first.  ViT paper, figure 7 left.
+    """
+    filters = vision.patch_embed.proj.weight  # (D, C, P, P)
+    points = filters.flatten(1) - filters.flatten(1).mean(0)
+    _, lengths, components = torch.linalg.svd(points, full_matrices=False)
+    components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()  # one sign of two
+    share = lengths**2 / (lengths**2).sum()
+    return components[:count].unflatten(1, filters.shape[1:]), share[:count]
+
+
+def _last_tokens(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """What the last block returns, (B, N, D)."""
+    return vision.features(images, blocks=(-1,)).blocks[0]
+
+
+def pool_weights(pool: AttentionPool, z: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(Dh)) of the pool's one query, (B, N, D) -> (B, h, N)."""
+    q = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (1, h, 1, Dh)
+    k = pool.kv(z).chunk(2, dim=-1)[0].unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (B, h, N, Dh)
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0]
