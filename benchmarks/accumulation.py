@@ -1,13 +1,15 @@
-"""Gradients of a batch in m chunks against those of the whole batch, beside OpenCLIP's accumulation.
+"""A batch in chunks: its gradients, beside OpenCLIP's accumulation, and its memory (Linux, one CPU thread).
 
     python -m benchmarks.accumulation > benchmarks/accumulation.md
 
-float64, no dropout, one CPU thread.  OpenCLIP's loop (open_clip_train/train.py, train_one_epoch, accum_freq > 1) is
-followed line by line on the same model.
+OpenCLIP's loop (open_clip_train/train.py, train_one_epoch, accum_freq > 1) is followed line by line on the same model.
+Memory is the highest resident size of a process of its own, above that with model and batch in place.
 """
 
 import datetime
 import math
+import multiprocessing
+import resource
 from functools import partial
 from importlib.metadata import version
 
@@ -15,9 +17,10 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
+from benchmarks.loss_memory import processor, resident
 from training.accumulate import accumulate
 from vlm.clip import CLIP
-from vlm.config import CLIPConfig, TextConfig, VisionConfig
+from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.loss import clip_loss
 
 SAMPLES = 16
@@ -25,20 +28,54 @@ SAMPLES = 16
 
 def main() -> None:
     torch.set_num_threads(1)
+    print("# Accumulation\n")
+    print(f"{datetime.date.today()}, {processor()}, torch {torch.__version__}, open_clip_torch ", end="")
+    print(f"{version('open_clip_torch')}; `python -m benchmarks.accumulation`\n")
+    print(gradients_table())
+    print(memory_table())
+
+
+def gradients_table() -> str:
+    lines = [
+        "## Gradients of 16 pairs in m chunks, against the whole batch (float64)\n",
+        "| m | who | logit_scale: gradient / whole batch's | other weights: largest relative error of a tensor |",
+        "|---:|---|---:|---:|",
+    ]
     reference = model()
     (whole,) = chunks(1)
     ClipLoss()(*embed(reference, whole), reference.logit_scale.exp()).backward()
-    print("# Accumulation in m chunks: what becomes of the gradients of the whole batch\n")
-    print(f"{datetime.date.today()}, torch {torch.__version__}, open_clip_torch {version('open_clip_torch')}, float64;")
-    print("`python -m benchmarks.accumulation`\n")
-    print("| m | who | logit_scale: gradient / whole batch's | other weights: largest relative error of a tensor |")
-    print("|---:|---|---:|---:|")
     for m in (1, 2, 4, 8):
         for who, step in (("`training.accumulate`", ours), ("OpenCLIP", theirs)):
             tried = model()
             step(tried, chunks(m))
             scale, error = compare(tried, reference)
-            print(f"| {m} | {who} | {scale:.6f} | {error:.1e} |")
+            lines.append(f"| {m} | {who} | {scale:.6f} | {error:.1e} |")
+    return "\n".join(lines) + "\n"
+
+
+def memory_table() -> str:
+    lines = [
+        "## Memory of a step of `mini`, all patches, float32\n",
+        "| pairs of a batch | pairs of a chunk | peak, MiB |",
+        "|---:|---:|---:|",
+    ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.clip"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        for chunk, batches in ((64, (64, 128, 256, 512)), (128, (128, 256, 512)), (512, (512,))):
+            lines += [f"| {batch} | {chunk} | {pool.apply(peak_memory, (batch, chunk)):.0f} |" for batch in batches]
+    return "\n".join(lines)
+
+
+def peak_memory(batch: int, chunk: int) -> float:
+    """MiB."""
+    torch.set_num_threads(1)
+    mini = CLIP(named_size("mini"))
+    images, ids = torch.randn(batch, 3, 96, 96), torch.full((batch, 32), 2)
+    ours(mini, [(images[:2], ids[:2])])  # what is there once, the weights' gradients too, is not counted
+    before = resident()
+    ours(mini, [*zip(images.split(chunk), ids.split(chunk), strict=True)])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
 
 def ours(model: CLIP, parts: list[tuple[Tensor, Tensor]]) -> None:
@@ -78,7 +115,8 @@ def compare(tried: CLIP, reference: CLIP) -> tuple[float, float]:
     scale, error = math.nan, 0.0
     for name, p in tried.named_parameters():
         truth = expected[name]
-        assert p.grad is not None and truth is not None
+        assert p.grad is not None
+        assert truth is not None
         if name == "logit_scale":
             scale = (p.grad / truth).item()
         else:

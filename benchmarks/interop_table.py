@@ -4,8 +4,10 @@ python -m benchmarks.interop_table
 """
 
 import copy
+import json
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +17,20 @@ from unittest import mock
 import open_clip
 import timm
 import torch
+import torchvision
+import transformers
+from safetensors.torch import save_file
+from torch import nn
 
+import vlm
 from vlm.clip import CLIP
 from vlm.interop import openclip
+from vlm.interop.openclip_config import ModelCfg
 from vlm.interop.timm import named
 
 VOCAB = 600
 EMBED_DIM = 48
+DOCS = Path(__file__).parent.parent / "docs" / "interop.md"
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,10 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(config) | {"embed_dim": EMBED_DIM}
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision:
-        patch, width = int(vision["timm_model_name"].split("_patch")[1].split("_")[0]), timm_width(vision["timm_model_name"])
+        patch, width = (
+            int(vision["timm_model_name"].split("_patch")[1].split("_")[0]),
+            timm_width(vision["timm_model_name"]),
+        )
         if vision["timm_proj"] == "none":
             config["embed_dim"] = width
     else:
@@ -65,14 +77,14 @@ def small_timm(image_size: int) -> Iterator[None]:
     """timm builds its models at depth 2 and width 8 x heads."""
     create = timm.create_model
 
-    def small(name: str, **settings: Any) -> torch.nn.Module:
+    def small(name: str, **settings: Any) -> nn.Module:
         return create(name, **settings, img_size=image_size, depth=2, embed_dim=timm_width(name))
 
     with mock.patch("open_clip.timm_model.timm.create_model", small):
         yield
 
 
-def build(config: dict[str, Any]) -> torch.nn.Module:
+def build(config: dict[str, Any]) -> nn.Module:
     """OpenCLIP's own model of a config, with random weights everywhere: zeros and ones would hide mistakes."""
     config = copy.deepcopy(config)
     custom = config.pop("custom_text", False)
@@ -82,7 +94,7 @@ def build(config: dict[str, Any]) -> torch.nn.Module:
     return model.eval()
 
 
-def randomise(model: torch.nn.Module) -> None:
+def randomise(model: nn.Module) -> None:
     """Large enough that a wrong activation or epsilon shows."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -93,7 +105,7 @@ def randomise(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
-def inputs(model: openclip.ModelCfg) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(model: ModelCfg) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures and rows of ids that end and are padded as OpenCLIP's tokenizers do."""
     generator = torch.Generator().manual_seed(1)
     side, text = model.vision_cfg.image_size, model.text_cfg
@@ -110,7 +122,7 @@ def inputs(model: openclip.ModelCfg) -> tuple[torch.Tensor, torch.Tensor]:
 def compare(config: dict[str, Any]) -> Difference:
     """Builds, converts, runs both."""
     theirs = build(config)
-    model = openclip.ModelCfg.from_dict(config)
+    model = ModelCfg.from_dict(config)
     ours_config, state = openclip.read_model(theirs.state_dict(), model)
     ours = CLIP(ours_config)
     ours.load_state_dict(state)
@@ -128,18 +140,110 @@ def compare(config: dict[str, Any]) -> Difference:
     )
 
 
+def _openclip(folder: Path) -> nn.Module:
+    config = open_clip.get_model_config("ViT-B-32")
+    return _save(folder, open_clip.model.CLIP(**config), {"model_cfg": config}, "open_clip_config.json")
+
+
+def _timm(folder: Path, name: str) -> nn.Module:
+    return _save(folder, timm.create_model(name), {"architecture": name}, "config.json")
+
+
+def _siglip(folder: Path) -> nn.Module:
+    words = {"bos_token_id": None, "eos_token_id": 1}
+    return _save_transformers(folder, transformers.SiglipModel(transformers.SiglipConfig(text_config=words)))
+
+
+# ViT-B/32 where the library has it, random weights, through the library's own files.
+FULL_SIZE: dict[str, Callable[[Path], nn.Module]] = {
+    "OpenCLIP `CLIP`, ViT-B/32": _openclip,
+    "Hugging Face `CLIPModel`, ViT-B/32": lambda folder: _save_transformers(
+        folder, transformers.CLIPModel(transformers.CLIPConfig())
+    ),
+    "Hugging Face `SiglipModel`, ViT-B/16": _siglip,
+    "Hugging Face `ViTForImageClassification`, ViT-B/16": lambda folder: _save_transformers(
+        folder, transformers.ViTForImageClassification(transformers.ViTConfig())
+    ),
+    "timm `vit_base_patch32_224`": lambda folder: _timm(folder, "vit_base_patch32_224"),
+    "timm `vit_base_patch32_clip_224`": lambda folder: _timm(folder, "vit_base_patch32_clip_224"),
+    "torchvision `vit_b_32`": lambda folder: _save(folder, torchvision.models.vit_b_32(), None, ""),
+}
+
+
+def _save(folder: Path, model: nn.Module, info: dict[str, Any] | None, name: str) -> nn.Module:
+    randomise(model)
+    folder.mkdir()
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    if info is not None:
+        (folder / name).write_text(json.dumps(info))
+    return model.eval()
+
+
+def _save_transformers(folder: Path, model: Any) -> nn.Module:
+    randomise(model)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def compare_full_size(save: Callable[[Path], nn.Module]) -> float:
+    """Saved by them, opened by us: the largest difference of unit vectors, or of logits as a share of the largest."""
+    with tempfile.TemporaryDirectory() as root, torch.inference_mode():
+        theirs: Any = save(Path(root) / "model")
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(2, 3, 224, 224, generator=generator)
+        match theirs:
+            case timm.models.VisionTransformer() | torchvision.models.VisionTransformer():
+                return _share(theirs(images), vlm.load_classifier(Path(root) / "model")(images))
+            case transformers.ViTForImageClassification():
+                return _share(theirs(images).logits, vlm.load_classifier(Path(root) / "model")(images))
+        ours = vlm.load(Path(root) / "model").model
+        text = ours.config.text
+        ids = torch.randint(2, text.vocab_size - 2, (2, text.context_length), generator=generator)
+        ids[:, -3:] = text.eot_id
+        if isinstance(theirs, open_clip.model.CLIP):
+            image, words = theirs.encode_image(images, normalize=True), theirs.encode_text(ids, normalize=True)
+        else:
+            out = theirs(input_ids=ids, pixel_values=images)
+            image, words = out.image_embeds, out.text_embeds
+        our_image, our_words = ours(images, ids)
+        return max(float((image - our_image).abs().max()), float((words - our_words).abs().max()))
+
+
+def _share(theirs: torch.Tensor, ours: torch.Tensor) -> float:
+    return float((theirs - ours).abs().max() / theirs.abs().max())
+
+
 def main() -> int:
-    rows, out = [], []
+    rows, outside, full, worst = [], [], [], 0.0
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
-        outside = openclip.ModelCfg.from_dict(config).outside()
-        if outside:
-            out.append(f"| {name} | {'; '.join(outside)} |")
+        reasons = ModelCfg.from_dict(config).outside()
+        if reasons:
+            outside.append((name, "; ".join(reasons)))
             continue
-        difference = compare(shrunk(config))
-        print(f"{name:32s} {difference.image:.1e} {difference.text:.1e} {difference.logits:.1e}", file=sys.stderr)
-        rows.append((name, difference))
-    return 0 if all(difference.worst < 1e-5 for _, difference in rows) else 1
+        found = compare(shrunk(config))
+        worst = max(worst, found.worst)
+        rows.append((name, *(f"{difference:.0e}" for difference in (found.image, found.text, found.logits))))
+        print(*rows[-1], file=sys.stderr)
+    for name, save in FULL_SIZE.items():
+        difference = compare_full_size(save)
+        worst = max(worst, difference)
+        full.append((name, f"{difference:.0e}"))
+        print(*full[-1], file=sys.stderr)
+    page = DOCS.read_text(encoding="utf-8")
+    page = filled(page, "full size", ("model", "largest difference"), full)
+    page = filled(page, "every model", ("OpenCLIP model", "picture", "text", "logits"), rows)
+    page = filled(page, "outside", ("OpenCLIP model", "what this library has no part for"), outside)
+    DOCS.write_text(page, encoding="utf-8")
+    return 0 if worst < 1e-5 else 1
+
+
+def filled(page: str, mark: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """The page with a table between `<!-- mark -->` and the next `<!-- end -->`."""
+    before, rest = page.split(f"<!-- {mark} -->", 1)
+    lines = [head, tuple("---" for _ in head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{before}<!-- {mark} -->\n{table}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
 
 
 if __name__ == "__main__":

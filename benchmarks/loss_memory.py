@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
-from tqdm import tqdm
 
 from vlm.loss import clip_loss, siglip_loss
 
@@ -38,16 +37,22 @@ RIVALS = {"clip_loss": "ClipLoss", "siglip_loss": "SigLipLoss"}
 
 
 def main() -> None:
-    cases = [(name, n) for n in SIZES for name in LOSSES] + [(name, LARGEST) for name in RIVALS]
-    measured: dict[tuple[str, int], list[tuple[float, float]]] = {case: [] for case in cases}
-    jobs = cases[: -len(RIVALS)] * REPEATS + cases[-len(RIVALS) :]
+    print(f"# Contrastive losses, E = {EMBED_DIM}, float32, scale 100, forward and backward, one thread\n")
+    print(f"{datetime.date.today()}, {processor()}, {platform.system()}, Python {platform.python_version()}, ", end="")
+    print(f"torch {torch.__version__}, open_clip_torch {version('open_clip_torch')}; ", end="")
+    print("`python -m benchmarks.loss_memory`\n")
+    print("| N | loss | extra memory, MiB | OpenCLIP, MiB | share | time, s | OpenCLIP, s | share |")
+    print("|---:|---|---:|---:|---:|---:|---:|---:|", flush=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.loss"])
     with context.Pool(1, maxtasksperchild=1) as pool:
-        for case in tqdm(jobs):
-            measured[case].append(pool.apply(measure, case))
-    best = {case: tuple(map(min, zip(*results, strict=True))) for case, results in measured.items()}
-    print(table(best))
+        for n in SIZES:
+            for pair in RIVALS.items():
+                taken = [[pool.apply(measure, (name, n)) for name in pair] for _ in range(REPEATS)]
+                ours, theirs = (tuple(map(min, zip(*results, strict=True))) for results in zip(*taken, strict=True))
+                print(row(n, pair[0], ours, theirs), flush=True)
+        for name in RIVALS:
+            print(row(LARGEST, name, pool.apply(measure, (name, LARGEST)), None), flush=True)
 
 
 def measure(name: str, n: int) -> tuple[float, float]:
@@ -79,25 +84,16 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def table(best: dict[tuple[str, int], tuple[float, ...]]) -> str:
-    processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    lines = [
-        f"# Contrastive losses, E = {EMBED_DIM}, float32, scale 100, forward and backward, one thread\n",
-        f"{datetime.date.today()}, {processor.split(':')[1].strip()}, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, open_clip_torch {version('open_clip_torch')}; "
-        "`python -m benchmarks.loss_memory`\n",
-        "| N | loss | extra memory, MiB | OpenCLIP, MiB | share | time, s | OpenCLIP, s | share |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for (name, n), (seconds, memory) in best.items():
-        if name not in RIVALS:
-            continue
-        row = [f"{n}", f"`{name}`", f"{memory:.0f}", "", "", f"{seconds:.2f}", "", ""]
-        if (rival := best.get((RIVALS[name], n))) is not None:
-            row[3:5] = f"{rival[1]:.0f}", f"1/{rival[1] / memory:.0f}"
-            row[6:8] = f"{rival[0]:.2f}", f"{seconds / rival[0]:.2f}"
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+
+
+def row(n: int, name: str, ours: tuple[float, ...], theirs: tuple[float, ...] | None) -> str:
+    (seconds, memory), empty = ours, ("", "")
+    memories = empty if theirs is None else (f"{theirs[1]:.0f}", f"1/{theirs[1] / memory:.0f}")
+    times = empty if theirs is None else (f"{theirs[0]:.2f}", f"{seconds / theirs[0]:.2f}")
+    return f"| {' | '.join([f'{n}', f'`{name}`', f'{memory:.0f}', *memories, f'{seconds:.2f}', *times])} |"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 import torch
 from PIL import Image
+from tiny_run import write_data
 
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
@@ -75,4 +76,12 @@ def picture_folder(tmp_path: Path) -> Path:
             0, 256, (20 + 5 * number, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
         )
         Image.fromarray(noise.numpy()).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """data.parquet and tokenizer/ for tiny training runs; `tiny_run.write_recipe` writes recipes for them."""
+    folder = tmp_path_factory.mktemp("run")
+    write_data(folder, tiny_tokenizer)
     return folder

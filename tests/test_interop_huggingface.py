@@ -111,9 +111,9 @@ def test_sharded_weights_are_one_model(tmp_path: Path) -> None:
 
 def test_bare_clip_weights_need_their_activation_said(tmp_path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in clip().state_dict().items()}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="quick_gelu or gelu.*--activation"):
+    with pytest.raises(ValueError, match=r"quick_gelu or gelu.*--activation"):
         load_foreign(str(tmp_path / "w.safetensors"))
-    with pytest.raises(ValueError, match="number of heads.*--num-heads"):
+    with pytest.raises(ValueError, match=r"number of heads.*--num-heads"):
         load_foreign(str(tmp_path / "w.safetensors"), activation="gelu")
 
 

@@ -15,6 +15,7 @@ from tests.foreign_models import clip_config, pixels, randomise, rows
 from vlm.clip import CLIP
 from vlm.interop import load_foreign, openclip
 from vlm.interop.foreign import Hints
+from vlm.interop.openclip_config import ModelCfg
 from vlm.interop.timm import named
 
 # One of each kind; `python -m benchmarks.interop_table` tries all of OpenCLIP's.
@@ -50,9 +51,9 @@ def test_openclip_weights_give_openclip_outputs(name: str) -> None:
 def test_every_openclip_model_is_converted_or_its_foreign_part_is_named(name: str) -> None:
     config = open_clip.get_model_config(name)
     assert config is not None
-    if openclip.ModelCfg.from_dict(config).outside():
+    if ModelCfg.from_dict(config).outside():
         with pytest.raises(ValueError, match="has parts that this library does not"):
-            openclip.read_model({}, openclip.ModelCfg.from_dict(config))
+            openclip.read_model({}, ModelCfg.from_dict(config))
     else:
         assert compare(shrunk(config)).worst < 1e-5
 
@@ -60,7 +61,7 @@ def test_every_openclip_model_is_converted_or_its_foreign_part_is_named(name: st
 def test_a_wrong_activation_would_show() -> None:
     config = config_of("ViT-B-32")
     theirs = build(config)
-    model = openclip.ModelCfg.from_dict(config | {"quick_gelu": True})
+    model = ModelCfg.from_dict(config | {"quick_gelu": True})
     ours_config, state = openclip.read_model(theirs.state_dict(), model)
     ours = CLIP(ours_config).eval()
     ours.load_state_dict(state)
@@ -139,7 +140,7 @@ def test_bare_weights_that_fit_two_models_are_refused_and_both_are_named(tmp_pat
     path = tmp_path / "weights.safetensors"
     save_file(tensors, path)
     assert load_foreign(str(path)).config.vision.num_heads == 6  # ViT-S-32-alt has no twin
-    models = [(n, openclip.ModelCfg.from_dict(config_of(n))) for n in ("ViT-B-32", "ViT-B-32-quickgelu")]
+    models = [(n, ModelCfg.from_dict(config_of(n))) for n in ("ViT-B-32", "ViT-B-32-quickgelu")]
     state = build(config_of("ViT-B-32")).state_dict()
     with pytest.raises(ValueError, match=r"ViT-B-32 \(gelu\), ViT-B-32-quickgelu \(quick_gelu\).*--activation"):
         openclip.guess(state, models, Hints())
@@ -151,9 +152,9 @@ def test_unknown_sizes_need_heads_and_activation_said(tmp_path: Path) -> None:
     theirs = build(config)
     path = tmp_path / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, path)
-    with pytest.raises(ValueError, match="gelu or quick_gelu.*--activation"):
+    with pytest.raises(ValueError, match=r"gelu or quick_gelu.*--activation"):
         load_foreign(str(path))
-    with pytest.raises(ValueError, match="number of heads.*--num-heads"):
+    with pytest.raises(ValueError, match=r"number of heads.*--num-heads"):
         load_foreign(str(path), activation="gelu")
     assert load_foreign(str(path), activation="gelu", num_heads=4).config.vision.num_heads == 4
 
@@ -185,7 +186,7 @@ def test_ours_to_openclip_and_back_is_bit_identical_and_openclip_gives_our_outpu
     with torch.inference_mode():
         assert torch.allclose(theirs.encode_image(images, normalize=True), ours.encode_image(images), atol=1e-5)
         assert torch.allclose(theirs.encode_text(ids, normalize=True), ours.encode_text(ids), atol=1e-5)
-    back, state = openclip.read_model(tensors, openclip.ModelCfg.from_dict(model_cfg))
+    back, state = openclip.read_model(tensors, ModelCfg.from_dict(model_cfg))
     assert back == config
     assert all(torch.equal(state[name], tensor) for name, tensor in ours.state_dict().items())
 

@@ -151,6 +151,6 @@ def test_damaged_tokenizers_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer.json is not a tokenizer.json, or is damaged"):
         read_tokenizer(tmp_path, 8, 100)
     config = TokenizerConfig(kind="tokenizers", context_length=8, vocab_size=100, eot_id=1, pad_id=0)
-    with pytest.raises(ValueError, match="is not a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"is not a tokenizer.json"):
         JsonTokenizer(b"{}", config)
     assert read_tokenizer(tmp_path / "nothing", 8, 100) is None

@@ -78,7 +78,7 @@ def test_bare_timm_weights_are_told_by_their_names_and_shapes(tmp_path: Path) ->
 
 def test_bare_clip_towers_of_timm_need_their_activation_said(tmp_path: Path) -> None:
     theirs = timm.create_model("vit_base_patch32_clip_224", img_size=64, depth=1, num_classes=3)
-    with pytest.raises(ValueError, match="gelu or quick_gelu.*--activation"):
+    with pytest.raises(ValueError, match=r"gelu or quick_gelu.*--activation"):
         load_foreign_classifier(saved(tmp_path, theirs))
 
 
@@ -206,7 +206,7 @@ def test_the_books_weights_give_the_books_outputs_once_the_heads_are_said(tmp_pa
     theirs = BookVit(width=48, heads=4, side=32, patch=16, blocks=3, classes=10)
     randomise(theirs)
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(ValueError, match="number of heads is not in the weights.*num_heads"):
+    with pytest.raises(ValueError, match=r"number of heads is not in the weights.*num_heads"):
         load_foreign_classifier(str(tmp_path / "vit.pth"))
     ours = ours_of(load_foreign_classifier(str(tmp_path / "vit.pth"), num_heads=4))
     images = pixels(ours.vision.config)

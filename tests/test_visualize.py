@@ -1,15 +1,17 @@
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlm import visualize
 from vlm.clip import CLIP
 from vlm.config import VisionConfig
-from vlm.layers import Attention, AttentionPool
+from vlm.layers import Attention, AttentionPool, Block
 from vlm.vision import VisionTransformer, ViTClassifier
 
 TINY = VisionConfig(image_size=(16, 24), patch_size=8, width=12, depth=3, num_heads=2, mlp_dim=16)  # a grid of 2 x 3
@@ -58,8 +60,9 @@ def test_attention_maps_are_the_papers_softmax_of_each_block_and_head():
     maps = visualize.attention_maps(vision, images).numpy()
     z = vision.embed(images)
     for layer, block in enumerate(vision.blocks):
+        assert isinstance(block, Block)
         normed = block.norm1(z)
-        weight, bias = block.attn.qkv.weight.detach().numpy(), block.attn.qkv.bias.detach().numpy()
+        weight, bias = (parameter.detach().numpy() for parameter in (block.attn.qkv.weight, block.attn.qkv.bias))
         for b in range(2):
             q, k, _ = np.split(normed[b].detach().numpy() @ weight.T + bias, 3, axis=1)  # each (N, D)
             for head in range(2):
@@ -82,12 +85,10 @@ def test_every_row_of_every_map_sums_to_1(config: VisionConfig):
 def test_rollout_is_abnar_and_zuidemas():
     maps = visualize.attention_maps(vit(), pictures()).double().numpy()
     for b in range(2):
-        followed = None
-        for attention in maps[:, b].mean(1):
-            mixed = 0.5 * attention + 0.5 * np.eye(len(attention))
-            mixed /= mixed.sum(-1, keepdims=True)
-            followed = mixed if followed is None else mixed @ followed
-        np.testing.assert_allclose(visualize.rollout(torch.from_numpy(maps))[b].numpy(), followed, atol=1e-12)
+        mixed = [0.5 * attention + 0.5 * np.eye(7) for attention in maps[:, b].mean(1)]
+        one, two, three = (matrix / matrix.sum(-1, keepdims=True) for matrix in mixed)
+        found = visualize.rollout(torch.from_numpy(maps))[b].numpy()
+        np.testing.assert_allclose(found, three @ two @ one, atol=1e-12)
 
 
 def test_rollout_of_heads_that_see_only_themselves_is_the_identity():
@@ -152,7 +153,7 @@ def test_a_head_that_sees_only_the_class_token_has_a_finite_distance():
 def test_positions_made_of_a_row_and_a_column_are_half_alike_along_both():
     vision = vit()
     codes = [torch.cat([torch.eye(2)[row], torch.eye(3)[column]]) for row in range(2) for column in range(3)]
-    positions = torch.nn.functional.pad(torch.stack(codes), (0, 12 - 5))
+    positions = F.pad(torch.stack(codes), (0, 12 - 5))
     with torch.no_grad():
         vision.pos_embed[0, 1:] = positions * torch.rand(6, 1, generator=torch.Generator().manual_seed(0)).add(0.1)
     similarity = visualize.position_similarity(vision)
@@ -205,4 +206,81 @@ def test_a_block_that_is_not_there_is_an_error_that_says_which_are():
         vit().features(pictures(), blocks=(0, 3))
 
 
-_ = CLIP, ViTClassifier
+# ---- relevance -----------------------------------------------------------------------------------------------------
+
+
+def test_relevance_is_the_mean_gain_of_the_half_with_the_patch_over_the_half_without():
+    """Second truth: all 20 ways to see 3 of the 6 patches, one at a time."""
+    vision, images = vit(), pictures(1)
+    seen = [torch.tensor(half) for half in itertools.combinations(range(6), 3)]
+    with torch.no_grad():
+        scores = {tuple(half.tolist()): vision(images, half[None])[0, 0].item() for half in seen}
+    gains = [
+        np.mean([scores[half] - scores[tuple(sorted({*range(6)} - {*half}))] for half in scores if patch in half])
+        for patch in range(6)
+    ]
+    found = visualize.relevance(vision, images, lambda features: features[:, 0], pairs=4000, batch_size=500)
+    spread = float(np.std([scores[half] - scores[tuple(sorted({*range(6)} - {*half}))] for half in scores]))
+    np.testing.assert_allclose(found.flatten(), gains, atol=4 * spread / math.sqrt(4000))
+    assert max(gains) - min(gains) > 10 * spread / math.sqrt(4000)  # else the line above could not fail
+
+
+def hand_made_vit() -> VisionTransformer:
+    """Feature 0 says red, feature 1 blue; blocks do nothing; the mean of what is seen is the answer."""
+    config = dataclasses.replace(
+        TINY, width=4, num_heads=1, depth=1, mlp_dim=4, patch_bias=False, class_token=False, pool="mean"
+    )
+    vision = VisionTransformer(config).eval()
+    with torch.no_grad():
+        for weight in vision.parameters():
+            weight.zero_()
+        vision.norm.weight.fill_(1)
+        vision.patch_embed.proj.weight[0, 0] = vision.patch_embed.proj.weight[1, 2] = 1 / 64
+    return vision
+
+
+def test_relevance_is_highest_where_the_thing_is_and_zero_when_nothing_matters():
+    image = torch.zeros(1, 3, 16, 24)
+    image[:, 0, :8, 8:16] = 1  # red: patch (0, 1)
+    image[:, 2, 8:, 16:] = 1  # blue: patch (1, 2)
+    vision = hand_made_vit()
+    red = visualize.relevance(vision, image, lambda features: features[:, 0], pairs=512)[0]
+    blue = visualize.relevance(vision, image, lambda features: features[:, 1], pairs=512)[0]
+    assert red.argmax() == 1
+    assert red.argmin() == 5  # what is blue speaks against red
+    assert blue.argmax() == 5
+    assert blue.argmin() == 1
+    empty = visualize.relevance(vision, torch.zeros_like(image), lambda features: features[:, 0])
+    assert empty.abs().max() == 0
+
+
+def test_relevance_is_the_same_in_any_batch_and_follows_the_seed():
+    vision, images = vit(POOLS["attention"]), pictures(2)
+    both = visualize.relevance(vision, images, lambda features: features[:, 0], pairs=16)
+    alone = visualize.relevance(vision, images[1:], lambda features: features[:, 0], pairs=16, batch_size=5)
+    torch.testing.assert_close(both[1:], alone)
+    other = visualize.relevance(vision, images, lambda features: features[:, 0], pairs=16, seed=1)
+    assert not torch.allclose(both, other, atol=1e-3)
+
+
+def test_relevance_of_an_odd_number_of_patches_uses_all_of_them():
+    config = dataclasses.replace(TINY, image_size=24)  # 9 patches: halves of 4 and 5
+    found = visualize.relevance(vit(config), pictures(1, config), lambda features: features[:, 0], pairs=8)
+    assert found.abs().min() > 0
+
+
+def test_a_texts_score_of_a_whole_picture_is_its_cosine(tiny_clip: CLIP):
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    text = F.normalize(torch.randn(24, generator=torch.Generator().manual_seed(1)), dim=0)
+    scores = visualize.text_score(tiny_clip.vision_proj, text)(tiny_clip.vision(images))
+    torch.testing.assert_close(scores, tiny_clip.encode_image(images) @ text)
+
+
+def test_a_labels_score_is_its_logit_and_an_unknown_label_is_an_error():
+    classifier = ViTClassifier(TINY, 3, labels=["犬", "猫", "鳥"])
+    torch.nn.init.normal_(classifier.head.weight)
+    images = pictures()
+    scores = visualize.label_score(classifier, "猫")(classifier.vision(images))
+    torch.testing.assert_close(scores, classifier(images)[:, 1])
+    with pytest.raises(ValueError, match="'魚' is none of the classifier's 3 labels: 犬, 猫, 鳥"):
+        visualize.label_score(classifier, "魚")

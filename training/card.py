@@ -18,7 +18,7 @@ pipeline_tag: zero-shot-image-classification
 
 # {run.name}
 
-A CLIP model, {size:.1f} million parameters. It saw {pictures:,} pictures for about {_minutes(run):.1f} minutes.
+A CLIP model, {size:.1f} million parameters. It saw {pictures:,} pictures for about {minutes_of_steps(run):.1f} minutes.
 
 ```python
 import vlm
@@ -48,7 +48,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _minutes(run: Path) -> float:
+def minutes_of_steps(run: Path) -> float:
     """Mean seconds of a step, as far as written down, times the number of steps."""
     entries = [json.loads(line) for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
     return sum(entry["seconds"] for entry in entries) / len(entries) * entries[-1]["step"] / 60

@@ -142,7 +142,7 @@ class Recipe(StrictConfig):
             f"{section}.{name}: {value!r}, was {was!r}"
             for section, settings in _plain(self.to_dict()).items()
             for name, value in settings.items()
-            if (was := other.get(section, {}).get(name)) != value
+            if (was := _plain(other.get(section, {}).get(name))) != value
         ]
 
 

@@ -110,8 +110,10 @@ def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
         tokenizer = load_tokenizer(Path(section.tokenizer))
         ids = (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.pad_id, tokenizer.context_length)
         config = section.architecture(*ids)
-        mean, std = recipe.data.mean, recipe.data.std
-        preprocess = PreprocessConfig(image_size=config.vision.image_size, resize="pad", mean=(mean, mean, mean), std=(std, std, std))
+        grey, std = recipe.data.mean, recipe.data.std
+        preprocess = PreprocessConfig(
+            image_size=config.vision.image_size, resize="pad", mean=(grey, grey, grey), std=(std, std, std)
+        )
         embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
     if section.lock_vision:
         embedder.model.vision.requires_grad_(False)

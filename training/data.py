@@ -71,15 +71,11 @@ class ParquetPairs:
         rows = _read_parquet(Path(path))
         _check_columns(path, rows, ("split",) if splits else ())
         if splits:
-            present = set(rows["split"])
-            if missing := [split for split in splits if split not in present]:
-                raise ValueError(
-                    f"{path} has no split {', '.join(missing)}. It has: {', '.join(sorted(map(str, present)))}."
-                )
-            chosen = set(splits)
-            rows = rows.filter(lambda split: split in chosen, input_columns="split")
-        if not len(rows):
-            raise ValueError(f"{path} has no rows.")
+            column = [str(split) for split in rows["split"]]
+            if missing := [split for split in splits if split not in column]:
+                there = ", ".join(sorted(set(column)))
+                raise ValueError(f"{path} has no split {', '.join(missing)}. It has: {there}.")
+            rows = rows.select([i for i, split in enumerate(column) if split in splits])
         self._set(rows, torch.stack([preprocess.pixels(image["bytes"]) for image in rows["image"]]))
 
     def _set(self, rows: Any, pixels: Tensor) -> None:
@@ -118,14 +114,18 @@ class ParquetPairs:
 def _read_parquet(path: Path) -> Any:
     from datasets import Image, load_dataset
     from datasets.exceptions import DatasetGenerationError
+    from pyarrow.parquet import read_metadata
 
     if not path.is_file():
         raise ValueError(f"There is no data file {path}. Wanted a parquet file with pictures and captions.")
     try:
-        rows: Any = load_dataset("parquet", data_files=str(path), split="train")
+        count = read_metadata(path).num_rows
+        rows: Any = load_dataset("parquet", data_files=str(path), split="train") if count else None
     except (DatasetGenerationError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as parquet ({reason}).") from error
+    if rows is None:
+        raise ValueError(f"{path} has no rows.")
     return rows.cast_column("image", Image(decode=False)) if "image" in rows.column_names else rows
 
 

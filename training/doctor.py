@@ -52,9 +52,9 @@ class Doctor:
         if any(signs.logit_scale is None or signs.logit_scale < limit - 1e-4 for signs in self.recent):
             return None
         return (
-            f"The logit scale has been at its limit of {self.max_logit_scale:g} for {WINDOW} steps: the model "
-            "wants to be surer than it may, usually because it knows the training pictures by heart. Train on more data, with more "
-            "augmentation or for fewer steps; or raise max_logit_scale."
+            f"The logit scale has been at its limit of {self.max_logit_scale:g} for {WINDOW} steps: the model wants "
+            "to be surer than it may, usually because it knows the training pictures by heart. Train on more data, "
+            "with more augmentation or for fewer steps; or raise max_logit_scale."
         )
 
     def _loader(self) -> str | None:

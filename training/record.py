@@ -115,7 +115,7 @@ def draw_curves(folder: Path) -> None:
     panels: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(dict)
     for name, points in read_metrics(folder / "metrics.jsonl").items():
         panels["validation" if name.startswith("val ") else name][name.removeprefix("val ")] = points
-    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * max(1, len(panels)), 3.5))
     FigureCanvasAgg(figure)
     for axes, (title, lines) in zip(
         figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels.items(), strict=False
@@ -126,7 +126,7 @@ def draw_curves(folder: Path) -> None:
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend()
-    figure.savefig(folder / "curves.png", dpi=100)
+    figure.savefig(folder / "curves.png", dpi=100, bbox_inches="tight")
 
 
 def _board(folder: Path, first: int) -> Any:

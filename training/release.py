@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.card import markdown_table, minutes_of_steps
 from training.evaluate import VALIDATION, Row, evaluate
 
 TEST = ("test_style", "test_concept", "test_both", "test_oca_artist", "test_photo_gc")
@@ -56,8 +57,6 @@ def release(run: Path, out: Path) -> None:
 def card(name: str, run: Path, parameters: int, rows: Sequence[Row]) -> str:
     """README.md of the model folder."""
     recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
-    timing = [json.loads(line) for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
-    minutes = sum(entry["seconds"] for entry in timing) * (timing[-1]["step"] / len(timing)) / 60
     return f"""---
 library_name: vlm
 pipeline_tag: zero-shot-image-classification
@@ -89,7 +88,7 @@ Authors and licences: `training/picture_words/README.md`.
 
 ## Recipe
 
-About {minutes:.0f} minutes of steps (median step x number of steps), one thread for the model and one for the pictures on a
+About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps), one thread for the model and one for the pictures on a
 2-core machine that was busy with other work. `make train` runs it again:
 
 ```toml
@@ -102,17 +101,11 @@ Chance is what a ranking that knows nothing gets. R@k: share of queries with a c
 query is the first caption of a concept, every picture of that concept is correct. `val_style`: an artist not in training,
 concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Pictures whose pixels also occur in training are left out.
 
-| split | task | language | value | chance | n |
-|---|---|---|---|---|---|
-{_table(rows)}
+{markdown_table(rows)}
 """
 
 
 _TRAIN_ROWS = "9,850"
-
-
-def _table(rows: Sequence[Row]) -> str:
-    return "\n".join(f"| {r.split} | {r.task} | {r.language} | {r.value:.3f} | {r.chance:.4f} | {r.n} |" for r in rows)
 
 
 if __name__ == "__main__":

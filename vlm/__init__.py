@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from vlm.clip import CLIP
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
     from vlm.embedder import Embedder
+    from vlm.exports import export
     from vlm.loss import clip_loss, siglip_loss
     from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
     from vlm.preprocess import ImageError, Preprocess, find_images, open_image
-    from vlm.retrieval import Added, EmbeddingIndex, Hit
+    from vlm.retrieval import EmbeddingIndex, Hit
     from vlm.text import TextTransformer
     from vlm.tokenizer import Tokenizer, load_tokenizer
     from vlm.vision import VisionTransformer, ViTClassifier
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
 
 _HOME = {  # public name -> its module; the imports above say the same to type checkers
-    "Added": "retrieval",
     "CLIP": "clip",
     "CLIPConfig": "config",
     "Embedder": "embedder",
@@ -42,6 +42,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "classify": "zero_shot",
     "clip_loss": "loss",
     "convert": "checkpoint",
+    "export": "exports",
     "find_images": "preprocess",
     "load": "checkpoint",
     "load_classifier": "checkpoint",
@@ -55,7 +56,6 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
 }
 
 __all__ = [
-    "Added",
     "CLIP",
     "CLIPConfig",
     "Embedder",
@@ -76,6 +76,7 @@ __all__ = [
     "classify",
     "clip_loss",
     "convert",
+    "export",
     "find_images",
     "load",
     "load_classifier",

@@ -14,12 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.cli_interop import convert, export
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vlm.embedder import Embedder
     from vlm.preprocess import ImageError, Preprocess
-    from vlm.vision import ViTClassifier, VisionTransformer
+    from vlm.retrieval import EmbeddingIndex
+    from vlm.vision import VisionTransformer, ViTClassifier
     from vlm.visualize import Score
 
 Run = Callable[[Namespace], None]
@@ -91,7 +94,7 @@ def index(parser: ArgumentParser) -> Run:
                 "pictures": len(opened),
             }
         _print([row], args.json, _describe_added)
-        _report_skipped(added.skipped, added.embedded + added.recognised + added.unchanged + len(added.skipped))
+        _report_skipped(added.skipped, added.found)
 
     return run
 
@@ -99,6 +102,46 @@ def index(parser: ArgumentParser) -> Run:
 def _describe_added(row: dict[str, Any]) -> str:
     counts = f"{row['embedded']} embedded, {row['recognised']} recognised, {row['unchanged']} unchanged"
     return f"{counts}, {len(row['vanished'])} vanished, {row['forgotten']} forgotten; {row['pictures']} in the index"
+
+
+def look(parser: ArgumentParser) -> Run:
+    """Draw what a model sees in a picture: attention, positions, filters, and where in it a text is."""
+    parser.add_argument("picture", metavar="PICTURE", type=Path)
+    parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="what to look for; a classifier's labels")
+    parser.add_argument("--out", type=Path, default=Path("look"), metavar="FOLDER", help="default %(default)s")
+    parser.add_argument("--lang", choices=["en", "ja"], default=_user_language(), help="of the words in the pictures")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default="mini", help=_MODEL_HELP)
+    source.add_argument("--classifier", metavar="MODEL", help="a trained ViT instead; no --text: its own answer")
+    _add_json(parser)
+
+    def run(args: Namespace) -> None:
+        from vlm import figures
+
+        if args.classifier:
+            vision, preprocess, scores = _inside_classifier(args.classifier, args.text, args.picture)
+        else:
+            vision, preprocess, scores = _inside_model(args.model, args.text)
+        pixels = preprocess.pixels(args.picture)  # (3, H, W)
+        pen = figures.pen(args.lang)
+        if not pen.japanese:
+            japanese = {text: f"text {n}" for n, text in enumerate(scores, 1) if not text.isascii()}
+            scores = {japanese.get(text, text): score for text, score in scores.items()}
+            if args.lang == "ja" or japanese:
+                named = "".join(f"; {caption} is {text}" for text, caption in japanese.items())
+                print(
+                    f"vlm: no font with Japanese on this machine: the pictures are in English{named}", file=sys.stderr
+                )
+        images, picture = preprocess.normalize(pixels)[None], figures.picture_seen(pixels)
+        args.out.mkdir(parents=True, exist_ok=True)
+        rows: list[dict[str, Any]] = []
+        for name, figure in figures.draw_all(vision, images, picture, scores, pen).items():
+            path = args.out / f"look-{name}.png"
+            figure.save(path)
+            rows.append({"path": str(path), "question": pen.words[name]})
+        _print(rows, args.json, lambda row: f"{row['path']}\t{row['question']}")
+
+    return run
 
 
 def search(parser: ArgumentParser) -> Run:
@@ -113,20 +156,26 @@ def search(parser: ArgumentParser) -> Run:
     only.add_argument("--since", metavar="DATE", help="only pictures taken then or later (EXIF, else the file's date)")
     only.add_argument("--until", metavar="DATE", help="only pictures taken then or earlier")
     only.add_argument("--min-side", type=_positive, metavar="PIXELS", help="only pictures at least so high and wide")
-    only.add_argument("--duplicates", action="store_true", help="no QUERY: groups of pictures that are nearly the same")
+    only.add_argument(
+        "--duplicates",
+        type=float,
+        nargs="?",
+        const=0.97,
+        metavar="COSINE",
+        help="no QUERY: groups of pictures at least this near, default %(const)s",
+    )
     only.add_argument("--html", type=Path, metavar="FILE", help="write a page of the pictures found")
     parser.add_argument("--paths", action="store_true", help="print paths only")
     _add_model(parser)
     _add_json(parser)
 
     def run(args: Namespace) -> None:
-        if args.duplicates == (args.query is not None):
+        if (args.duplicates is None) == (args.query is None):
             parser.error("give either QUERY or --duplicates")
-        if args.index is None and (
-            args.duplicates or args.glob or args.since or args.until or args.min_side or args.html
-        ):
+        needs_index = args.duplicates, args.glob, args.since, args.until, args.min_side, args.html
+        if args.index is None and any(value is not None for value in needs_index):
             parser.error("--duplicates, --glob, --since, --until, --min-side and --html need --index")
-        if args.duplicates:
+        if args.duplicates is not None:
             _print(_duplicates(args), args.json, lambda row: "\t".join(row["paths"]))
             return
         rows = _search_folder(args) if args.index is None else _search_index(args)
@@ -154,6 +203,8 @@ def _search_index(args: Namespace) -> list[dict[str, Any]]:
         query = Path(args.query) if _is_picture(args.query) else args.query
         limits = {"glob": args.glob, "since": args.since, "until": args.until, "min_side": args.min_side}
         hits = opened.search(query, args.k, **limits)
+        if not hits:
+            _check_filled(opened, args.index)
     if args.html:
         args.html.write_text(contact_sheet(hits, args.query), encoding="utf-8")
     return [
@@ -163,7 +214,8 @@ def _search_index(args: Namespace) -> list[dict[str, Any]]:
 
 def _duplicates(args: Namespace) -> list[dict[str, Any]]:
     with _open_index(args) as opened:
-        return [{"paths": [str(path) for path in group]} for group in opened.duplicates()]
+        _check_filled(opened, args.index)
+        return [{"paths": [str(path) for path in group]} for group in opened.duplicates(args.duplicates)]
 
 
 def _open_index(args: Namespace) -> "EmbeddingIndex":
@@ -172,10 +224,12 @@ def _open_index(args: Namespace) -> "EmbeddingIndex":
 
     if not args.index.is_dir():
         raise ValueError(f"There is no index '{args.index}'. Make one: vlm index FOLDER --index {args.index}")
-    opened = EmbeddingIndex.open(args.index, load(args.model))
+    return EmbeddingIndex.open(args.index, load(args.model))
+
+
+def _check_filled(opened: "EmbeddingIndex", folder: Path) -> None:
     if not len(opened):
-        raise ValueError(f"The index '{args.index}' has no pictures for this model. Run vlm index with it first.")
-    return opened
+        raise ValueError(f"The index '{folder}' has no pictures for this model. Run vlm index with it first.")
 
 
 def _describe_hit(row: dict[str, Any]) -> str:
@@ -186,6 +240,9 @@ def _describe_hit(row: dict[str, Any]) -> str:
 
 COMMANDS: dict[str, Callable[[ArgumentParser], Run]] = {
     "classify": classify,
+    "convert": convert,
+    "export": export,
+    "index": index,
     "look": look,
     "search": search,
 }
@@ -269,7 +326,7 @@ def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "
 
     embedder = load(source)
     embeds = class_embeddings(embedder, texts) if texts else []
-    scores = {text: text_score(embedder.model, embed) for text, embed in zip(texts, embeds, strict=True)}
+    scores = {text: text_score(embedder.model.vision_proj, embed) for text, embed in zip(texts, embeds, strict=True)}
     return embedder.model.vision, embedder.preprocess, scores
 
 

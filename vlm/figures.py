@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from torch import Tensor
 
 from vlm import visualize
@@ -16,7 +16,7 @@ from vlm.vision import VisionTransformer
 
 Language = Literal["ja", "en"]
 
-_FONTS = (  # with Japanese: Linux, macOS, Windows; Pillow looks in the system's font folders
+FONTS = (  # with Japanese: Linux, macOS, Windows; Pillow looks in the system's font folders
     "NotoSansCJK-Regular.ttc",
     "NotoSansCJKjp-Regular.otf",
     "NotoSansJP-Regular.otf",
@@ -30,14 +30,14 @@ _FONTS = (  # with Japanese: Linux, macOS, Windows; Pillow looks in the system's
     "meiryo.ttc",
     "msgothic.ttc",
 )
-_WORDS: dict[Language, dict[str, str]] = {
+WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "attention": "Where does each head look?",
         "attention note": "What the picture's vector reads, block by block; each map up to its own maximum",
         "rollout": "Which patches reach the picture's vector?",
         "rollout note": "Attention followed through all blocks (Abnar and Zuidema 2020)",
         "relevance": "Where is it in this picture?",
-        "relevance note": "Red speaks for it, blue against it",
+        "relevance note": "Red: seeing this part speaks for it; blue: against it. One scale for all",
         "distance": "How far does each head look?",
         "distance note": "Mean attention distance in pixels, one dot per head, on this picture",
         "positions": "What do the position embeddings know?",
@@ -54,7 +54,7 @@ _WORDS: dict[Language, dict[str, str]] = {
         "rollout": "どのパッチが画像ベクトルに届くか",
         "rollout note": "全ブロックの注意を掛け合わせたもの（Abnar・Zuidema 2020）",
         "relevance": "画像のどこにあるか",
-        "relevance note": "赤は支持する場所、青は反対する場所",
+        "relevance note": "赤は「見えると支持が増える場所」、青はその逆。色の基準は全図共通",
         "distance": "各ヘッドはどれだけ遠くを見るか",
         "distance note": "平均注意距離（ピクセル）。点はヘッド、この画像での値",
         "positions": "位置埋め込みは何を知っているか",
@@ -84,13 +84,13 @@ class Pen(NamedTuple):
 
 def pen(language: Language) -> Pen:
     """Japanese words only with a font that has them, else English in Pillow's own."""
-    for name in _FONTS:
+    for name in FONTS:
         try:
             ImageFont.truetype(name, 12)
         except OSError:
             continue
-        return Pen(_WORDS[language], partial(ImageFont.truetype, name), True)
-    return Pen(_WORDS["en"], ImageFont.load_default, False)
+        return Pen(WORDS[language], partial(ImageFont.truetype, name), True)
+    return Pen(WORDS["en"], ImageFont.load_default, False)
 
 
 def draw_all(
@@ -105,7 +105,7 @@ def draw_all(
         "filters": draw_filters(vision, pen),
     }
     if scores:
-        maps = {caption: visualize.relevance(vision, images, score) for caption, score in scores.items()}
+        maps = {caption: visualize.relevance(vision, images, score)[0] for caption, score in scores.items()}
         figures["relevance"] = draw_relevance(picture, maps, pen)
     return figures
 
@@ -121,20 +121,23 @@ def draw_attention(vision: VisionTransformer, images: Tensor, picture: Image.Ima
 
 def draw_rollout(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
     grid = visualize.rollout_map(vision, images)[0]
-    return _sheet("rollout", pen, [[_shrink(picture, 240), overlay(picture, grid, 240)]], [pen.words["picture"], ""])
+    return _sheet("rollout", pen, [[_shrink(picture, 192), overlay(picture, grid, 192)]], [pen.words["picture"], ""])
 
 
 def draw_relevance(picture: Image.Image, maps: Mapping[str, Tensor], pen: Pen) -> Image.Image:
     """`maps`: caption -> (H/P, W/P), signed; all on one scale, so that they compare."""
     top = max(float(grid.abs().max()) for grid in maps.values())
-    tiles = [_shrink(picture, 240), *(overlay(picture, grid / top if top else grid, 240, _SIGNED) for grid in maps.values())]
+    tiles = [_shrink(picture, 192), *(tint(picture, grid / top if top else grid, 192) for grid in maps.values())]
     return _sheet("relevance", pen, [tiles], [pen.words["picture"], *maps])
 
 
 def draw_positions(vision: VisionTransformer, pen: Pen) -> Image.Image:
     similarity = visualize.position_similarity(vision)  # (H/P, W/P, H/P, W/P)
     side = max(28, 560 // similarity.shape[1])
-    tiles = [[colours(grid / 2 + 0.5, _SIGNED).resize((side, side), Image.Resampling.NEAREST) for grid in row] for row in similarity]
+    tiles = [
+        [colours(grid / 2 + 0.5, _SIGNED).resize((side, side), Image.Resampling.NEAREST) for grid in row]
+        for row in similarity
+    ]
     return _sheet("positions", pen, tiles)
 
 
@@ -175,15 +178,21 @@ def draw_distance(vision: VisionTransformer, images: Tensor, pen: Pen) -> Image.
     return _sheet("distance", pen, [[plot]])
 
 
-def overlay(picture: Image.Image, grid: Tensor, side: int, stops: Sequence[str] = _HEAT) -> Image.Image:
-    """A map over the picture's grey, its longer side `side` pixels.  Signed maps come within -1..1, others as they are."""
-    levels = grid / 2 + 0.5 if stops is _SIGNED else grid / grid.max().clamp_min(1e-12)
+def overlay(picture: Image.Image, grid: Tensor, side: int) -> Image.Image:
+    """A map (H/P, W/P) from 0 up to its own maximum, glowing over the picture's grey; longer side `side` pixels."""
     shown = _shrink(picture, side)
-    heat = colours(levels, stops).resize(shown.size, Image.Resampling.BILINEAR)
+    heat = colours(grid / grid.max().clamp_min(1e-12), _HEAT).resize(shown.size, Image.Resampling.BILINEAR)
     return Image.blend(shown.convert("L").convert("RGB"), heat, 0.65)
 
 
-def colours(levels: Tensor, stops: Sequence[str] = _HEAT) -> Image.Image:
+def tint(picture: Image.Image, grid: Tensor, side: int) -> Image.Image:
+    """A signed map (H/P, W/P) of -1..1, as blue and red paint on the picture's pale grey."""
+    shown = _shrink(picture, side)
+    pale = Image.blend(shown.convert("L").convert("RGB"), Image.new("RGB", shown.size, "white"), 0.5)
+    return ImageChops.multiply(pale, colours(grid / 2 + 0.5, _SIGNED).resize(shown.size, Image.Resampling.BILINEAR))
+
+
+def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
     """(H, W) of 0..1 -> RGB, between equally spaced colours."""
     rgb = np.array([[int(stop[place : place + 2], 16) for place in (1, 3, 5)] for stop in stops])
     where = np.linspace(0, 1, len(stops))
@@ -214,7 +223,9 @@ def _sheet(
     draw.text((16, 14), pen.words[name], fill=_INK, font=title)
     draw.text((16, 46), pen.words[f"{name} note"], fill=_GREY, font=note)
     for column, text in enumerate(columns):
-        draw.text((left + column * (width + _GAP) + width / 2, top - 6), text, fill=_INK, font=label, anchor="mb")
+        while label.getlength(text) > width:
+            text = text[:-2] + "…"
+        draw.text((left + column * (width + _GAP) + width / 2, top - 9), text, fill=_INK, font=label, anchor="ms")
     for row, line in enumerate(tiles):
         y = top + row * (height + _GAP)
         if rows:

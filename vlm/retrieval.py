@@ -6,8 +6,9 @@ them where they are.
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeGuard, cast
@@ -26,7 +27,7 @@ from vlm.vector_store import Filter, VectorStore
 Term = tuple[float, str | ImageSource]
 Query = str | ImageSource | Sequence[Term]
 
-_BLOCK = 4096  # vectors that are float32 at a time: they stay in the cache
+_BLOCK = 2048  # vectors that are float32 at a time: they stay in the cache
 _ANYTHING = Filter()
 
 
@@ -42,9 +43,10 @@ class Hit:
 class Added:
     """What `add` and `add_folder` did, in files."""
 
+    found: int = 0
     embedded: int = 0  # pictures of which a vector was made
     recognised: int = 0  # renamed, moved, copied or touched: the bytes were known
-    unchanged: int = 0
+    unchanged: int = 0  # and so passed over, broken ones too
     vanished: list[Path] = field(default_factory=list[Path])  # not found any more; `prune` forgets them
     skipped: list[ImageError] = field(default_factory=list[ImageError])  # all that are broken, also since earlier
 
@@ -103,17 +105,17 @@ class EmbeddingIndex:
         gone = self._store.present_below(str(root)) - set(map(str, found))
         vanished = sorted(path for path in map(Path, gone) if not any(path.is_relative_to(at) for at in unlisted))
         self._store.mark_missing(map(str, vanished))
-        counts = self._add(found, batch_size, workers, progress)
-        return Added(**counts, vanished=vanished, skipped=self.broken(root))
+        added = self._add(found, batch_size, workers, progress)
+        return replace(added, vanished=vanished, skipped=self.broken(root))
 
     def add(
         self, pictures: Iterable[str | os.PathLike[str]], *, batch_size: int = 64, workers: int | None = None
     ) -> Added:
         """These files."""
         paths = [_absolute(picture) for picture in pictures]
-        counts = self._add(paths, batch_size, workers, progress=False)
+        added = self._add(paths, batch_size, workers, progress=False)
         named = set(map(str, paths))
-        return Added(**counts, skipped=[error for error in self.broken() if error.name in named])
+        return replace(added, skipped=[error for error in self.broken() if error.name in named])
 
     def delete(self, pictures: Iterable[str | os.PathLike[str]]) -> int:
         """Forget these files -> how many were known.  `prune` then takes their vectors off the disk."""
@@ -128,8 +130,9 @@ class EmbeddingIndex:
         below = None if folder is None else str(_absolute(folder).resolve())
         return [ImageError(path, cast(Reason, reason), detail) for path, reason, detail in self._store.broken(below)]
 
-    def _add(self, paths: Sequence[Path], batch_size: int, workers: int | None, progress: bool) -> dict[str, int]:
-        jobs = [job for path in paths if (job := self._job(str(path)))]
+    def _add(self, paths: Sequence[Path], batch_size: int, workers: int | None, progress: bool) -> Added:
+        known = cache(partial(self._store.digests_of_size, self._model))  # many files may be of one size
+        jobs = [job for path in paths if (job := self._job(str(path), known))]
         workers = (os.cpu_count() or 1) if workers is None else workers
         embedded = broken = 0
         bar = tqdm(total=len(jobs), desc="indexing", unit="picture", disable=not progress, smoothing=0.1)
@@ -141,9 +144,10 @@ class EmbeddingIndex:
                 broken += sum(read.record.reason is not None for read in reads)
                 bar.update(len(reads))
         recognised = len(jobs) - embedded - broken
-        return {"embedded": embedded, "recognised": recognised, "unchanged": len(paths) - len(jobs)}
+        unchanged = len(paths) - len(jobs)
+        return Added(found=len(paths), embedded=embedded, recognised=recognised, unchanged=unchanged)
 
-    def _job(self, path: str) -> Job | None:
+    def _job(self, path: str, known: Callable[[int], frozenset[bytes]]) -> Job | None:
         """None when there is nothing to do."""
         try:
             info = os.stat(path)
@@ -151,8 +155,7 @@ class EmbeddingIndex:
             return Job(path=path, size=0, mtime=0, known=frozenset())
         if self._store.is_current(self._model, path, info.st_size, info.st_mtime_ns):
             return None
-        known = self._store.digests_of_size(self._model, info.st_size)
-        return Job(path=path, size=info.st_size, mtime=info.st_mtime_ns, known=known)
+        return Job(path=path, size=info.st_size, mtime=info.st_mtime_ns, known=known(info.st_size))
 
     def _embed(self, reads: Sequence[Read]) -> dict[bytes, np.ndarray]:
         """Digest -> vector (E,), of the contents that are new; copies in a batch are one content."""
@@ -185,11 +188,10 @@ class EmbeddingIndex:
             raise ValueError(f"k is {k}, wanted 1 or more.")
         vector = self.embed_query(query)
         allowed = Filter(glob=glob, since=_iso(since), until=_iso(until), min_side=min_side)
-        with self._store.reading():
-            vectors = self._store.vectors(self._model)
-            scores = cosines(vectors, vector[None])[0]  # (G,)
-            rows = None if allowed == _ANYTHING else torch.from_numpy(self._store.allowed_rows(self._model, allowed))
-            found = self._best(scores if rows is None else scores[rows], rows, k, allowed)
+        try:
+            found = self._nearest(vector, k, allowed)
+        except FileNotFoundError:  # another process pruned at this moment: look at the new vectors
+            found = self._nearest(vector, k, allowed)
         probabilities = self._probabilities(query, [score for score, _ in found])
         return [
             Hit(Path(path), score, rank, probability)
@@ -215,6 +217,14 @@ class EmbeddingIndex:
             if row is not None:
                 return torch.from_numpy(self._store.vectors(self._model)[row]).float()
         return self.embedder.embed_images([term])[0]
+
+    def _nearest(self, vector: Tensor, k: int, allowed: Filter) -> list[tuple[float, str]]:
+        with self._store.reading():
+            scores = cosines(self._store.vectors(self._model), vector[None])[0]  # (G,)
+            if allowed == _ANYTHING:
+                return self._best(scores, None, k, allowed)
+            rows = torch.from_numpy(self._store.allowed_rows(self._model, allowed))
+            return self._best(scores[rows], rows, k, allowed)
 
     def _best(self, scores: Tensor, rows: Tensor | None, k: int, allowed: Filter) -> list[tuple[float, str]]:
         """The K best (score, path).  Some rows have no file any more, so it may take a second look, further down."""
@@ -251,20 +261,22 @@ class EmbeddingIndex:
 def cosines(vectors: np.ndarray, queries: Tensor) -> Tensor:
     """float16 unit vectors (G, E), mapped from disk or not, and queries (Q, E) -> float32 (Q, G), in blocks."""
     scores = torch.empty(len(queries), len(vectors))
+    buffer = torch.empty(_BLOCK, queries.shape[1])  # one for all: getting new memory takes longer than the product
     for start in range(0, len(vectors), _BLOCK):
-        block = torch.from_numpy(vectors[start : start + _BLOCK]).float()  # (block, E)
-        scores[:, start : start + _BLOCK] = queries @ block.T
+        stored = torch.from_numpy(vectors[start : start + _BLOCK])
+        block = buffer[: len(stored)].copy_(stored)  # (block, E)
+        scores[:, start : start + _BLOCK] = (block @ queries.T).T
     return scores
 
 
 def group_near(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """float16 unit vectors (G, E) -> labels (G,): equal where a chain of cosines >= `threshold` leads from one to other."""
+    """float16 unit vectors (G, E) -> labels (G,): equal where a chain of cosines >= `threshold` joins two."""
     labels = np.arange(len(vectors))
     for start in range(0, len(vectors), _BLOCK):
         block = torch.from_numpy(vectors[start : start + _BLOCK]).float()
         for other in range(start, len(vectors), _BLOCK):
             near = (cosines(vectors[other : other + _BLOCK], block) >= threshold).numpy()
-            for row in near.any(1).nonzero()[0]:
+            for row in np.flatnonzero(near.any(1)):
                 merged = np.unique(np.append(labels[other : other + _BLOCK][near[row]], labels[start + row]))
                 if len(merged) > 1:
                     labels[np.isin(labels, merged)] = merged[0]
@@ -272,7 +284,7 @@ def group_near(vectors: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def parse_terms(text: str) -> list[Term]:
-    """ "赤い + 車 - 人" -> [(1, "赤い"), (1, "車"), (-1, "人")].  Only a + or - between spaces counts: "t-shirt" is a word."""
+    """One term, or the terms of a sum, "赤い + 車 - 人": only + and - between spaces count, so "T-shirt" is a word."""
     first, *rest = re.split(r"\s+([+-])\s+", text)
     signs = {"+": 1.0, "-": -1.0}
     return [(1.0, first), *((signs[sign], term) for sign, term in zip(rest[::2], rest[1::2], strict=True))]

@@ -31,7 +31,7 @@ class JsonTokenizer(Tokenizer):
         self._clean = _CLEANING[config.clean]
         if self._model.get_vocab_size() > config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {self._model.get_vocab_size()} ids, the model {config.vocab_size}: they do not belong together."
+                f"the tokenizer has {self._model.get_vocab_size()} ids, more than the model's {config.vocab_size}."
             )
 
     def save(self, folder: Path) -> None:

@@ -290,8 +290,9 @@ class VectorStore:
             raise ValueError(f"'{folder}' exists already. Name a folder that is not there yet.")
         folder.mkdir(parents=True)
         with self._writing():  # nothing moves while the files are copied
-            copy = sqlite3.connect(folder / _DATABASE)
-            self._db.backup(copy)
+            source, copy = sqlite3.connect(self.folder / _DATABASE), sqlite3.connect(folder / _DATABASE)
+            source.backup(copy)  # from a connection of its own: this one's would wait for its own lock
+            source.close()
             copy.close()
             for (model,) in self._db.execute("SELECT id FROM model").fetchall():
                 if rows := self.rows(model):
@@ -337,12 +338,12 @@ class VectorStore:
         return np.memmap(path, "<f2", mode="c", shape=shape)  # "c": torch wants arrays it could write to
 
     def _check_whole(self, path: Path, wanted: int) -> None:
-        size = path.stat().st_size if path.exists() else 0
-        if size < wanted:
-            raise ValueError(
-                f"'{path}' holds {size} bytes, the index counts on {wanted}. Restore it, or delete the index and "
-                "build it again: the pictures are untouched."
-            )
+        advice = "Restore it, or delete the index and build it again: the pictures are untouched."
+        if not path.exists():
+            raise FileNotFoundError(f"'{path}' is gone. {advice}")
+        if path.stat().st_size < wanted:
+            size = path.stat().st_size
+            raise ValueError(f"'{path}' holds {size} bytes, the index counts on {wanted}. {advice}")
 
 
 _FILES = "FROM vector JOIN file ON file.content = vector.content JOIN content ON content.id = vector.content"

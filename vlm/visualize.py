@@ -7,11 +7,12 @@ Everything here reads a model in `eval()` and leaves no gradients; *Vision Trans
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vlm.config import VisionConfig
-from vlm.layers import AttentionPool
-from vlm.vision import VisionTransformer
+from vlm.layers import AttentionPool, Block
+from vlm.vision import VisionTransformer, ViTClassifier
 
 Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per picture (B,)
 
@@ -21,6 +22,7 @@ def attention_maps(vision: VisionTransformer, images: Tensor) -> Tensor:
     """A of every block and head, (L, B, h, N, N); each row sums to 1.  Book eq. (7)."""
     z, maps = vision.embed(images), []
     for block in vision.blocks:
+        assert isinstance(block, Block)
         maps.append(block.attn.weights(block.norm1(z)))
         z = block(z)
     return torch.stack(maps)
@@ -43,7 +45,8 @@ def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
     """
     config = vision.config
     if vision.pool is not None:
-        return pool_weights(vision.pool, vision.norm(_last_tokens(vision, images))).mean(1)
+        tokens = vision.features(images, blocks=(-1,)).blocks[0]
+        return pool_weights(vision.pool, vision.norm(tokens)).mean(1)
     weights = images.new_zeros(images.shape[0], config.num_tokens)
     read = slice(0, 1) if config.pool == "class" else slice(int(config.class_token), None)
     weights[:, read] = 1 / weights[0, read].numel()
@@ -73,6 +76,46 @@ def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
     return tokens[..., int(config.class_token) :].unflatten(-1, config.grid)
 
 
+@torch.no_grad()
+def relevance(
+    vision: VisionTransformer, images: Tensor, score: Score, *, pairs: int = 128, batch_size: int = 32, seed: int = 0
+) -> Tensor:
+    """Where in the picture is what `score` asks for, (B, H/P, W/P): signed, in units of the score.
+
+    The patches are split into two random halves, `pairs` times, and the model is shown each half alone; a patch's
+    number is the mean of (score of the half with it) - (score of the half without it).  RISE (Petsiuk et al. 2018) with
+    masks that leave tokens out: no grey squares, any pooling, and what is measured is what the model does.
+    """
+    Np = vision.config.num_patches
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(pairs, Np, generator=generator).argsort(1).to(images.device)
+    halves = order.split([Np // 2, Np - Np // 2], dim=1)  # each (pairs, about Np / 2)
+    sides = (
+        order.new_ones(pairs, Np).scatter(1, halves[1], -1).to(images.dtype)
+    )  # 1 in the first half, -1 in the second
+    maps: list[Tensor] = []
+    for image in images:
+        first, second = (
+            torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in half.split(batch_size)])
+            for half in halves
+        )
+        maps.append((first - second) @ sides / pairs)
+    return torch.stack(maps).unflatten(1, vision.config.grid)
+
+
+def text_score(vision_proj: nn.Module, text_embed: Tensor) -> Score:
+    """How well a text fits: the cosine of `text_embed` (E,), unit length, and features after `CLIP.vision_proj`."""
+    return lambda features: F.normalize(vision_proj(features), dim=-1) @ text_embed.to(features)
+
+
+def label_score(classifier: ViTClassifier, label: str) -> Score:
+    """The logit of one of the classifier's labels."""
+    if label not in classifier.labels:
+        known = ", ".join(classifier.labels[:20]) + (", ..." if len(classifier.labels) > 20 else "")
+        raise ValueError(f"'{label}' is none of the classifier's {len(classifier.labels)} labels: {known}.")
+    return lambda features: classifier.head(features)[:, classifier.labels.index(label)]
+
+
 def attention_distance(maps: Tensor, config: VisionConfig) -> Tensor:
     """How far each head looks, in pixels, (L, B, h, N, N) -> (L, h).  ViT paper, figure 7 right.
 
@@ -96,7 +139,7 @@ def patch_distances(config: VisionConfig) -> Tensor:
 def position_similarity(vision: VisionTransformer) -> Tensor:
     """Cosine of every two patches' position embeddings, (H/P, W/P, H/P, W/P).  ViT paper, figure 7 centre."""
     positions = vision.pos_embed[0, int(vision.config.class_token) :]  # (Np, D)
-    unit = torch.nn.functional.normalize(positions, dim=-1)
+    unit = F.normalize(positions, dim=-1)
     return (unit @ unit.T).unflatten(0, vision.config.grid).unflatten(2, vision.config.grid)
 
 
@@ -104,7 +147,7 @@ def position_similarity(vision: VisionTransformer) -> Tensor:
 def patch_filters(vision: VisionTransformer, count: int = 28) -> tuple[Tensor, Tensor]:
     """Principal components of the patch projection, (K, C, P, P), and the variance each explains, (K,) of 1.
 
-    The D filters are D points in pixel space; their components are unit vectors there, at right angles, the most telling
+    The D filters are D points in pixel space; their components are unit vectors at right angles, the most telling
     first.  ViT paper, figure 7 left.
     """
     filters = vision.patch_embed.proj.weight  # (D, C, P, P)
@@ -113,11 +156,6 @@ def patch_filters(vision: VisionTransformer, count: int = 28) -> tuple[Tensor, T
     components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()  # one sign of two
     share = lengths**2 / (lengths**2).sum()
     return components[:count].unflatten(1, filters.shape[1:]), share[:count]
-
-
-def _last_tokens(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """What the last block returns, (B, N, D)."""
-    return vision.features(images, blocks=(-1,)).blocks[0]
 
 
 def pool_weights(pool: AttentionPool, z: Tensor) -> Tensor:

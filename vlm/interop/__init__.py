@@ -14,7 +14,17 @@ import torch
 
 from vlm.clip import CLIP
 from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
-from vlm.interop import big_vision, hub, huggingface, huggingface_vit, openclip, timm, torchvision, vit_book
+from vlm.interop import (
+    big_vision,
+    hub,
+    huggingface,
+    huggingface_vit,
+    openclip,
+    openclip_config,
+    timm,
+    torchvision,
+    vit_book,
+)
 from vlm.interop.files import find_weights, read_tensors
 from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, read_json
 from vlm.interop.huggingface_processor import read_processor, whole_picture
@@ -53,8 +63,8 @@ def load_foreign(
 ) -> Foreign:
     """A CLIP or SigLIP of another library, in our terms.
 
-    `source`: "openclip:NAME/TAG", "openclip:NAME/FILE", "hf:org/name", a folder or a file.  The options say what neither
-    the weights nor a config do; `image_size` resizes the position embeddings.  Raises `ValueError`, one line.
+    `source`: "openclip:NAME/TAG", "openclip:NAME/FILE", "hf:org/name", a folder or a file.  The options say what
+    neither the weights nor a config do; `image_size` resizes the position embeddings.  Raises `ValueError`, one line.
     """
     hints = Hints(num_heads=num_heads, activation=activation, norm_eps=norm_eps)
     with _one_line(source):
@@ -79,7 +89,7 @@ def load_foreign_classifier(
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> ForeignClassifier:
-    """A ViT of another library (timm, Hugging Face, torchvision, big_vision, the book), in our terms; see `load_foreign`."""
+    """A ViT of timm, Hugging Face, torchvision, big_vision or the book, in our terms; the rest as `load_foreign`."""
     hints = Hints(num_heads=num_heads, activation=activation, norm_eps=norm_eps)
     with _one_line(source):
         found = _open(source)
@@ -180,16 +190,16 @@ def _one_line(source: str) -> Iterator[None]:
 
 def _openclip(found: _Found, hints: Hints) -> Foreign:
     if found.info is None:
-        configs = [(name, openclip.ModelCfg.from_dict(config)) for name, config in hub.openclip_models()]
+        configs = [(name, openclip_config.ModelCfg.from_dict(config)) for name, config in hub.openclip_models()]
         model, given = openclip.guess(found.state, configs, hints), None
     else:
-        model, given = openclip.ModelCfg.from_dict(found.info["model_cfg"]), found.info.get("preprocess_cfg")
+        model, given = openclip_config.ModelCfg.from_dict(found.info["model_cfg"]), found.info.get("preprocess_cfg")
     config, state = openclip.read_model(found.state, model)
     config = _hinted(config, hints)
     preprocess = None
     if given is not None or model.is_plain_clip:  # OpenCLIP's own default where nothing is said
         preprocess = whole_picture(
-            openclip.to_preprocess(given or {}, model.vision_cfg.image_size), config.vision.image_size
+            openclip_config.to_preprocess(given or {}, model.vision_cfg.image_size), config.vision.image_size
         )
     return Foreign(config, state, _openclip_tokenizer(model, config, found.folder), preprocess)
 
@@ -202,7 +212,7 @@ def _hinted(config: CLIPConfig, hints: Hints) -> CLIPConfig:
     return dataclasses.replace(config, vision=vision, text=text)
 
 
-def _openclip_tokenizer(model: openclip.ModelCfg, config: CLIPConfig, folder: Path | None) -> Tokenizer | None:
+def _openclip_tokenizer(model: openclip_config.ModelCfg, config: CLIPConfig, folder: Path | None) -> Tokenizer | None:
     """CLIP's byte-pair encoding where OpenCLIP uses it: where no other tokenizer is named."""
     text = config.text
     if not model.text_cfg.hf_tokenizer_name:
@@ -276,9 +286,7 @@ def _with_tokenizer_ids(foreign: Foreign) -> Foreign:
     if tokenizer is None:
         return foreign
     if text.pool == "eot" and tokenizer.eot_id != text.eot_id:
-        raise ValueError(
-            f"the config's end-of-text id is {text.eot_id}, the tokenizer's {tokenizer.eot_id}: they do not belong together."
-        )
+        raise ValueError(f"the config's end-of-text id is {text.eot_id}, the tokenizer's {tokenizer.eot_id}: no pair.")
     text = dataclasses.replace(text, eot_id=tokenizer.eot_id, pad_id=tokenizer.pad_id)
     return dataclasses.replace(foreign, config=dataclasses.replace(foreign.config, text=text))
 

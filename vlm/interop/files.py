@@ -18,8 +18,9 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 _PICKLED = (".pt", ".pth", ".bin")
 # In this order: one safe file before anything pickled, OpenCLIP's own names first where both layouts share a folder.
 _IN_FOLDER = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors", "model.safetensors.index.json",
-    "open_clip_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.pth", "pytorch_model.pth",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
+    "model.safetensors.index.json", "open_clip_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "model.pth", "pytorch_model.pth",
 )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def _read_safetensors(path: Path) -> State:
 def _read_npz(path: Path) -> State:
     state: State = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
                 state[name] = torch.from_numpy(np.ascontiguousarray(arrays[name]))
     except (
@@ -100,14 +101,14 @@ def _read_npz(path: Path) -> State:
 def _read_pickled(path: Path) -> State:
     if _is_torchscript(path):
         raise ValueError(
-            f"{path} is a TorchScript archive, a program: it is not run. OpenAI's weights are on the hub as safetensors: "
-            "load openclip:ViT-B-32-quickgelu/openai or hf:openai/clip-vit-base-patch32 (and their like)."
+            f"{path} is a TorchScript archive, a program: it is not run. OpenAI's weights are on the hub as "
+            "safetensors: load openclip:ViT-B-32-quickgelu/openai, hf:openai/clip-vit-base-patch32 or their like."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything here; nothing of the file has been run
         raise ValueError(
-            f"{path} is not a file of plain tensors ({_reason(error)}). Code in a file is never run: get it as safetensors."
+            f"{path} is not a file of plain tensors ({_reason(error)}). Code is never run: get it as safetensors."
         ) from error
     return _tensors(path, content)
 

@@ -48,7 +48,8 @@ class Hints:
         if heads is None:
             divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 16)
             raise ValueError(
-                f"{where}: the number of heads is not in the weights, and width {width} fits {divisors}. Say num_heads (--num-heads)."
+                f"{where}: the number of heads is not in the weights; width {width} fits {divisors}. "
+                "Say num_heads (--num-heads)."
             )
         return heads
 
@@ -58,12 +59,13 @@ class Hints:
             return candidates[0]
         if self.activation is None:
             raise ValueError(
-                f"{where}: the activation is not in the weights; it may be {' or '.join(candidates)}. Say activation (--activation)."
+                f"{where}: the activation is not in the weights; it may be {' or '.join(candidates)}. "
+                "Say activation (--activation)."
             )
         return self.activation
 
 
-# Heads of every published ViT of that width (ViT paper table 1, Touvron et al. 2021, Zhai et al. 2022, OpenCLIP, SigLIP 2).
+# Heads of the published ViTs of that width: ViT paper table 1, Touvron et al. 2021, Zhai et al. 2022, OpenCLIP.
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 
 

@@ -1,4 +1,4 @@
-"""Downloads, through open_clip's and huggingface_hub's own registries and caches, and only when the user names a remote model."""
+"""Downloads, only of what the user names, through open_clip's and huggingface_hub's own registries and caches."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.b
 
 
 def fetch(repo: str) -> Path:
-    """ "org/name" or "org/name@revision" on the Hugging Face hub -> its folder in the cache, one file of weights in it."""
+    """ "org/name" or "org/name@revision" on the hub -> its folder in the cache, with one form of weights."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -41,7 +41,7 @@ def _cached(name: str, revision: str | None, cause: Exception) -> Path:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:
         raise ValueError(
-            f"The Hugging Face hub cannot be reached, and {name} is not in the cache. Go online once, or give a local folder."
+            f"The hub cannot be reached, and {name} is not in the cache. Go online once, or give a local folder."
         ) from cause
 
 
@@ -78,7 +78,7 @@ def openclip(name_and_tag: str) -> OpenCLIPSource:
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ValueError(
-            f"OpenCLIP has no weights '{tag}' for {name}, and there is no such file. It has: {', '.join(tags) or 'none'}."
+            f"OpenCLIP has no weights '{tag}' for {name}, and no such file is here. Known: {', '.join(tags) or 'none'}."
         )
     try:
         weights = Path(open_clip.download_pretrained(known))

@@ -212,7 +212,7 @@ def _image_size(given: dict[str, Any], patch: int, positions: int) -> int | tupl
 
 
 def write_clip(config: CLIPConfig, state: State, side: int) -> tuple[dict[str, Any], State]:
-    """(config.json, tensors) of a `CLIPModel` or `SiglipModel`; raises `ValueError` naming everything it cannot express.
+    """(config.json, tensors) of a `CLIPModel` or `SiglipModel`; `ValueError` names everything it cannot express.
 
     `side`: the picture's size in pixels, a little more than `config.vision.image_size` where patches do not fill it.
     """

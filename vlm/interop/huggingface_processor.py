@@ -1,4 +1,4 @@
-"""Hugging Face's preprocessor_config.json, both ways: `CLIPImageProcessor`, `SiglipImageProcessor`, `ViTImageProcessor`."""
+"""Hugging Face's preprocessor_config.json, both ways: the image processors of CLIP, SigLIP and ViT."""
 
 import math
 from typing import Any
@@ -50,7 +50,7 @@ def read_processor(given: dict[str, Any], model_type: str, image_size: int | tup
 
 
 def whole_picture(preprocess: PreprocessConfig, image_size: int | tuple[int, int]) -> PreprocessConfig:
-    """For a model whose patches leave the last pixels of a row over: resized to the full size, cut from the top left."""
+    """For a model whose patches leave some pixels over: resized to the full size, then the top left is cut out."""
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     full = preprocess.image_shape
     if wanted == full:
@@ -62,7 +62,7 @@ def whole_picture(preprocess: PreprocessConfig, image_size: int | tuple[int, int
         or wanted[0] > full[0]
     ):
         raise ValueError(
-            f"the model takes {wanted} pixels, its preprocessing makes {full}. Which is right? Put a matching pair together."
+            f"the model takes {wanted} pixels, its preprocessing makes {full}: they do not belong together."
         )
     settings = {"image_size": image_size, "crop_pct": crop_pct(wanted[0], full[0]), "crop_rounding": "first"}
     return PreprocessConfig.from_dict(preprocess.to_dict() | settings)

@@ -42,7 +42,7 @@ _UNUSED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token")  # ViTMod
 
 
 def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> ForeignClassifier:
-    """`info` is config.json, None for bare weights: then GELU and eps 1e-12, as in every published ViT of this layout."""
+    """`info` is config.json, None for bare weights: then GELU and eps 1e-12, as all published ones have it."""
     state = {name.removeprefix("vit."): tensor for name, tensor in state.items()}
     given = info or {}
     config = _config(state, given, info is not None, hints)
@@ -94,7 +94,7 @@ def _labels(given: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
 def write_classifier(
     config: VisionConfig, state: State, labels: tuple[str, ...], side: int
 ) -> tuple[dict[str, Any], State]:
-    """(config.json, tensors) of a `ViTForImageClassification`; raises `ValueError` naming everything it cannot express."""
+    """(config.json, tensors) of a `ViTForImageClassification`; `ValueError` names everything it cannot express."""
     outside = {
         f"pool '{config.pool}'": config.pool != "class",
         "a norm before the blocks": config.pre_norm,

@@ -52,7 +52,7 @@ def read(state: State, table: Table, model: nn.Module, *, ignore: Iterable[str] 
     """Their tensors under our names, float32, in `model`'s shapes.
 
     `model` may live on torch's meta device: only its names and shapes count.  `ignore`: patterns of names that carry no
-    weights (old buffers).  Raises `ValueError` listing all names that are unknown, missing or of the wrong shape or type.
+    weights (old buffers).  Raises `ValueError` listing all that are unknown, missing or of the wrong shape or type.
     """
     left = {name: tensor for name, tensor in state.items() if not any(re.fullmatch(p, name) for p in ignore)}
     _check_types(left)
@@ -84,13 +84,13 @@ def read(state: State, table: Table, model: nn.Module, *, ignore: Iterable[str] 
     ]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} tensors are not in the file (our names): {_listing(missing)}. Is the file whole?"
+            f"{len(missing)} of {len(wanted)} tensors are missing (our names): {_listing(missing)}. Is the file whole?"
         )
     if extra:
         raise ValueError(f"{len(extra)} tensors do not belong to this config (our names): {_listing(extra)}.")
     if wrong:
         raise ValueError(
-            f"{len(wrong)} tensors have the wrong shape (our names): {_listing(wrong)}. Does the config belong to the file?"
+            f"{len(wrong)} tensors have the wrong shape (our names): {_listing(wrong)}. Is the config the file's?"
         )
     return {name: ours[name].to(torch.float32).contiguous() for name in wanted}
 
@@ -108,7 +108,7 @@ def write(state: State, table: Table) -> State:
 
 
 def fold_layer_scale(state: State, block: str, branches: Iterable[tuple[str, str]]) -> State:
-    """LayerScale (Touvron et al. 2021) multiplied into the linear layer before it: gamma (W x + b) = (gamma W) x + gamma b.
+    """LayerScale (Touvron et al. 2021) put into the linear layer before: gamma (W x + b) = (gamma W) x + gamma b.
 
     `block`: a pattern for a block's prefix; `branches`: (gamma, linear layer) names behind it.
     """
@@ -137,9 +137,7 @@ def square(patches: int, name: str) -> int:
     """The side of a square grid."""
     side = math.isqrt(max(patches, 0))
     if side == 0 or side * side != patches:
-        raise ValueError(
-            f"{name} holds {patches} patch positions, which is no square. Say image_size=(height, width) (--image-size)."
-        )
+        raise ValueError(f"{name} holds {patches} patch positions, which is no square: its config must lie beside it.")
     return side
 
 
@@ -165,7 +163,7 @@ def _check_types(state: State) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} tensors are not float32, float16 or bfloat16: {_listing(wrong)}. Quantised files are not read."
+            f"{len(wrong)} tensors are not float32, float16 or bfloat16: {_listing(wrong)}. No other is read."
         )
 
 

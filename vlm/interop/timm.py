@@ -81,7 +81,7 @@ def named(name: str) -> Named:
     size = "" if match is None else match[1] + ("_plus" if "plus" in kinds else "")
     if size not in _SIZES:
         raise ValueError(
-            f"timm's '{name}' is no plain ViT that is known here. Known are vit_base_patch16_224, vit_base_patch32_clip_224 and their like."
+            f"timm's '{name}' is no plain ViT that is known here. Known: vit_base_patch16_224 and its like."
         )
     return Named(
         num_heads=16 if name.startswith("vit_base_patch16_gap_224") else _SIZES[size],  # the one exception
@@ -158,7 +158,7 @@ def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> 
 
 
 def _named_by_weights(state: State, hints: Hints) -> Named:
-    """Bare weights: every published model with these names is timm's or of its kind (DeiT, MAE, DINO: eps 1e-6, GELU)."""
+    """Bare weights: published models with these names are timm's or of its kind (DeiT, MAE, DINO: eps 1e-6, GELU)."""
     width = shape(state, "patch_embed.proj.weight", 4)[0]
     clip, siglip = "norm_pre.weight" in state, "attn_pool.latent" in state
     candidates: tuple[Activation, ...] = (
@@ -254,7 +254,7 @@ def write_vision(
     labels: tuple[str, ...] | None,
     preprocess: PreprocessConfig | None,
 ) -> None:
-    """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`: the ViT, with its head if `state` has one."""
+    """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`: the ViT, and its head if it has one."""
     architecture = {1e-5: "vit_base_patch32_clip_224", 1e-6: "vit_base_patch16_224"}.get(config.norm_eps)
     if architecture is None:
         raise ValueError(f"timm keeps norm_eps 1e-5 or 1e-6; this model has {config.norm_eps}.")
@@ -305,7 +305,7 @@ def _data_config(preprocess: PreprocessConfig | None) -> dict[str, Any]:
         return {}
     if preprocess.resize == "pad":
         raise ValueError(
-            "timm pads with the mean colour, this model's preprocessing with one grey: timm cannot express it. Use resize 'crop' or 'squash'."
+            "timm pads with the mean colour, this model's preprocessing with grey. Use resize 'crop' or 'squash'."
         )
     return {
         "crop_mode": {"crop": "center", "squash": "squash"}[preprocess.resize],

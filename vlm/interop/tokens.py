@@ -113,9 +113,12 @@ def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenize
 
 
 def _charsmap(charsmap: bytes) -> list[normalizers.Normalizer]:
-    """SentencePiece's own table.  `Precompiled` reads it grapheme by grapheme and so misses pairs that become one letter
-    (ｶ + ﾞ) and drops marks it should keep: NFKC makes the pairs first, U+0001 (which the table removes) parts the rest.
-    U+FF5E is the one character that the table keeps and NFKC does not."""
+    """SentencePiece's own table, and what it needs here.
+
+    `Precompiled` reads it grapheme by grapheme, so it misses pairs that become one letter (ｶ and ﾞ) and drops marks that
+    should stay: NFKC makes the pairs first, U+0001, which the table removes, parts the rest.  U+FF5E is the one
+    character that the table keeps and NFKC does not.
+    """
     table = normalizers.Precompiled(charsmap)
     if table.normalize_str("\u0001") or table.normalize_str("Ａ") not in (
         "A",

@@ -1,6 +1,7 @@
-"""Our models in other libraries' formats: a folder that OpenCLIP, Hugging Face, timm or ONNX Runtime opens by itself."""
+"""Our models in other libraries' formats: folders that OpenCLIP, Hugging Face, timm and ONNX Runtime open."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -9,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm.clip import CLIP
+from vlm.config import VisionConfig
 from vlm.embedder import Embedder
-from vlm.interop import huggingface, huggingface_vit, openclip, timm
+from vlm.interop import huggingface, huggingface_vit, openclip, openclip_config, timm
 from vlm.interop.foreign import write_json
 from vlm.interop.huggingface_processor import full_side, write_processor
 from vlm.interop.tables import State
@@ -25,7 +27,7 @@ def export(model: Embedder | ViTClassifier, folder: str | Path, to: Format) -> N
     """Writes `folder`, new or empty, for another library; what that library cannot express is an error that names it.
 
     openclip:     open_clip.create_model_and_transforms("local-dir:FOLDER"), open_clip.get_tokenizer("local-dir:FOLDER")
-    huggingface:  CLIPModel / SiglipModel / ViTForImageClassification.from_pretrained(FOLDER), AutoProcessor, AutoTokenizer
+    huggingface:  CLIPModel, SiglipModel or ViTForImageClassification.from_pretrained(FOLDER), and AutoProcessor
     timm:         timm.create_model("local-dir:FOLDER", pretrained=True), the picture tower
     onnx:         FOLDER/image.onnx and FOLDER/text.onnx, any batch, any text length
     """
@@ -53,11 +55,13 @@ def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:
     if tokenizer is not None and not isinstance(tokenizer, CLIPTokenizer):  # CLIP's own is OpenCLIP's default
         model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # of a local folder, OpenCLIP takes the folder itself
         clean = tokenizer.config.clean
-        model_cfg["text_cfg"]["tokenizer_kwargs"] = {"clean": clean if clean in openclip.CLEANING else "whitespace"}
-        write_tokenizer(folder, tokenizer, cleaned=clean in openclip.CLEANING)
+        model_cfg["text_cfg"]["tokenizer_kwargs"] = {
+            "clean": clean if clean in openclip_config.CLEANING else "whitespace"
+        }
+        write_tokenizer(folder, tokenizer, cleaned=clean in openclip_config.CLEANING)
     settings = {"model_cfg": model_cfg}
     if preprocess is not None:
-        settings["preprocess_cfg"] = openclip.write_preprocess(preprocess.config)
+        settings["preprocess_cfg"] = openclip_config.write_preprocess(preprocess.config)
     write_json(folder / "open_clip_config.json", settings)
     save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
@@ -97,26 +101,39 @@ def _timm(model: Embedder | ViTClassifier, folder: Path) -> None:
 
 def _onnx(model: Embedder | ViTClassifier, folder: Path) -> None:
     if isinstance(model, ViTClassifier):
-        config, towers = model.vision.config, {"image": (model, "logits")}
-    else:
-        config = model.model.config.vision
-        towers = {"image": (_ImageTower(model.model), "embeds"), "text": (_TextTower(model.model), "embeds")}
-    images = torch.zeros(2, config.in_channels, *config.image_shape)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    for name, (tower, output) in towers.items():
-        example = images if name == "image" else tower.example()
-        shapes = {0: batch} if name == "image" else {0: batch, 1: length}
+        _write_onnx(folder / "image.onnx", model, _pictures(model.vision.config), ("pixels", "logits"), ("batch",))
+        return
+    config = model.model.config
+    _write_onnx(
+        folder / "image.onnx", _ImageTower(model.model), _pictures(config.vision), ("pixels", "embeds"), ("batch",)
+    )
+    ids = torch.full((2, max(2, config.text.context_length - 1)), config.text.eot_id)
+    _write_onnx(folder / "text.onnx", _TextTower(model.model), ids, ("ids", "embeds"), ("batch", "length"))
+
+
+def _pictures(config: VisionConfig) -> Tensor:
+    return torch.zeros(2, config.in_channels, *config.image_shape)
+
+
+def _write_onnx(path: Path, tower: nn.Module, example: Tensor, names: tuple[str, str], free: tuple[str, ...]) -> None:
+    """`free`: names of the leading axes that may have any length."""
+    size = sum(weight.numel() * weight.element_size() for weight in tower.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
             tower.eval(),
             (example,),
-            folder / f"{name}.onnx",
-            input_names=["pixels" if name == "image" else "ids"],
-            output_names=[output],
-            dynamic_shapes=(shapes,),
+            path,
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in enumerate(free)},),
             dynamo=True,
-            external_data=False,
+            external_data=size > _ONE_FILE,
             verbose=False,
         )
+
+
+_ONE_FILE = 1_500_000_000  # bytes; a protobuf ends at 2 GiB
 
 
 class _ImageTower(nn.Module):
@@ -131,7 +148,7 @@ class _ImageTower(nn.Module):
 
 
 class _TextTower(nn.Module):
-    """ids (B, T) -> unit vectors (B, E), over whole rows: packing them, as `TextTransformer` does, has no static graph."""
+    """ids (B, T) -> unit vectors (B, E), over whole rows: `TextTransformer`'s packing has no static graph."""
 
     def __init__(self, model: CLIP):
         super().__init__()
@@ -141,10 +158,6 @@ class _TextTower(nn.Module):
         if config.pool == "mean":
             raise ValueError("ONNX export: text pool 'mean' is not supported.")
         self.model = model
-
-    def example(self) -> Tensor:
-        text = self.model.config.text
-        return torch.full((2, max(2, text.context_length - 1)), text.eot_id)
 
     def forward(self, ids: Tensor) -> Tensor:
         text, config = self.model.text, self.model.config.text

@@ -24,7 +24,7 @@ from tests.foreign_models import (
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.export import export
+from vlm.exports import export
 from vlm.interop import load_foreign, load_foreign_classifier
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer
@@ -177,8 +177,7 @@ def test_timm_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
     assert (foreign.labels, foreign.preprocess) == (ours.labels, ours.preprocess.config if ours.preprocess else None)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("config", [clip_config(), siglip_config()])
+@pytest.mark.parametrize("config", [clip_config(), pytest.param(siglip_config(), marks=pytest.mark.long)])
 def test_onnx_runtime_gives_our_outputs_for_any_batch_and_text_length(
     sentencepiece: SentencePieceTokenizer, tmp_path: Path, config: CLIPConfig
 ) -> None:
@@ -194,7 +193,7 @@ def test_onnx_runtime_gives_our_outputs_for_any_batch_and_text_length(
         assert np.allclose(text.run(None, {"ids": ids.numpy()})[0], expected[1], atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.long
 def test_onnx_runtime_gives_the_logits_of_a_classifier(tmp_path: Path) -> None:
     ours = classifier(1e-6)
     export(ours, tmp_path / "out", "onnx")

@@ -1,0 +1,651 @@
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from odd_pictures import ODD_PICTURES, four_corners, noise, write_odd_pictures
+from PIL import Image
+
+from vlm.checkpoint import save
+from vlm.cli import main
+from vlm.contact_sheet import contact_sheet
+from vlm.embedder import Embedder
+from vlm.retrieval import Added, EmbeddingIndex, cosines, group_near, parse_terms
+from vlm.vector_store import Content, Filter, Record, VectorStore
+
+
+@pytest.fixture
+def index(tiny_embedder: Embedder, tmp_path: Path) -> Iterator[EmbeddingIndex]:
+    with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as opened:
+        yield opened
+
+
+@pytest.fixture
+def embedded(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures the model has been given, batch by batch."""
+    sizes: list[int] = []
+    inner = tiny_embedder.embed_pixels
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return inner(pixels)
+
+    monkeypatch.setattr(tiny_embedder, "embed_pixels", counted)
+    return sizes
+
+
+def counts(added: Added) -> tuple[int, int, int, int, int]:
+    return added.embedded, added.recognised, added.unchanged, len(added.vanished), len(added.skipped)
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.*") if path.is_file())
+
+
+def ranking(index: EmbeddingIndex, query: str = "赤いりんご", k: int = 99) -> list[tuple[Path, float]]:
+    return [(hit.path, round(hit.score, 5)) for hit in index.search(query, k)]
+
+
+# ---- search --------------------------------------------------------------------------------------------------------
+
+
+def test_search_is_the_ranking_by_cosine(index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path):
+    index.add_folder(picture_folder)
+    hits = index.search("赤いりんご", k=4)
+    paths = pictures_of(picture_folder)
+    exact = tiny_embedder.embed_images(paths) @ tiny_embedder.embed_texts(["赤いりんご"])[0]
+    stored = tiny_embedder.embed_images(paths).half().float() @ tiny_embedder.embed_texts(["赤いりんご"])[0]
+    expected = sorted(zip(stored.tolist(), paths, strict=True), reverse=True)[:4]
+    assert [hit.path for hit in hits] == [path for _, path in expected]
+    assert [hit.score for hit in hits] == pytest.approx([score for score, _ in expected], abs=1e-6)
+    assert [hit.score for hit in hits] == pytest.approx(exact.sort(descending=True).values[:4].tolist(), abs=1e-3)
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+
+
+def test_cosines_in_blocks_are_the_whole_product():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(9000, 16, generator=generator).half().numpy()
+    queries = torch.randn(3, 16, generator=generator)
+    expected = queries.double() @ torch.from_numpy(vectors).double().T
+    torch.testing.assert_close(cosines(vectors, queries).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_terms_are_summed_with_their_signs(index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path):
+    red, car, bird = tiny_embedder.embed_texts(["赤い", "車", "鳥"])
+    expected = torch.nn.functional.normalize(red + car - bird, dim=0)
+    torch.testing.assert_close(index.embed_query("赤い + 車 - 鳥"), expected)
+    torch.testing.assert_close(index.embed_query([(2, "赤い"), (2, "車"), (-2, "鳥")]), expected)
+    picture = tiny_embedder.embed_images([picture_folder / "a.png"])[0]
+    mixed = torch.nn.functional.normalize(0.5 * picture + red, dim=0)
+    torch.testing.assert_close(index.embed_query([(0.5, picture_folder / "a.png"), (1, "赤い")]), mixed)
+
+
+@pytest.mark.parametrize("text", ["T-shirt", "赤い+車", "-5 degrees", "C++ code", "a-b +c"])
+def test_signs_inside_words_are_letters(text: str):
+    assert parse_terms(text) == [(1.0, text)]
+
+
+def test_a_picture_in_the_index_is_found_by_its_stored_vector_until_it_changes(
+    index: EmbeddingIndex, embedded: list[int], picture_folder: Path
+):
+    index.add_folder(picture_folder)
+    embedded.clear()
+    query = picture_folder / "deeper" / "f.png"
+    first = index.search(query)[0]
+    assert (first.path, embedded) == (query, [])
+    assert first.score == pytest.approx(1, abs=1e-3)
+    noise(30, 30, seed=9).save(query)
+    index.search(query)
+    assert embedded == [1]
+
+
+def test_only_a_sigmoid_model_says_how_probable_a_match_is(
+    index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path
+):
+    index.add_folder(picture_folder)
+    assert {hit.probability for hit in index.search("犬")} == {None}
+    tiny_embedder.model.logit_bias = torch.nn.Parameter(torch.tensor(-2.0))
+    scale = tiny_embedder.model.logit_scale.exp().item()
+    for hit in index.search("犬"):
+        assert hit.probability == pytest.approx(1 / (1 + np.exp(-(hit.score * scale - 2))), abs=1e-6)
+    assert {hit.probability for hit in index.search("犬 + 猫")} == {None}  # the model never saw a sum
+
+
+def test_filters_keep_what_they_say(index: EmbeddingIndex, tmp_path: Path):
+    folder = tmp_path / "pictures"
+    for name, year, side in [("2023/a.jpg", 2023, 40), ("2024/b.jpg", 2024, 50), ("2024/deeper/c.jpg", 2024, 60)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x0132] = f"{year}:05:01 12:00:00"
+        noise(side, 70, seed=side).save(folder / name, exif=exif)
+    noise(80, 80).save(folder / "undated.png")
+    os.utime(folder / "undated.png", (0, 86400 * 366))  # the file is of 1971
+    index.add_folder(folder)
+
+    def found(**limits: str | int) -> list[str]:
+        return sorted(hit.path.name for hit in index.search("犬", 99, **limits))  # type: ignore[arg-type]
+
+    assert found(glob="2024/*") == ["b.jpg", "c.jpg"]
+    assert found(glob=f"{folder}/2023/*") == ["a.jpg"]
+    assert found(glob="*.jpg", min_side=45) == ["b.jpg", "c.jpg"]
+    assert found(since="2024") == ["b.jpg", "c.jpg"]
+    assert found(since="2023-05-01", until="2023-05-01") == ["a.jpg"]
+    assert found(until="1980") == ["undated.png"]
+    assert found(glob="nowhere/*") == []
+    assert len(index.search("犬", 1, glob="2024/*")) == 1
+    with pytest.raises(ValueError, match=r"'May' is not a date. Write 2024"):
+        found(since="May")
+
+
+def test_copies_are_one_vector_and_all_found(index: EmbeddingIndex, embedded: list[int], picture_folder: Path):
+    shutil.copy(picture_folder / "a.png", picture_folder / "z.png")
+    added = index.add_folder(picture_folder)
+    assert (sum(embedded), counts(added)) == (6, (6, 1, 0, 0, 0))
+    assert len(index) == len(index.search("犬", 99)) == 7
+    assert index.duplicates(1.1) == [[picture_folder / "a.png", picture_folder / "z.png"]]
+
+
+def test_near_duplicates_are_the_components_of_the_graph_of_high_cosines():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(2500, 12, generator=generator)
+    points = torch.cat([centres, centres + 0.05 * torch.randn(2500, 12, generator=generator)])
+    vectors = torch.nn.functional.normalize(points, dim=1).half().numpy()  # 5000: more than one block
+    labels = group_near(vectors, 0.99)
+    near = np.argwhere(vectors.astype(np.float32) @ vectors.astype(np.float32).T >= 0.99)
+    expected = np.arange(5000)  # by the definition: spread the smallest label along edges until nothing moves
+    while True:
+        spread = expected.copy()
+        np.minimum.at(spread, near[:, 0], expected[near[:, 1]])
+        if (spread == expected).all():
+            break
+        expected = spread
+    assert (labels == expected).all()
+    assert 1000 < len(set(labels)) < 4000
+
+
+# ---- keeping up ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_changed_embeds_nothing(index: EmbeddingIndex, embedded: list[int], picture_folder: Path):
+    assert counts(index.add_folder(picture_folder)) == (6, 0, 0, 0, 0)
+    assert counts(index.add_folder(picture_folder)) == (0, 0, 6, 0, 0)
+    assert embedded == [6]
+
+
+def test_renamed_and_moved_files_are_recognised(index: EmbeddingIndex, embedded: list[int], picture_folder: Path):
+    index.add_folder(picture_folder)
+    before = dict(ranking(index))
+    (picture_folder / "a.png").rename(picture_folder / "deeper" / "moved.png")
+    os.utime(picture_folder / "b.png")  # touched: another time, the same bytes
+    added = index.add_folder(picture_folder)
+    assert counts(added) == (0, 2, 4, 1, 0)
+    assert added.vanished == [picture_folder / "a.png"]
+    assert sum(embedded) == 6
+    after = dict(ranking(index))
+    assert after.pop(picture_folder / "deeper" / "moved.png") == before.pop(picture_folder / "a.png")
+    assert after == before
+
+
+def test_an_edited_picture_is_embedded_anew(index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path):
+    index.add_folder(picture_folder)
+    edited = picture_folder / "a.png"
+    noise(50, 50, seed=7).save(edited)
+    assert counts(index.add_folder(picture_folder)) == (1, 0, 5, 0, 0)
+    expected = tiny_embedder.embed_images([edited])[0].half().float() @ tiny_embedder.embed_texts(["犬"])[0]
+    assert dict(ranking(index, "犬"))[edited] == pytest.approx(expected.item(), abs=1e-5)
+    assert len(index) == 6
+
+
+def test_vanished_files_are_not_found_and_come_back_for_nothing(
+    index: EmbeddingIndex, embedded: list[int], picture_folder: Path
+):
+    index.add_folder(picture_folder)
+    before = ranking(index)
+    shutil.move(picture_folder / "deeper", picture_folder.parent / "away")
+    assert counts(index.add_folder(picture_folder)) == (0, 0, 5, 1, 0)
+    assert len(index.search("犬", 99)) == len(index) == 5
+    shutil.move(picture_folder.parent / "away", picture_folder / "deeper")
+    assert counts(index.add_folder(picture_folder)) == (0, 1, 5, 0, 0)
+    assert (ranking(index), sum(embedded)) == (before, 6)
+
+
+def test_prune_takes_vanished_and_deleted_pictures_off_the_disk(index: EmbeddingIndex, picture_folder: Path):
+    index.add_folder(picture_folder)
+    vectors = index._store.folder.glob  # pyright: ignore[reportPrivateUsage]
+    (picture_folder / "a.png").unlink()
+    index.add_folder(picture_folder)
+    assert index.delete([picture_folder / "b.png", picture_folder / "never.png"]) == 1
+    before = ranking(index)
+    assert [path.stat().st_size for path in vectors("*.f16")] == [6 * 24 * 2]
+    assert index.prune(picture_folder) == 1
+    assert [path.stat().st_size for path in vectors("*.f16")] == [4 * 24 * 2]
+    assert ranking(index) == before
+    assert counts(index.add_folder(picture_folder)) == (1, 0, 4, 0, 0)  # b.png was forgotten altogether
+
+
+def test_prune_of_one_folder_leaves_the_missing_of_others(index: EmbeddingIndex, picture_folder: Path, tmp_path: Path):
+    index.add_folder(picture_folder)
+    (picture_folder / "a.png").unlink()
+    (picture_folder / "deeper" / "f.png").unlink()
+    index.add_folder(picture_folder)
+    assert index.prune(picture_folder / "deeper") == 1
+    assert index.prune(tmp_path / "pict") == 0  # a name that only begins alike
+    assert index.prune() == 1
+
+
+def test_broken_pictures_are_listed_and_not_tried_again_until_they_change(
+    index: EmbeddingIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    write_odd_pictures(folder)
+    added = index.add_folder(folder)
+    reasons = {name: reason for name, reason in ODD_PICTURES.items() if reason}
+    assert {Path(error.name).name: error.reason for error in added.skipped} == reasons
+    assert counts(added) == (12 - len(reasons), 0, 0, 0, len(reasons))
+    with monkeypatch.context() as patch:
+        patch.setattr("vlm.picture_reading.open_image", None)  # whoever calls it fails
+        again = index.add_folder(folder)
+    assert counts(again) == (0, 0, 12, 0, len(reasons))
+    four_corners().save(folder / "empty.jpg")
+    assert counts(index.add_folder(folder)) == (1, 0, 11, 0, len(reasons) - 1)
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_pictures(
+    index: EmbeddingIndex, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    index.add_folder(picture_folder)
+    listed = os.scandir
+
+    def scandir(folder: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name == "deeper":
+            raise PermissionError
+        return listed(folder)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    added = index.add_folder(picture_folder)
+    assert added.vanished == []
+    assert [(error.name, error.reason) for error in added.skipped] == [(str(picture_folder / "deeper"), "not a file")]
+    assert len(index.search("犬", 99)) == 6
+
+
+def test_an_interruption_loses_one_batch_at_most(
+    index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inner, calls = tiny_embedder.embed_pixels, iter([True, True, False])
+
+    def interrupted(pixels: torch.Tensor) -> torch.Tensor:
+        if not next(calls):
+            raise KeyboardInterrupt
+        return inner(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_embedder, "embed_pixels", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.add_folder(picture_folder, batch_size=2)
+    assert len(index) == 4
+    assert counts(index.add_folder(picture_folder, batch_size=2)) == (2, 0, 4, 0, 0)
+
+
+def test_worker_processes_read_the_same(tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path):
+    write_odd_pictures(picture_folder)
+    with EmbeddingIndex.open(tmp_path / "one", tiny_embedder) as one:
+        alone = one.add_folder(picture_folder, workers=0)
+        with EmbeddingIndex.open(tmp_path / "two", tiny_embedder) as two:
+            together = two.add_folder(picture_folder, workers=2, batch_size=4)
+            assert counts(together) == counts(alone)
+            assert list(map(str, together.skipped)) == list(map(str, alone.skipped))
+            assert ranking(two) == ranking(one)
+
+
+def test_every_model_has_its_own_vectors(tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path):
+    with EmbeddingIndex.open(tmp_path / "index", tiny_embedder) as index:
+        index.add_folder(picture_folder)
+        before = ranking(index)
+    with torch.no_grad():
+        weight = tiny_embedder.model.vision.patch_embed.proj.weight
+        old = weight.clone()
+        weight.neg_()
+    with EmbeddingIndex.open(tmp_path / "index", tiny_embedder) as index:
+        assert (len(index), index.search("犬")) == (0, [])
+        assert counts(index.add_folder(picture_folder)) == (6, 0, 0, 0, 0)
+        assert ranking(index) != before
+        (picture_folder / "a.png").unlink()
+        index.add_folder(picture_folder)
+        index.prune()
+    with torch.no_grad():
+        weight.copy_(old)
+    with EmbeddingIndex.open(tmp_path / "index", tiny_embedder) as index:
+        assert ranking(index) == [hit for hit in before if hit[0].name != "a.png"]
+        assert counts(index.add_folder(picture_folder)) == (0, 0, 5, 0, 0)
+
+
+def test_a_saved_copy_answers_as_the_index(
+    index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path
+):
+    index.add_folder(picture_folder)
+    index.save(tmp_path / "copy")
+    with EmbeddingIndex.open(tmp_path / "copy", tiny_embedder) as copy:
+        assert ranking(copy) == ranking(index)
+    with pytest.raises(ValueError, match="exists already"):
+        index.save(tmp_path / "copy")
+
+
+def test_a_search_while_another_process_prunes_answers(
+    index: EmbeddingIndex, tiny_embedder: Embedder, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    index.add_folder(picture_folder)
+    index.delete([picture_folder / "a.png"])
+    before = ranking(index)
+    folder = index._store.folder  # pyright: ignore[reportPrivateUsage]
+    inner, pruned = VectorStore.rows, list[int]()
+
+    def rows(store: VectorStore, model: int) -> int:
+        found = inner(store, model)
+        if store.folder == folder and not pruned:  # the search has seen the old rows, and then
+            pruned.append(found)
+            other = VectorStore(folder)
+            other.prune()
+            other.close()
+        return found
+
+    monkeypatch.setattr(VectorStore, "rows", rows)
+    assert ranking(index) == before
+    assert (pruned, len(index._store.vectors(1))) == ([6], 5)  # pyright: ignore[reportPrivateUsage]
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_links_that_lead_outside_are_passed_over(index: EmbeddingIndex, picture_folder: Path, tmp_path: Path):
+    noise(20, 20).save(tmp_path / "secret.png")
+    (picture_folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (picture_folder / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert counts(index.add_folder(picture_folder)) == (6, 0, 0, 0, 0)
+
+
+def test_one_file_has_one_name_however_it_is_written(index: EmbeddingIndex, picture_folder: Path):
+    index.add_folder(picture_folder / "deeper" / "..")
+    added = index.add([picture_folder / "deeper" / ".." / "a.png", str(picture_folder / "b.png")])
+    assert counts(added) == (0, 0, 2, 0, 0)
+    assert len(index) == 6
+
+
+def test_names_that_no_file_can_have_are_refused(index: EmbeddingIndex, picture_folder: Path):
+    for action in (index.add_folder, lambda name: index.add([name]), lambda name: index.delete([name])):
+        with pytest.raises(ValueError, match=r"a\\x00b"):
+            action(f"{picture_folder}/a\0b")
+    with pytest.raises(ValueError, match="There is no folder"):
+        index.add_folder(picture_folder / "a.png")
+    assert counts(index.add([picture_folder / "nowhere.png"])) == (0, 0, 0, 0, 1)
+
+
+def test_file_names_that_are_not_utf8_are_kept(index: EmbeddingIndex, picture_folder: Path):
+    odd = picture_folder / os.fsdecode(b"caf\xe9.png")
+    (picture_folder / "a.png").rename(odd)
+    index.add_folder(picture_folder)
+    assert odd in [hit.path for hit in index.search("犬", 99, glob="pictures/*")]
+    assert "caf\\udce9.png" in contact_sheet(index.search(odd, 1), "犬")
+
+
+@pytest.mark.parametrize("query", ["", "  ", "犬 +  ", []])
+def test_an_empty_query_is_refused(index: EmbeddingIndex, query: str):
+    with pytest.raises(ValueError, match="The query is empty"):
+        index.search(query)
+
+
+def test_terms_that_cancel_out_are_refused(index: EmbeddingIndex):
+    with pytest.raises(ValueError, match="cancel out"):
+        index.search("犬 - 犬")
+
+
+def test_what_is_no_index_is_left_alone(tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="is not an index"):
+        EmbeddingIndex.open(picture_folder, tiny_embedder)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "index.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(ValueError, match="cannot be opened: file is not a database"):
+        EmbeddingIndex.open(tmp_path / "broken", tiny_embedder)
+
+
+def test_a_vector_file_that_was_cut_is_said_to_be(index: EmbeddingIndex, picture_folder: Path):
+    index.add_folder(picture_folder)
+    (file,) = index._store.folder.glob("*.f16")  # pyright: ignore[reportPrivateUsage]
+    os.truncate(file, 100)
+    with pytest.raises(ValueError, match="holds 100 bytes, the index counts on 288"):
+        index.search("犬")
+
+
+# ---- crashes -------------------------------------------------------------------------------------------------------
+
+CRASHED_WRITER = """
+import itertools, sys
+from pathlib import Path
+import numpy as np
+from vlm.vector_store import Content, Record, VectorStore
+
+store = VectorStore(Path(sys.argv[1]))
+model = store.model("fingerprint", "model", 64)
+start = int(sys.argv[2])
+print("ready", flush=True)
+for number in itertools.count(start):
+    names = [f"/{number}/{item}" for item in range(8)]
+    digests = [name.encode() for name in names]
+    contents = [Content(digest=digest, size=1, width=1, height=1, taken=None) for digest in digests]
+    records = [Record(path=n, size=1, mtime=1, digest=c.digest, content=c) for n, c in zip(names, contents)]
+    vectors = {digest: np.random.default_rng(list(digest)).standard_normal(64) for digest in digests}
+    store.add(model, records, vectors)
+    print(number, flush=True)
+    if number % 5 == 4:
+        store.delete([f"/{number - 2}/{item}" for item in range(0, 8, 2)])
+        store.prune()
+        print(f"pruned {number}", flush=True)
+"""
+
+
+def crash(folder: Path, start: int, after: float) -> list[str]:
+    """Let a process add, delete and prune, kill it, and return what it said it had finished."""
+    command = [sys.executable, "-c", CRASHED_WRITER, str(folder), str(start)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(after)
+        child.send_signal(signal.SIGKILL)
+        return child.stdout.read().splitlines()
+
+
+def shown(path: str) -> Record:
+    """A path whose content is named like it."""
+    content = Content(digest=path.encode(), size=1, width=1, height=1, taken=None)
+    return Record(path=path, size=1, mtime=1, digest=content.digest, content=content)
+
+
+def check_after_crashes(folder: Path, finished: list[str]) -> int:
+    """Opens, holds every committed picture once, each with its own vector; -> the next number."""
+    store = VectorStore(folder)
+    model = store.model("fingerprint", "model", 64)
+    rows = store.allowed_rows(model, Filter())
+    files = store.files_at(model, rows.tolist(), Filter())
+    paths = [path for _, path in files]
+    assert len(set(paths)) == len(paths) == len(rows)
+    vectors = store.vectors(model)
+    for row, path in files:
+        expected = np.random.default_rng(list(path.encode())).standard_normal(64).astype(np.float16)
+        np.testing.assert_array_equal(vectors[row], expected)
+    rebuilt = VectorStore(folder.with_name("rebuilt"))
+    contents = [Content(digest=path.encode(), size=1, width=1, height=1, taken=None) for path in paths]
+    records = [
+        Record(path=p, size=1, mtime=1, digest=c.digest, content=c) for p, c in zip(paths, contents, strict=True)
+    ]
+    again = rebuilt.model("fingerprint", "model", 64)
+    rebuilt.add(again, records, {path.encode(): vectors[row] for row, path in files})
+    query = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 64))).float()
+    fresh = dict(rebuilt.files_at(again, range(len(paths)), Filter()))
+    old = cosines(vectors[[row for row, _ in files]], query)[0].tolist()
+    old_scores = dict(zip(paths, old, strict=True))
+    new_scores = {fresh[row]: score for row, score in enumerate(cosines(rebuilt.vectors(again), query)[0].tolist())}
+    assert old_scores == pytest.approx(new_scores, abs=1e-5)
+    rebuilt.close()
+    shutil.rmtree(folder.with_name("rebuilt"))
+    numbers = [int(line) for line in finished if line.isdecimal()]
+    deleted = {int(line.split()[1]) - 2 for line in finished if line.startswith("pruned")}
+    for number in numbers:
+        kept = {item for item in range(8) if f"/{number}/{item}" in paths}
+        assert kept in ({1, 3, 5, 7},) if number in deleted else kept in ({1, 3, 5, 7}, set(range(8)))
+    store.close()
+    return max((int(path.split("/")[1]) for path in paths), default=-1) + 1
+
+
+def crash_often(folder: Path, times: int) -> None:
+    generator, finished, start = np.random.default_rng(0), [], 0
+    for _ in range(times):
+        finished += crash(folder, start, generator.uniform(0, 0.3))
+        start = check_after_crashes(folder, finished)
+    assert start > times  # it did get somewhere in between
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+def test_killed_at_any_moment_the_index_holds_what_was_committed(tmp_path: Path):
+    crash_often(tmp_path / "index", 4)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+def test_killed_fifty_times_the_index_holds_what_was_committed(tmp_path: Path):
+    crash_often(tmp_path / "index", 50)
+
+
+def test_a_batch_whose_transaction_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = VectorStore(tmp_path / "index")
+    model = store.model("fingerprint", "model", 4)
+
+    def add(name: str, level: float) -> None:
+        store.add(model, [shown(name)], {name.encode(): np.full(4, level)})
+
+    add("/a", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(OSError, match="the disk is full"):
+            add("/b", 2)
+    assert store.vectors(model).tolist() == [[1] * 4]
+    assert store.present_below("/") == {"/a"}
+    add("/c", 3)
+    assert store.vectors(model).tolist() == [[1] * 4, [3] * 4]
+    store.close()
+
+
+# ---- the commands --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vlm_command(
+    tiny_embedder: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    save(tiny_embedder, tmp_path / "model")
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        code = main([*map(str, words), "--model", str(tmp_path / "model")])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def test_index_then_search_on_the_command_line(
+    vlm_command: Callable[..., tuple[int, str, str]], tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path
+):
+    where = ["--index", tmp_path / "photos.index"]
+    (picture_folder / "empty.png").touch()
+    code, out, err = vlm_command("index", picture_folder, *where, "--json")
+    (row,) = json.loads(out)
+    assert code == 0
+    assert (row["embedded"], row["pictures"]) == (6, 6)
+    assert [(Path(item["path"]).name, item["reason"]) for item in row["skipped"]] == [("empty.png", "empty file")]
+    assert "vlm: skipped 1 of 7 pictures" in err
+    assert "picture/s" in err
+    (picture_folder / "a.png").unlink()
+    code, out, err = vlm_command("index", picture_folder, *where, "--prune")
+    assert out == "0 embedded, 0 recognised, 6 unchanged, 1 vanished, 1 forgotten; 5 in the index\n"
+    assert "vlm: skipped 1 of 6 pictures" in err
+
+    code, out, _ = vlm_command("search", "犬 - 猫", *where, "-k", "3", "--json")
+    rows = json.loads(out)
+    with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as index:
+        expected = [(str(hit.path), hit.score, hit.rank, None) for hit in index.search("犬 - 猫", 3)]
+    assert [(row["path"], row["score"], row["rank"], row["probability"]) for row in rows] == expected
+    assert vlm_command("search", "犬 - 猫", *where, "-k", "3", "--paths")[1].splitlines() == [
+        hit[0] for hit in expected
+    ]
+    first = vlm_command("search", picture_folder / "b.png", *where, "--glob", "pictures/*")[1].splitlines()[0]
+    assert first.split("\t")[2] == str(picture_folder / "b.png")
+    shutil.copy(picture_folder / "b.png", picture_folder / "copy.png")
+    vlm_command("index", picture_folder, *where)
+    (group,) = json.loads(vlm_command("search", "--duplicates", "0.9999", *where, "--json")[1])
+    assert group["paths"] == [str(picture_folder / name) for name in ("b.png", "copy.png")]
+
+
+def test_the_contact_sheet_shows_the_hits_in_order_and_nothing_private(
+    vlm_command: Callable[..., tuple[int, str, str]], picture_folder: Path, tmp_path: Path
+):
+    exif = Image.Exif()
+    exif[0x010F] = "secret camera"
+    noise(400, 30).save(picture_folder / "<b>.jpg", exif=exif)
+    where, page = ["--index", tmp_path / "photos.index"], tmp_path / "page.html"
+    vlm_command("index", picture_folder, *where)
+    rows = json.loads(vlm_command("search", "<i>犬</i>", *where, "--html", page, "--json")[1])
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img src=") == len(rows) == 7
+    places = [text.index(f"> {row['rank']} &middot;".replace("> ", ">")) for row in rows]
+    assert places == sorted(places)
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert "&lt;i&gt;犬" in text
+    assert b"secret camera" not in b"".join(base64.b64decode(copy.split('"')[0]) for copy in text.split("base64,")[1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "犬", "--index", "nowhere"], "There is no index 'nowhere'. Make one: vlm index FOLDER"),
+        (["search", "犬", "--index", "EMPTY"], "has no pictures for this model"),
+        (["index", "nowhere", "--index", "EMPTY"], "There is no folder 'nowhere'"),
+        (["index", "PICTURES", "--index", "PICTURES"], "is not an index"),
+    ],
+)
+def test_what_the_user_can_put_right_is_exit_code_1_and_one_line(
+    words: list[str],
+    message: str,
+    vlm_command: Callable[..., tuple[int, str, str]],
+    picture_folder: Path,
+    tmp_path: Path,
+):
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": tmp_path / "empty", "PICTURES": picture_folder}
+    code, out, err = vlm_command(*[places.get(word, word) for word in words])
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "--index", "i"],
+        ["search", "x", "--index", "i", "--duplicates"],
+        ["search", "x", "--index", "i", "--folder", "f"],
+        ["search", "x", "--folder", "f", "--glob", "*"],
+        ["index", "f"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: list[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2

@@ -1,0 +1,131 @@
+import json
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.distributed import Processes
+from training.state import load_state, newest, save_state, saved
+
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
+
+
+def state(number: int = 0) -> dict:
+    """All kinds of things a checkpoint holds; other values for another number."""
+    torch.manual_seed(number)
+    return {
+        "model": {"a.weight": torch.randn(3, 4), "scale": torch.randn(()), "half": torch.randn(2).half()},
+        "optimizers": [{"state": {0: {"step": torch.tensor(1.0 + number), "m": torch.randn(5)}}, "lr": 0.1 + number}],
+        "none": None,
+        "words": ["a", True, 3],
+        "empty": {},
+    }
+
+
+def tensors(tree: object) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return [t for part in parts for t in tensors(part)]
+
+
+def assert_same(one: dict, two: dict) -> None:
+    assert repr(one) == repr(two)  # structure, plain values, kinds of keys
+    for a, b in zip(tensors(one), tensors(two), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_what_is_saved_comes_back_to_the_bit(tmp_path):
+    path = save_state(tmp_path, 7, state(1), 2, ALONE)
+    assert newest(tmp_path, ALONE, pytest.fail) == path
+    step, back = load_state(path, state(0))
+    assert step == 7
+    assert_same(back, state(1))
+
+
+def test_only_the_last_are_kept(tmp_path):
+    for step in (1, 2, 10, 11):
+        save_state(tmp_path, step, state(step), 2, ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+def test_an_empty_or_missing_folder_has_none(tmp_path):
+    assert newest(tmp_path, ALONE, pytest.fail) is None
+    assert newest(tmp_path / "nowhere", ALONE, pytest.fail) is None
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
+def test_any_damage_is_said_aloud_and_the_checkpoint_before_is_used(tmp_path, name, harm):
+    for step in (1, 2):
+        save_state(tmp_path, step, state(step), 2, ALONE)
+    file = tmp_path / "step-00000002" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if harm == "delete":
+        file.unlink()
+    elif harm == "flip":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        file.write_bytes(content[:middle] if harm == "truncate" else b"")
+    said: list[str] = []
+    found = newest(tmp_path, ALONE, said.append)
+    assert found is not None
+    assert found.name == "step-00000001"
+    assert len(said) == 1
+    assert "step-00000002 is damaged" in said[0]
+    assert_same(load_state(found, state(0))[1], state(1))
+
+
+def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidies_up(tmp_path, monkeypatch):
+    save_state(tmp_path, 1, state(1), 2, ALONE)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for moment in ("training.state.save_file", "training.state._sha256", "training.state._flush"):
+        with monkeypatch.context() as patch:
+            patch.setattr(moment, crash)
+            with pytest.raises(KeyboardInterrupt):
+                save_state(tmp_path, 2, state(2), 2, ALONE)
+        assert newest(tmp_path, ALONE, pytest.fail) == tmp_path / "step-00000001"
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path):
+    save_state(tmp_path, 1, state(1), 2, ALONE)
+    path = save_state(tmp_path, 2, state(2), 2, ALONE)
+    (path / "state.json").write_text("{")
+    save_state(tmp_path, 2, state(3), 2, ALONE)
+    assert_same(load_state(path, state(0))[1], state(3))
+    assert saved(tmp_path) == [path, tmp_path / "step-00000001"]
+
+
+def test_the_manifest_lists_every_file(tmp_path):
+    path = save_state(tmp_path, 1, state(), 1, ALONE)
+    listed = json.loads((path / "manifest.json").read_text())
+    assert {"manifest.json", *listed} == {file.name for file in path.iterdir()}
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
+    path = save_state(tmp_path, 1, state(), 1, ALONE)
+    other = state()
+    other["model"]["b.weight"] = other["model"].pop("a.weight")
+    other["model"]["scale"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"3 tensors differ: /model/a.weight, /model/b.weight, /model/scale"):
+        load_state(path, other)
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    with pytest.raises(TypeError, match="/a/b is a set"):
+        save_state(tmp_path, 1, {"a": {"b": {1, 2}}}, 1, ALONE)
+
+
+def test_a_moved_checkpoint_is_whole(tmp_path):
+    path = save_state(tmp_path / "here", 1, state(4), 1, ALONE)
+    shutil.move(path, tmp_path / path.name)
+    found = newest(tmp_path, ALONE, pytest.fail)
+    assert found is not None
+    assert_same(load_state(found, state(0))[1], state(4))
