@@ -62,7 +62,7 @@ def memory_table() -> str:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.clip"])
     with context.Pool(1, maxtasksperchild=1) as pool:
-        for chunk, batches in ((64, (64, 128, 256, 512)), (128, (128, 256, 512)), (512, (512,))):
+        for chunk, batches in ((32, (32, 64, 128, 256)), (64, (64, 128, 256)), (256, (256,))):
             lines += [f"| {batch} | {chunk} | {pool.apply(peak_memory, (batch, chunk)):.0f} |" for batch in batches]
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """Tiny seeded parts that many tests share.  Nothing here needs a network or takes a second."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vlm.clip import CLIP
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.preprocess import Preprocess
+from vlm.retrieval import EmbeddingIndex
 from vlm.tokenizer import SentencePieceTokenizer, Tokenizer
 
 SENTENCES = [
@@ -85,3 +87,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokeniz
     folder = tmp_path_factory.mktemp("run")
     write_data(folder, tiny_tokenizer)
     return folder
+
+
+@pytest.fixture
+def index(tiny_embedder: Embedder, tmp_path: Path) -> Iterator[EmbeddingIndex]:
+    with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as opened:
+        yield opened

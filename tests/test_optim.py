@@ -68,8 +68,7 @@ def test_muon_is_its_plain_definition(shape: tuple[int, int]) -> None:
     p = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     weight, momentum = p.detach().numpy().copy(), np.zeros(shape)
     optimizer = Muon([p], lr=LR, momentum=0.9, weight_decay=DECAY)
-    for _ in range(4):
-        gradient = np.random.default_rng(0).normal(size=shape)
+    for gradient in np.random.default_rng(0).normal(size=(4, *shape)):
         p.grad = torch.from_numpy(gradient)
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient

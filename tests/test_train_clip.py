@@ -260,7 +260,7 @@ def assert_same_losses(one: Path, two: Path) -> None:
 @pytest.fixture(scope="module")
 def alone(run_folder, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """20 steps in float64 by one process, and the settings of [run]."""
-    settings = {"steps": 20, "precision": "float64", "accumulate": 2, "eval_every": 10, "save_every": 5}
+    settings = {"steps": 20, "precision": "float64", "accumulate": 2, "eval_every": 10, "save_every": 5, "keep": 9}
     out = tmp_path_factory.mktemp("alone")
     start(write_recipe(run_folder, run=settings), out)
     return out, settings

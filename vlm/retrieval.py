@@ -33,6 +33,8 @@ _ANYTHING = Filter()
 
 @dataclass(frozen=True, slots=True)
 class Hit:
+    """One picture of an answer."""
+
     path: Path
     score: float  # cosine
     rank: int  # from 1

@@ -1,0 +1,121 @@
+"""The commands `vlm index` and `vlm search --index`, and the page they write."""
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from odd_pictures import noise
+from PIL import Image
+
+from vlm.checkpoint import save
+from vlm.cli import main
+from vlm.embedder import Embedder
+from vlm.retrieval import EmbeddingIndex
+
+
+@pytest.fixture
+def vlm_command(
+    tiny_embedder: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    save(tiny_embedder, tmp_path / "model")
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        code = main([*map(str, words), "--model", str(tmp_path / "model")])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def test_index_then_search_on_the_command_line(
+    vlm_command: Callable[..., tuple[int, str, str]], tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path
+):
+    where = ["--index", tmp_path / "photos.index"]
+    (picture_folder / "empty.png").touch()
+    code, out, err = vlm_command("index", picture_folder, *where, "--json")
+    (row,) = json.loads(out)
+    assert code == 0
+    assert (row["embedded"], row["pictures"]) == (6, 6)
+    assert [(Path(item["path"]).name, item["reason"]) for item in row["skipped"]] == [("empty.png", "empty file")]
+    assert "vlm: skipped 1 of 7 pictures" in err
+    assert "picture/s" in err
+    (picture_folder / "a.png").unlink()
+    code, out, err = vlm_command("index", picture_folder, *where, "--prune")
+    assert out == "0 embedded, 0 recognised, 6 unchanged, 1 vanished, 1 forgotten; 5 in the index\n"
+    assert "vlm: skipped 1 of 6 pictures" in err
+
+    code, out, _ = vlm_command("search", "犬 - 猫", *where, "-k", "3", "--json")
+    rows = json.loads(out)
+    with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as index:
+        expected = [(str(hit.path), hit.score, hit.rank, None) for hit in index.search("犬 - 猫", 3)]
+    assert [(row["path"], row["score"], row["rank"], row["probability"]) for row in rows] == expected
+    assert vlm_command("search", "犬 - 猫", *where, "-k", "3", "--paths")[1].splitlines() == [
+        hit[0] for hit in expected
+    ]
+    first = vlm_command("search", picture_folder / "b.png", *where, "--glob", "pictures/*")[1].splitlines()[0]
+    assert first.split("\t")[2] == str(picture_folder / "b.png")
+    shutil.copy(picture_folder / "b.png", picture_folder / "copy.png")
+    vlm_command("index", picture_folder, *where)
+    (group,) = json.loads(vlm_command("search", "--duplicates", "0.9999", *where, "--json")[1])
+    assert group["paths"] == [str(picture_folder / name) for name in ("b.png", "copy.png")]
+
+
+def test_the_contact_sheet_shows_the_hits_in_order_and_nothing_private(
+    vlm_command: Callable[..., tuple[int, str, str]], picture_folder: Path, tmp_path: Path
+):
+    exif = Image.Exif()
+    exif[0x010F] = "secret camera"
+    noise(400, 30).save(picture_folder / "<b>.jpg", exif=exif)
+    where, page = ["--index", tmp_path / "photos.index"], tmp_path / "page.html"
+    vlm_command("index", picture_folder, *where)
+    rows = json.loads(vlm_command("search", "<i>犬</i>", *where, "--html", page, "--json")[1])
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img src=") == len(rows) == 7
+    places = [text.index(f"> {row['rank']} &middot;".replace("> ", ">")) for row in rows]
+    assert places == sorted(places)
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert "&lt;i&gt;犬" in text
+    assert b"secret camera" not in b"".join(base64.b64decode(copy.split('"')[0]) for copy in text.split("base64,")[1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "犬", "--index", "nowhere"], "There is no index 'nowhere'. Make one: vlm index FOLDER"),
+        (["search", "犬", "--index", "EMPTY"], "has no pictures for this model"),
+        (["index", "nowhere", "--index", "EMPTY"], "There is no folder 'nowhere'"),
+        (["index", "PICTURES", "--index", "PICTURES"], "is not an index"),
+    ],
+)
+def test_what_the_user_can_put_right_is_exit_code_1_and_one_line(
+    words: list[str],
+    message: str,
+    vlm_command: Callable[..., tuple[int, str, str]],
+    picture_folder: Path,
+    tmp_path: Path,
+):
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": tmp_path / "empty", "PICTURES": picture_folder}
+    code, out, err = vlm_command(*[places.get(word, word) for word in words])
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "--index", "i"],
+        ["search", "x", "--index", "i", "--duplicates"],
+        ["search", "x", "--index", "i", "--folder", "f"],
+        ["search", "x", "--folder", "f", "--glob", "*"],
+        ["index", "f"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: list[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
