@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import ftfy
 import torch
 
 import vlm
@@ -50,7 +51,10 @@ def check(model: str, split: str, language: str, classes: str, root: Path) -> tu
     pairs = ParquetPairs(PICTURE_WORDS / f"{file}.parquet", embedder.preprocess, (split,))
 
     one_each = pairs.select(first_of_each_concept(pairs, language))
-    captions = [row[0] for row in one_each.texts[f"captions_{language}"]]
+    captions = [
+        ftfy.fix_text(row[0]) for row in one_each.texts[f"captions_{language}"]
+    ]  # as OpenCLIP does: curly quotes
+    one_each.texts[f"captions_{language}"] = [[caption] for caption in captions]
     write_dataset(root / "retrieval", one_each, "txt", captions)
     (root / "retrieval" / "dataset_type.txt").write_text("retrieval")
     theirs = run(root, "retrieval", "zeroshot_retrieval")
@@ -114,9 +118,20 @@ def write_dataset(folder: Path, pairs: ParquetPairs, suffix: str, contents: Iter
                 shard.addfile(entry, io.BytesIO(data))
 
 
+# clip-benchmark 1.6.2's accuracy() makes a float of a 1-D array, which NumPy 2.4 refuses; the rest is its own.
+_CLIP_BENCHMARK = """
+from clip_benchmark.metrics import zeroshot_classification
+from clip_benchmark.cli import main
+def accuracy(logits, target, topk=(1,)):
+    return [float((logits.topk(k)[1] == target[:, None]).any(1).float().mean()) for k in topk]
+zeroshot_classification.accuracy = accuracy
+main()
+"""
+
+
 def run(root: Path, dataset: str, task: str) -> dict[str, float]:
     """clip-benchmark's command line, on the CPU in float32."""
-    command = [sys.executable, "-m", "clip_benchmark.cli", "eval", "--dataset", f"wds/{dataset}", "--task", task]
+    command = [sys.executable, "-c", _CLIP_BENCHMARK, "eval", "--dataset", f"wds/{dataset}", "--task", task]
     command += ["--dataset_root", str(root / dataset), "--model", f"local-dir:{root / 'model'}", "--pretrained", "none"]
     command += ["--output", str(root / f"{dataset}.json"), "--no_amp", "--num_workers", "0", "--batch_size", "64"]
     command += ["--recall_k", *map(str, RECALLS)]

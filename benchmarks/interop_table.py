@@ -140,9 +140,11 @@ def compare(config: dict[str, Any]) -> Difference:
     )
 
 
-def _openclip(folder: Path) -> nn.Module:
-    config = open_clip.get_model_config("ViT-B-32")
-    return _save(folder, open_clip.model.CLIP(**config), {"model_cfg": config}, "open_clip_config.json")
+def _openclip(folder: Path, name: str) -> nn.Module:
+    config = open_clip.get_model_config(name)
+    kind = open_clip.model.CustomTextCLIP if config.get("custom_text") else open_clip.model.CLIP
+    model = kind(**{setting: value for setting, value in config.items() if setting != "custom_text"})
+    return _save(folder, model, {"model_cfg": config}, "open_clip_config.json")
 
 
 def _timm(folder: Path, name: str) -> nn.Module:
@@ -156,7 +158,8 @@ def _siglip(folder: Path) -> nn.Module:
 
 # ViT-B/32 where the library has it, random weights, through the library's own files.
 FULL_SIZE: dict[str, Callable[[Path], nn.Module]] = {
-    "OpenCLIP `CLIP`, ViT-B/32": _openclip,
+    "OpenCLIP `CLIP`, ViT-B-32": lambda folder: _openclip(folder, "ViT-B-32"),
+    "OpenCLIP `CustomTextCLIP`, ViT-B-16-SigLIP": lambda folder: _openclip(folder, "ViT-B-16-SigLIP"),
     "Hugging Face `CLIPModel`, ViT-B/32": lambda folder: _save_transformers(
         folder, transformers.CLIPModel(transformers.CLIPConfig())
     ),
@@ -200,7 +203,7 @@ def compare_full_size(save: Callable[[Path], nn.Module]) -> float:
         text = ours.config.text
         ids = torch.randint(2, text.vocab_size - 2, (2, text.context_length), generator=generator)
         ids[:, -3:] = text.eot_id
-        if isinstance(theirs, open_clip.model.CLIP):
+        if isinstance(theirs, open_clip.model.CLIP | open_clip.model.CustomTextCLIP):
             image, words = theirs.encode_image(images, normalize=True), theirs.encode_text(ids, normalize=True)
         else:
             out = theirs(input_ids=ids, pixel_values=images)

@@ -68,8 +68,8 @@ license: mit
 
 A CLIP of {parameters / 1e6:.1f} million parameters for English and Japanese, trained from nothing on picture-words.
 
-**It knows drawings, not photographs:** six artists' emoji and Open Clip Art, 96 x 96 pixels on white. For photographs use
-a bigger model (`vlm.load("openclip:...")`, `vlm.load("hf:...")`).
+**It knows drawings, not photographs:** six artists' emoji and Open Clip Art, 96 x 96 pixels on white. For photographs
+use a bigger model (`vlm.load("openclip:...")`, `vlm.load("hf:...")`).
 
 絵(絵文字とクリップアート)だけから、日本語と英語で学習した小さな CLIP です。**写真は知りません。**
 
@@ -82,14 +82,14 @@ vlm.classify(embedder, ["dog.png"], labels=["犬", "猫"])
 
 ## Data
 
-`training/picture_words`: {_TRAIN_ROWS} pictures of the `train` file, each with names and keywords in English and Japanese.
-Nothing else was seen in training. Choices were made on val_style only; the test splits were scored once, for this card.
-Authors and licences: `training/picture_words/README.md`.
+`training/picture_words`: 9,850 pictures of the `train` file, each with names and keywords in English and Japanese.
+Nothing else was seen in training. Choices were made on val_style only; the test splits were scored once, for this
+card. Authors and licences: `training/picture_words/README.md`.
 
 ## Recipe
 
-About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps), one thread for the model and one for the pictures on a
-2-core machine that was busy with other work. `make train` runs it again:
+About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps), one thread for the
+model and one for the pictures on a 2-core machine that was busy with other work. `make train` runs it again:
 
 ```toml
 {recipe}
@@ -97,15 +97,13 @@ About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps)
 
 ## What it scores
 
-Chance is what a ranking that knows nothing gets. R@k: share of queries with a correct answer among the first k; a text
-query is the first caption of a concept, every picture of that concept is correct. `val_style`: an artist not in training,
-concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Pictures whose pixels also occur in training are left out.
+Chance is what a ranking that knows nothing gets. R@k: share of queries with a correct answer among the first k; a
+text query is the first caption of a concept, every picture of that concept is correct. `val_style`: an artist not in
+training, concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Pictures whose pixels also occur in
+training are left out.
 
 {markdown_table(rows)}
 """
-
-
-_TRAIN_ROWS = "9,850"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MAX_BYTES = 64 * 2**20
 
 # Names that say "picture".  Some kinds are only ever refused: a search then lists them, instead of passing them over.
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .svg .jxl .psd".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .svg .jxl .psd".split()  # noqa: SIM905
 )
 
 Reason = Literal[

@@ -1,0 +1,24 @@
+"""Every measurement that needs nothing but this checkout, one after the other: make bench, or make bench QUICK=1."""
+
+import os
+import subprocess
+import sys
+
+QUICK = os.environ.get("QUICK") == "1"
+MEASUREMENTS = [
+    ["loss_memory"],
+    ["accumulation"],
+    ["resume_torture", *(["--quick"] if QUICK else [])],
+]
+
+
+def main() -> int:
+    failed = 0
+    for name, *options in MEASUREMENTS:
+        print(f"== benchmarks.{name}", file=sys.stderr, flush=True)
+        failed |= subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
