@@ -24,6 +24,7 @@ check: $(READY)  ## style, types, tests
 
 train: $(READY)  ## the bundled model, from nothing
 	$(BIN)/python -m training.train_clip training/recipes/mini.toml --out runs/mini --resume auto
+	$(BIN)/python -m training.train_clip training/recipes/mini-words.toml --out runs/mini-words --resume auto
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -46,6 +46,13 @@ class Difference:
         return max(self.image, self.text, self.logits)
 
 
+def config_of(name: str) -> dict[str, Any]:
+    """OpenCLIP's own config of one of its models."""
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    return config
+
+
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     """The same flags; depth 2, width at most 128, few patches, few words."""
     config = copy.deepcopy(config) | {"embed_dim": EMBED_DIM}
@@ -84,7 +91,7 @@ def small_timm(image_size: int) -> Iterator[None]:
         yield
 
 
-def build(config: dict[str, Any]) -> nn.Module:
+def build(config: dict[str, Any]) -> Any:
     """OpenCLIP's own model of a config, with random weights everywhere: zeros and ones would hide mistakes."""
     config = copy.deepcopy(config)
     custom = config.pop("custom_text", False)
@@ -141,7 +148,7 @@ def compare(config: dict[str, Any]) -> Difference:
 
 
 def _openclip(folder: Path, name: str) -> nn.Module:
-    config = open_clip.get_model_config(name)
+    config = config_of(name)
     kind = open_clip.model.CustomTextCLIP if config.get("custom_text") else open_clip.model.CLIP
     model = kind(**{setting: value for setting, value in config.items() if setting != "custom_text"})
     return _save(folder, model, {"model_cfg": config}, "open_clip_config.json")
@@ -219,7 +226,7 @@ def _share(theirs: torch.Tensor, ours: torch.Tensor) -> float:
 def main() -> int:
     rows, outside, full, worst = [], [], [], 0.0
     for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
+        config = config_of(name)
         reasons = ModelCfg.from_dict(config).outside()
         if reasons:
             outside.append((name, "; ".join(reasons)))

@@ -143,9 +143,9 @@ def wait(child: int) -> int:
 def torture(out: Path, recipe: Path, whole: Path, seed: int, kills: int) -> Score:
     dice = random.Random(seed)
     moments = [MOMENTS[number % len(MOMENTS)] for number in range(kills)]
-    done = saving = starting = repeated = 0
+    done = saving = starting = 0
     for moment in moments:
-        before = last_step(out)
+        before, worked = last_step(out), computed(out)
         child = live(out, recipe)
         if moment == "start":
             time.sleep(dice.uniform(0, 0.4))
@@ -160,10 +160,9 @@ def torture(out: Path, recipe: Path, whole: Path, seed: int, kills: int) -> Scor
         os.kill(child, signal.SIGKILL)
         done += wait(child) == -signal.SIGKILL
         saving += any((out / "checkpoints").glob(".writing-*"))
-        starting += lines(out) <= before
-        repeated += max(0, lines(out) - last_step(out))
+        starting += computed(out) == worked
     ended = wait(live(out, recipe))
-    return Score(done, saving, starting, repeated, ended == 0 and same(out, whole))
+    return Score(done, saving, starting, computed(out) - STEPS, ended == 0 and same(out, whole))
 
 
 def terminate(out: Path, recipe: Path, seed: int, stops: int) -> list[tuple[int, int, int]]:
@@ -193,6 +192,12 @@ def lines(out: Path) -> int:
     text = path.read_text() if path.exists() else ""
     whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return json.loads(whole[-1])["step"] if whole else 0
+
+
+def computed(out: Path) -> int:
+    """Steps of all lives together: timing.jsonl, which is never cut."""
+    path = out / "timing.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def last_step(out: Path) -> int:

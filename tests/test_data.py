@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.augment import AugmentConfig
-from training.data import Batch, PairStream, ParquetPairs, batches
+from training.data import Batch, PairStream, ParquetPairs, batches, other_kana
 from vlm.config import PreprocessConfig
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import Tokenizer
@@ -203,3 +203,15 @@ def test_a_sample_without_captions_is_named(pairs, tiny_tokenizer):
 def test_a_batch_that_does_not_divide_is_one_line(pairs, tiny_tokenizer):
     with pytest.raises(ValueError, match="batch_size 8 cannot be shared by 3 processes"):
         stream_of(pairs, tiny_tokenizer, world=3)
+
+
+def test_the_other_kana_is_what_people_write_too() -> None:
+    pairs = {
+        "赤リンゴ": "赤りんご",
+        "りんご": "リンゴ",
+        "ケーキ": "けーき",
+        "赤い丸": "赤い丸",
+        "dog": "dog",
+        "木の実": "木の実",
+    }
+    assert {word: other_kana(word) for word in pairs} == pairs

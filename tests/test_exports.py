@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,8 @@ import pytest
 import timm
 import torch
 import transformers
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from tests.foreign_models import (
     captions,
@@ -62,7 +65,8 @@ def test_openclip_opens_our_export_with_our_outputs_ids_and_pixels(
     )
     ours = embedder(clip_config(), tokenizer, preprocess)
     export(ours, tmp_path / "out", "openclip")
-    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    opened: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    theirs, _, transform = opened
     tokenize = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
     texts = [text for text in captions() if not set(text) & set("“”&—…～")]  # OpenCLIP's ftfy changes these
     pictures = odd_pictures(6)
@@ -83,7 +87,7 @@ def test_clip_of_hugging_face_opens_our_export_with_our_outputs_ids_and_pixels(
     tokenizer = sentencepiece if own_tokenizer else CLIPTokenizer(12)
     ours = embedder(clip_config(), tokenizer, PreprocessConfig(image_size=48, crop_rounding="down"))
     export(ours, tmp_path / "out", "huggingface")
-    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    theirs: Any = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
     pictures = odd_pictures(6)
     texts = [text for text in captions() if own_tokenizer or not set(text) & set("“”&—…ｶ～<")]
@@ -98,7 +102,7 @@ def test_siglip_of_hugging_face_opens_our_export(sentencepiece: SentencePieceTok
     preprocess = PreprocessConfig(image_size=48, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     ours = embedder(siglip_config(), sentencepiece, preprocess)
     export(ours, tmp_path / "out", "huggingface")
-    theirs = transformers.SiglipModel.from_pretrained(tmp_path / "out").eval()
+    theirs: Any = transformers.SiglipModel.from_pretrained(tmp_path / "out").eval()
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
     pictures, texts = odd_pictures(6), captions()
     batch = processor(text=texts, images=pictures, padding="max_length", truncation=True, return_tensors="pt")
@@ -133,12 +137,12 @@ def test_an_export_read_back_embeds_as_before(sentencepiece: SentencePieceTokeni
 def test_timm_opens_the_picture_tower(sentencepiece: SentencePieceTokenizer, tmp_path: Path) -> None:
     ours = embedder(clip_config(), sentencepiece)
     export(ours, tmp_path / "out", "timm")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    theirs: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     images = pixels(ours.model.config.vision)
     with torch.inference_mode():
         assert torch.allclose(theirs(images), ours.model.vision(images), atol=1e-5)
-    data = timm.data.resolve_model_data_config(theirs)
-    transform = timm.data.create_transform(**data, is_training=False)
+    data = resolve_model_data_config(theirs)
+    transform: Any = create_transform(**data, is_training=False)
     for picture in odd_pictures(5):
         assert torch.allclose(transform(picture), ours.preprocess(picture), atol=1.01 / 255 / 0.26)
 
@@ -154,7 +158,7 @@ def classifier(norm_eps: float) -> ViTClassifier:
 def test_vit_of_hugging_face_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
     ours = classifier(1e-12)
     export(ours, tmp_path / "out", "huggingface")
-    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
+    theirs: Any = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
     assert theirs.config.id2label == {0: "犬", 1: "猫", 2: "a bird"}
     pictures = odd_pictures(5)
@@ -168,13 +172,17 @@ def test_vit_of_hugging_face_opens_our_classifier_with_its_labels(tmp_path: Path
 def test_timm_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
     ours = classifier(1e-6)
     export(ours, tmp_path / "out", "timm")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    theirs: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert theirs.pretrained_cfg["label_names"] == ["犬", "猫", "a bird"]
     with torch.inference_mode():
         images = pixels(ours.vision.config)
         assert torch.allclose(theirs(images), ours(images), atol=1e-4)
     foreign = load_foreign_classifier(str(tmp_path / "out"))
     assert (foreign.labels, foreign.preprocess) == (ours.labels, ours.preprocess.config if ours.preprocess else None)
+
+
+def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(session.run(None, inputs)[0])
 
 
 @pytest.mark.parametrize("config", [clip_config(), pytest.param(siglip_config(), marks=pytest.mark.long)])
@@ -189,8 +197,8 @@ def test_onnx_runtime_gives_our_outputs_for_any_batch_and_text_length(
         ids = ids[:, : max(ours.model.text.lengths(ids).tolist())]
         with torch.inference_mode():
             expected = ours.model.encode_image(images), ours.model.encode_text(ids)
-        assert np.allclose(image.run(None, {"pixels": images.numpy()})[0], expected[0], atol=1e-4)
-        assert np.allclose(text.run(None, {"ids": ids.numpy()})[0], expected[1], atol=1e-4)
+        assert np.allclose(run(image, {"pixels": images.numpy()}), expected[0], atol=1e-4)
+        assert np.allclose(run(text, {"ids": ids.numpy()}), expected[1], atol=1e-4)
 
 
 @pytest.mark.long
@@ -201,7 +209,7 @@ def test_onnx_runtime_gives_the_logits_of_a_classifier(tmp_path: Path) -> None:
     for batch in (1, 5):
         images = pixels(ours.vision.config, batch)
         with torch.inference_mode():
-            assert np.allclose(session.run(None, {"pixels": images.numpy()})[0], ours(images), atol=1e-4)
+            assert np.allclose(run(session, {"pixels": images.numpy()}), ours(images), atol=1e-4)
 
 
 def test_an_export_is_whole_or_absent_and_never_overwrites(

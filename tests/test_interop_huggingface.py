@@ -21,8 +21,8 @@ from vlm.vision import ViTClassifier
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-_VISION = _SIZES | {"image_size": 48, "patch_size": 16, "num_hidden_layers": 3, "intermediate_size": 80}
+_SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_VISION: dict[str, Any] = _SIZES | {"image_size": 48, "patch_size": 16, "num_hidden_layers": 3, "intermediate_size": 80}
 
 
 def clip(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> transformers.CLIPModel:
@@ -72,7 +72,7 @@ def assert_equal_outputs(theirs: Any, ours: CLIP, images: torch.Tensor, ids: tor
     ],
 )
 def test_clip_weights_give_clip_outputs(tmp_path: Path, vision: dict[str, Any], text: dict[str, Any]) -> None:
-    theirs = clip(vision, text)
+    theirs: Any = clip(vision, text)
     theirs.save_pretrained(tmp_path)
     ours = ours_of(load_foreign(str(tmp_path)))
     assert_equal_outputs(theirs, ours, pixels(ours.config.vision), rows(ours.config.text))
@@ -80,7 +80,7 @@ def test_clip_weights_give_clip_outputs(tmp_path: Path, vision: dict[str, Any], 
 
 @pytest.mark.parametrize("vision", [{}, {"image_size": 52}, {"hidden_act": "gelu"}])
 def test_siglip_weights_give_siglip_outputs(tmp_path: Path, vision: dict[str, Any]) -> None:
-    theirs = siglip(vision)
+    theirs: Any = siglip(vision)
     theirs.save_pretrained(tmp_path)
     ours = ours_of(load_foreign(str(tmp_path)))
     side = vision.get("image_size", 48)
@@ -89,7 +89,7 @@ def test_siglip_weights_give_siglip_outputs(tmp_path: Path, vision: dict[str, An
 
 
 def test_old_files_with_position_ids_and_pickles_of_tensors_load(tmp_path: Path) -> None:
-    theirs = clip()
+    theirs: Any = clip()
     theirs.save_pretrained(tmp_path)
     state = dict(theirs.state_dict()) | {
         "text_model.embeddings.position_ids": torch.arange(12)[None],
@@ -102,7 +102,7 @@ def test_old_files_with_position_ids_and_pickles_of_tensors_load(tmp_path: Path)
 
 
 def test_sharded_weights_are_one_model(tmp_path: Path) -> None:
-    theirs = clip()
+    theirs: Any = clip()
     theirs.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     ours = ours_of(load_foreign(str(tmp_path)))
@@ -145,7 +145,7 @@ def test_end_of_text_2_changes_its_place_because_transformers_reads_2_as_the_hig
     new_id = torch.tensor([order.index(old) for old in range(config.text.vocab_size)])
     theirs_ids, ids = new_id[rows(config.text)], rows(config.text)
     info, tensors = huggingface.write_clip(moved, state, 48)
-    theirs = transformers.CLIPModel(transformers.CLIPConfig(**info)).eval()
+    theirs: Any = transformers.CLIPModel(transformers.CLIPConfig(**info)).eval()
     theirs.load_state_dict(tensors)
     with torch.inference_mode():
         text = theirs(input_ids=theirs_ids, pixel_values=pixels(config.vision)).text_embeds
@@ -171,7 +171,7 @@ def vit(**changes: Any) -> transformers.ViTForImageClassification:
 
 @pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-6}])
 def test_vit_weights_give_vit_outputs_and_keep_their_labels(tmp_path: Path, changes: dict[str, Any]) -> None:
-    theirs = vit(**changes)
+    theirs: Any = vit(**changes)
     theirs.save_pretrained(tmp_path)
     if changes.get("hidden_act") == "gelu_new":
         with pytest.raises(
@@ -188,7 +188,7 @@ def test_vit_weights_give_vit_outputs_and_keep_their_labels(tmp_path: Path, chan
 
 
 def test_names_on_disk_and_in_memory_are_the_same_model(tmp_path: Path) -> None:
-    theirs = vit()
+    theirs: Any = vit()
     theirs.save_pretrained(tmp_path)
     disk, memory = load_file(tmp_path / "model.safetensors"), dict(theirs.state_dict())
     assert disk.keys() != memory.keys()
@@ -199,7 +199,7 @@ def test_names_on_disk_and_in_memory_are_the_same_model(tmp_path: Path) -> None:
 
 
 def test_a_vit_model_without_head_gives_its_class_token(tmp_path: Path) -> None:
-    theirs = transformers.ViTModel(transformers.ViTConfig(**_VISION))
+    theirs: Any = transformers.ViTModel(transformers.ViTConfig(**_VISION))
     randomise(theirs)
     theirs.save_pretrained(tmp_path)
     foreign = load_foreign_classifier(str(tmp_path))
@@ -232,7 +232,7 @@ _PROCESSORS = {
 
 @pytest.mark.parametrize("kind", _PROCESSORS)
 def test_pixels_equal_the_processors_of_hugging_face_to_a_255th(kind: str) -> None:
-    theirs = _PROCESSORS[kind]
+    theirs: Any = _PROCESSORS[kind]
     ours = Preprocess(read_processor(theirs.to_dict(), kind, 40))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.config.mean, ours.config.std))
     for picture in odd_pictures():
@@ -247,7 +247,7 @@ def test_processors_come_back_as_they_went(kind: str) -> None:
 
 
 def test_pixels_that_patches_do_not_cover_are_cut_from_the_right_and_the_bottom() -> None:
-    theirs = transformers.SiglipImageProcessorPil(size={"height": 45, "width": 45})
+    theirs: Any = transformers.SiglipImageProcessorPil(size={"height": 45, "width": 45})
     preprocess = read_processor(theirs.to_dict(), "siglip", 42)  # patches of 14
     for picture in odd_pictures(5):
         expected = theirs(picture, return_tensors="pt").pixel_values[0][:, :42, :42]

@@ -60,7 +60,7 @@ def test_every_openclip_model_is_converted_or_its_foreign_part_is_named(name: st
 
 def test_a_wrong_activation_would_show() -> None:
     config = config_of("ViT-B-32")
-    theirs = build(config)
+    theirs: Any = build(config)
     model = ModelCfg.from_dict(config | {"quick_gelu": True})
     ours_config, state = openclip.read_model(theirs.state_dict(), model)
     ours = CLIP(ours_config).eval()
@@ -83,7 +83,7 @@ def test_timm_architecture_names_are_read_as_timm_builds_them() -> None:
         except ValueError:
             continue
         with torch.device("meta"):
-            model = timm.create_model(name, depth=1)
+            model: Any = timm.create_model(name, depth=1)
         block = model.blocks[0]
         built = block.attn.num_heads, acts[type(block.mlp.act).__name__], block.norm1.eps, model.global_pool
         assert (said.num_heads, said.activation, said.norm_eps, said.global_pool) == built, name
@@ -106,7 +106,7 @@ def saved(
 
 def test_a_folder_of_openclip_loads_with_its_preprocessing(tmp_path: Path) -> None:
     config = config_of("ViT-B-32-quickgelu")
-    theirs = build(config)
+    theirs: Any = build(config)
     given = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "resize_mode": "squash"}
     foreign = load_foreign(saved(tmp_path / "model", config, theirs, given))
     assert foreign.preprocess is not None
@@ -119,7 +119,7 @@ def test_a_folder_of_openclip_loads_with_its_preprocessing(tmp_path: Path) -> No
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_wrapped_and_nested_checkpoints_are_the_same_model(tmp_path: Path, prefix: str) -> None:
     config = config_of("ViT-B-32")
-    theirs = build(config)
+    theirs: Any = build(config)
     plain = load_foreign(saved(tmp_path / "plain", config, theirs))
     wrapped = tmp_path / "wrapped"
     wrapped.mkdir()
@@ -149,7 +149,7 @@ def test_bare_weights_that_fit_two_models_are_refused_and_both_are_named(tmp_pat
 
 def test_unknown_sizes_need_heads_and_activation_said(tmp_path: Path) -> None:
     config = config_of("ViT-B-32")
-    theirs = build(config)
+    theirs: Any = build(config)
     path = tmp_path / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, path)
     with pytest.raises(ValueError, match=r"gelu or quick_gelu.*--activation"):
@@ -179,7 +179,7 @@ def test_ours_to_openclip_and_back_is_bit_identical_and_openclip_gives_our_outpu
     ours = CLIP(config)
     randomise(ours)
     model_cfg, tensors = openclip.write_model(config, ours.state_dict())
-    theirs = open_clip.model.CLIP(**{name: value for name, value in model_cfg.items() if name != "custom_text"})
+    theirs: Any = open_clip.model.CLIP(**{name: value for name, value in model_cfg.items() if name != "custom_text"})
     theirs.load_state_dict(tensors, strict=True)
     theirs.eval()
     images, ids = pixels(config.vision), rows(config.text)
@@ -200,7 +200,7 @@ def test_what_openclip_cannot_express_is_named_whole() -> None:
 @pytest.mark.parametrize("size", [64, (32, 96)])
 def test_other_picture_sizes_resize_positions_as_openclip_does(tmp_path: Path, size: int | tuple[int, int]) -> None:
     config = config_of("ViT-B-16")
-    theirs = build(config)
+    theirs: Any = build(config)
     foreign = load_foreign(saved(tmp_path / "model", config, theirs), image_size=size)
     larger = open_clip.model.CLIP(**(config | {"vision_cfg": config["vision_cfg"] | {"image_size": size}}))
     state = copy.deepcopy(theirs.state_dict())

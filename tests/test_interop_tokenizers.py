@@ -3,6 +3,7 @@
 import string
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -21,14 +22,14 @@ def ours() -> SentencePieceTokenizer:
 
 
 def test_sentencepiece_gives_the_same_ids_as_tokenizer_json(ours: SentencePieceTokenizer) -> None:
-    theirs = from_sentencepiece(ours.to_bytes())
+    theirs: Any = from_sentencepiece(ours.to_bytes())
     for caption in captions():
         assert theirs.encode(caption).ids[:-1] == ours._pieces(caption), caption
         assert theirs.encode(caption).ids[-1] == ours.eot_id
 
 
 def test_every_character_has_the_same_ids_as_in_tokenizer_json(ours: SentencePieceTokenizer) -> None:
-    theirs = from_sentencepiece(ours.to_bytes())
+    theirs: Any = from_sentencepiece(ours.to_bytes())
     marks = ["", "\u0301", "\u3099", "\uff9e", "\ufe0f", "\u0308"]
     places = [
         *range(0x20, 0x300),
@@ -52,7 +53,7 @@ def _half_composed(text: str) -> bool:
 
 def test_transformers_reads_our_folder_and_gives_our_ids(ours: SentencePieceTokenizer, tmp_path: Path) -> None:
     write_tokenizer(tmp_path, ours)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
     batch = theirs(captions(), padding="max_length", truncation=True, max_length=24)["input_ids"]
     for caption, row in zip(captions(), batch, strict=True):
         ids = ours.encode(caption)
@@ -62,7 +63,7 @@ def test_transformers_reads_our_folder_and_gives_our_ids(ours: SentencePieceToke
 def test_ids_1_and_2_change_places_in_the_files_too(ours: SentencePieceTokenizer, tmp_path: Path) -> None:
     order = [0, 2, 1, *range(3, ours.vocab_size)]
     write_tokenizer(tmp_path, ours, order)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token_id == 1
     for caption in captions():
         assert [order[id] for id in theirs(caption, truncation=True, max_length=24)["input_ids"]] == ours.encode(
@@ -94,7 +95,7 @@ def test_symbols_spelt_in_a_text_never_end_it(ours: SentencePieceTokenizer, tmp_
 def test_clips_own_encoding_has_clips_ids_in_tokenizer_json_and_transformers(tmp_path: Path) -> None:
     ours = CLIPTokenizer()
     write_tokenizer(tmp_path, ours)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
     plain = [
         caption for caption in captions() if not set(caption) & set("&—ｶ～…<")
     ]  # ftfy repairs these, tokenizer.json cannot
@@ -110,7 +111,7 @@ def test_texts_are_cleaned_as_openclips_tokenizers_clean_them(
     ours: SentencePieceTokenizer, tmp_path: Path, clean: str
 ) -> None:
     write_tokenizer(tmp_path, ours)
-    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=24, clean=clean)
+    theirs: Any = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=24, clean=clean)
     back = read_tokenizer(tmp_path, 24, ours.vocab_size, clean=clean, pad_to_context=True)
     assert back is not None
     assert back(captions()).tolist() == theirs(captions()).tolist()
@@ -126,7 +127,7 @@ def test_siglips_cleaning_travels_into_the_file(ours: SentencePieceTokenizer, tm
         assert siglip.encode(caption) == ours.encode(" ".join(caption.lower().translate(bare).split()))
     (tmp_path / "out").mkdir()
     write_tokenizer(tmp_path / "out", siglip)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for caption in captions():
         assert theirs(caption, truncation=True, max_length=24)["input_ids"] == siglip.encode(caption), caption
 
@@ -139,7 +140,7 @@ def test_clipa_ends_in_padding(tmp_path: Path) -> None:
     bert.save(str(tmp_path / "tokenizer.json"))
     symbols = '"pad_token": "[PAD]", "sep_token": "[SEP]", "cls_token": "[CLS]", "unk_token": "[UNK]"'
     (tmp_path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "PreTrainedTokenizerFast", {symbols}}}')
-    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=6, strip_sep_token=True)
+    theirs: Any = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=6, strip_sep_token=True)
     ours = read_tokenizer(tmp_path, 6, 6, clean="whitespace", pad_to_context=True, without_end=True)
     assert ours is not None
     texts = ["red apple", "apple", "red red red red red red red"]

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from open_clip.convert import load_big_vision_weights
 from safetensors.torch import save_file
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from tests.foreign_models import odd_pictures, pixels, randomise, rows, small_timm
@@ -58,7 +59,7 @@ def saved(folder: Path, model: nn.Module, info: dict[str, Any] | None = None) ->
 )
 def test_timm_weights_give_timm_outputs(tmp_path: Path, name: str, arguments: dict[str, Any]) -> None:
     arguments = _SIZES | arguments
-    theirs = timm.create_model(name, **arguments)
+    theirs: Any = timm.create_model(name, **arguments)
     randomise(theirs)
     foreign = load_foreign_classifier(saved(tmp_path, theirs, {"architecture": name, "model_args": arguments}))
     images = pixels(foreign.config)
@@ -67,7 +68,7 @@ def test_timm_weights_give_timm_outputs(tmp_path: Path, name: str, arguments: di
 
 
 def test_bare_timm_weights_are_told_by_their_names_and_shapes(tmp_path: Path) -> None:
-    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
+    theirs: Any = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
     randomise(theirs)
     ours = ours_of(load_foreign_classifier(saved(tmp_path, theirs)))
     assert ours.vision.config.num_heads == 3
@@ -77,7 +78,7 @@ def test_bare_timm_weights_are_told_by_their_names_and_shapes(tmp_path: Path) ->
 
 
 def test_bare_clip_towers_of_timm_need_their_activation_said(tmp_path: Path) -> None:
-    theirs = timm.create_model("vit_base_patch32_clip_224", img_size=64, depth=1, num_classes=3)
+    theirs: Any = timm.create_model("vit_base_patch32_clip_224", img_size=64, depth=1, num_classes=3)
     with pytest.raises(ValueError, match=r"gelu or quick_gelu.*--activation"):
         load_foreign_classifier(saved(tmp_path, theirs))
 
@@ -108,11 +109,13 @@ def test_timm_models_that_are_no_plain_vits_are_refused(name: str) -> None:
 def test_ours_to_timm_and_back_is_bit_identical_and_timm_gives_our_outputs(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = VisionConfig(**({"image_size": 48, "width": 32, "depth": 2, "num_heads": 4, "mlp_dim": 80} | changes))
+    config = VisionConfig.from_dict(
+        {"image_size": 48, "width": 32, "depth": 2, "num_heads": 4, "mlp_dim": 80} | changes
+    )
     ours = ViTClassifier(config, 3)
     randomise(ours)
     timm_layout.write_vision(tmp_path, config, ours.state_dict(), ("a", "b", "c"), None)
-    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    theirs: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.inference_mode():
         assert torch.allclose(theirs(pixels(config)), ours(pixels(config)), atol=1e-4, rtol=1e-5)
     back = load_foreign_classifier(str(tmp_path))
@@ -125,7 +128,7 @@ def test_timm_pools_by_attention_without_the_class_token_so_the_two_together_are
     ours = ViTClassifier(config, 3)
     with pytest.raises(ValueError, match="attention pooling beside a class token"):
         timm_layout.write_vision(tmp_path, config, ours.state_dict(), None, None)
-    theirs = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, embed_dim=48, global_pool="map")
+    theirs: Any = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, embed_dim=48, global_pool="map")
     info = {"architecture": "vit_tiny_patch16_224", "global_pool": "map"}
     with pytest.raises(ValueError, match="attention pooling beside a class token"):
         load_foreign_classifier(saved(tmp_path, theirs, info | {"model_args": {"img_size": 48}}))
@@ -133,7 +136,7 @@ def test_timm_pools_by_attention_without_the_class_token_so_the_two_together_are
 
 @pytest.mark.parametrize("mode", ["center", "squash"])
 def test_pixels_equal_those_of_timm(tmp_path: Path, mode: str) -> None:
-    theirs = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, num_classes=3)
+    theirs: Any = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, num_classes=3)
     data = {
         "input_size": [3, 48, 48],
         "mean": [0.5, 0.4, 0.3],
@@ -144,7 +147,7 @@ def test_pixels_equal_those_of_timm(tmp_path: Path, mode: str) -> None:
     info = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": data | {"interpolation": "bicubic"}}
     foreign = load_foreign_classifier(saved(tmp_path, theirs, info))
     assert foreign.preprocess is not None
-    transform = timm.data.create_transform(
+    transform = create_transform(
         input_size=(3, 48, 48), interpolation="bicubic", crop_pct=0.9, crop_mode=mode, mean=(0, 0, 0), std=(1, 1, 1)
     )
     for picture in odd_pictures():
@@ -155,7 +158,7 @@ def test_pixels_equal_those_of_timm(tmp_path: Path, mode: str) -> None:
 
 
 def test_torchvision_weights_give_torchvision_outputs(tmp_path: Path) -> None:
-    theirs = torchvision.models.VisionTransformer(48, 16, 2, 12, 768, 96, num_classes=7)
+    theirs: Any = torchvision.models.VisionTransformer(48, 16, 2, 12, 768, 96, num_classes=7)
     randomise(theirs)
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     ours = ours_of(load_foreign_classifier(str(tmp_path / "vit.pth")))
@@ -178,7 +181,7 @@ class BookVit(nn.Module):
         self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
     def _block(self, width: int) -> nn.Module:
-        block = nn.Module()
+        block: Any = nn.Module()
         block.ln1, block.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
         block.msa = nn.Module()
         block.msa.w_q, block.msa.w_k, block.msa.w_v = (nn.Linear(width, width, bias=False) for _ in range(3))
@@ -187,7 +190,8 @@ class BookVit(nn.Module):
         return block
 
     def forward(self, images: Tensor) -> Tensor:
-        layer = self.input_layer
+        layer: Any = self.input_layer
+        block: Any
         z = layer.patch_emb_layer(images).flatten(2).transpose(1, 2)
         z = torch.cat([layer.cls_token.expand(len(z), -1, -1), z], dim=1) + layer.pos_emb
         for block in self.encoder:
@@ -203,7 +207,7 @@ class BookVit(nn.Module):
 
 
 def test_the_books_weights_give_the_books_outputs_once_the_heads_are_said(tmp_path: Path) -> None:
-    theirs = BookVit(width=48, heads=4, side=32, patch=16, blocks=3, classes=10)
+    theirs: Any = BookVit(width=48, heads=4, side=32, patch=16, blocks=3, classes=10)
     randomise(theirs)
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(ValueError, match=r"number of heads is not in the weights.*num_heads"):
@@ -217,6 +221,10 @@ def test_the_books_weights_give_the_books_outputs_once_the_heads_are_said(tmp_pa
 
 
 # ---- big_vision ----------------------------------------------------------------------------------------------------
+
+
+_CUSTOM: Any = open_clip.model.CustomTextCLIP
+_savez: Any = np.savez
 
 
 def flax_block(
@@ -294,7 +302,7 @@ def stack(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_big_vision_siglip_gives_what_openclip_reads_from_it(tmp_path: Path, stacked: bool) -> None:
     path = tmp_path / "siglip.npz"
     arrays = flax_siglip(stacked=stacked)
-    np.savez(path, **arrays)
+    _savez(path, **arrays)
     text = {
         "context_length": 12,
         "vocab_size": 120,
@@ -305,7 +313,7 @@ def test_big_vision_siglip_gives_what_openclip_reads_from_it(tmp_path: Path, sta
         "pool_type": "last",
     }
     with small_timm(img_size=48, depth=2, embed_dim=96):
-        theirs = open_clip.model.CustomTextCLIP(
+        theirs: Any = _CUSTOM(
             embed_dim=96,
             vision_cfg={
                 "image_size": 48,
@@ -335,8 +343,8 @@ def test_npz_vits_give_what_timm_reads_from_them(tmp_path: Path, older: bool) ->
     arrays["Transformer/posembed_input/pos_embedding" if older else "pos_embedding"] = noise(random, 1, 10, 48)
     arrays |= {"head/kernel": noise(random, 48, 7), "head/bias": noise(random, 7)}
     path = tmp_path / "vit.npz"
-    np.savez(path, **arrays)
-    theirs = timm.create_model("vit_tiny_patch16_224", embed_dim=48, **_SIZES).eval()
+    _savez(path, **arrays)
+    theirs: Any = timm.create_model("vit_tiny_patch16_224", embed_dim=48, **_SIZES).eval()
     if older:
         theirs.load_pretrained(str(path))
         foreign = load_foreign_classifier(str(path), activation="gelu")
@@ -345,7 +353,7 @@ def test_npz_vits_give_what_timm_reads_from_them(tmp_path: Path, older: bool) ->
             assert torch.allclose(theirs(images), ours_of(foreign)(images), atol=1e-4)
     else:  # the same numbers under big_vision's newer names
         newer = load_foreign_classifier(str(path))
-        np.savez(
+        _savez(
             tmp_path / "older.npz",
             **(
                 flax_vit(np.random.default_rng(1), 48, 3, older=True)
@@ -362,7 +370,7 @@ def test_npz_vits_give_what_timm_reads_from_them(tmp_path: Path, older: bool) ->
 def test_big_vision_positions_are_resized_bilinearly(tmp_path: Path) -> None:
     path = tmp_path / "siglip.npz"
     arrays = flax_siglip(stacked=False)
-    np.savez(path, **arrays)
+    _savez(path, **arrays)
     grid = torch.from_numpy(arrays["params/img/pos_embedding"]).view(1, 3, 3, -1).permute(0, 3, 1, 2)
     expected = nn.functional.interpolate(grid, (4, 4), mode="bilinear", antialias=True, align_corners=False)
     positions = load_foreign(str(path), image_size=64).state["vision.pos_embed"]

@@ -140,6 +140,7 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: ParquetPairs, peers: 
         dense_from=round(run.steps * (1 - data.dense_share)),
         keyword_share=data.keyword_share,
         template_share=data.template_share,
+        kana_share=data.kana_share,
         captions_per_picture=data.captions_per_picture,
         rank=peers.rank,
         world=peers.size,

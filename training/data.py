@@ -20,7 +20,7 @@ from vlm.tokenizer import Tokenizer
 from vlm.zero_shot import label_sentences
 
 ORDER, AUGMENT, CAPTION, KEEP = range(4)  # independent random streams
-_CAPTION_DRAWS = 5  # uniform numbers for one caption
+_CAPTION_DRAWS = 6  # uniform numbers for one caption
 
 
 class Batch(NamedTuple):
@@ -156,6 +156,7 @@ class PairStream(Dataset[Batch]):
         dense_from: int | None = None,  # the step from which all patches are seen
         keyword_share: float = 0.3,
         template_share: float = 0.0,
+        kana_share: float = 0.0,
         captions_per_picture: int = 1,
         rank: int = 0,
         world: int = 1,
@@ -166,7 +167,7 @@ class PairStream(Dataset[Batch]):
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.kept = num_patches - int(num_patches * patch_dropout) if patch_dropout else None
         self.num_patches, self.dense_from = num_patches, dense_from
-        self.keyword_share, self.template_share = keyword_share, template_share
+        self.keyword_share, self.template_share, self.kana_share = keyword_share, template_share, kana_share
         self.captions_per_picture = captions_per_picture
         self._orders: dict[int, np.ndarray] = {}
 
@@ -204,15 +205,32 @@ class PairStream(Dataset[Batch]):
         if not languages:
             raise ValueError(f"sample {self.pairs.uids[index]} has no caption.")
         chosen, first = [], int(draws[0] * len(languages))
-        for slot, (_, kind, which, template, wording) in enumerate(draws.reshape(-1, _CAPTION_DRAWS)):
+        for slot, (_, kind, which, kana, template, wording) in enumerate(draws.reshape(-1, _CAPTION_DRAWS)):
             names, keywords = languages[(first + slot) % len(languages)]
             pool = keywords if keywords and (not names or kind < self.keyword_share) else names
             caption = pool[int(which * len(pool))]
+            if kana < self.kana_share:
+                caption = other_kana(caption)
             if template < self.template_share:
                 sentences = label_sentences(caption)
                 caption = sentences[int(wording * len(sentences))]
             chosen.append(caption)
         return chosen
+
+
+_KATAKANA = "".join(map(chr, range(0x30A1, 0x30F7)))
+_HIRAGANA = "".join(map(chr, range(0x3041, 0x3097)))
+_TO_HIRAGANA, _TO_KATAKANA = str.maketrans(_KATAKANA, _HIRAGANA), str.maketrans(_HIRAGANA, _KATAKANA)
+
+
+def other_kana(text: str) -> str:
+    """A Japanese word in the other syllabary, as people write it too: 赤リンゴ -> 赤りんご, りんご -> リンゴ.
+
+    Beside kanji hiragana may be grammar and stays: 赤い丸, 木の実.
+    """
+    if all(letter in _HIRAGANA or letter == "ー" for letter in text):
+        return text.translate(_TO_KATAKANA)
+    return text.translate(_TO_HIRAGANA)
 
 
 def batches(stream: PairStream, first_step: int, last_step: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """Pack a finished run for others: float16 weights and a model card whose numbers are measured on what is packed.
 
-    python -m training.release runs/mini vlm/assets/mini
+    python -m training.release vlm/assets/mini runs/mini runs/mini-words
 
 Test splits are scored here and nowhere else: once per released model.
 """
@@ -23,23 +23,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a finished training.train_clip run on picture-words")
     parser.add_argument("out", type=Path, help="folder for the packed model; a model already there is replaced")
+    parser.add_argument("runs", nargs="+", type=Path, help="each trained from the one before; the last is packed")
     arguments = parser.parse_args()
     try:
-        release(arguments.run, arguments.out)
+        release(arguments.out, arguments.runs)
     except (ValueError, FileNotFoundError) as error:
         print(f"release: error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def release(run: Path, out: Path) -> None:
+def release(out: Path, runs: Sequence[Path]) -> None:
     """Rounded to float16 first, measured then: the card says what users get."""
     import torch
 
     from vlm.checkpoint import load, save
 
+    run = runs[-1]
     trained = load(run)
     with tempfile.TemporaryDirectory() as folder:
         save(trained, Path(folder) / out.name, dtype=torch.float16)
@@ -50,13 +51,13 @@ def release(run: Path, out: Path) -> None:
     )
     if out.exists():
         shutil.rmtree(out)
-    save(trained, out, card(out.name, run, parameters, rows), dtype=torch.float16)
+    save(trained, out, card(out.name, runs, parameters, rows), dtype=torch.float16)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
 
-def card(name: str, run: Path, parameters: int, rows: Sequence[Row]) -> str:
+def card(name: str, runs: Sequence[Path], parameters: int, rows: Sequence[Row]) -> str:
     """README.md of the model folder."""
-    recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
+    recipes = "\n\n".join(_recipe(run) for run in runs)
     return f"""---
 library_name: vlm
 pipeline_tag: zero-shot-image-classification
@@ -88,12 +89,10 @@ card. Authors and licences: `training/picture_words/README.md`.
 
 ## Recipe
 
-About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps), one thread for the
-model and one for the pictures on a 2-core machine that was busy with other work. `make train` runs it again:
+{len(runs)} run(s) of `training.train_clip` on a 2-core machine that was busy with other work; minutes are mean step x
+number of steps.  `make train` runs them again.
 
-```toml
-{recipe}
-```
+{recipes}
 
 ## What it scores
 
@@ -104,6 +103,11 @@ training are left out.
 
 {markdown_table(rows)}
 """
+
+
+def _recipe(run: Path) -> str:
+    recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
+    return f"`{run.name}`, about {minutes_of_steps(run):.0f} minutes of steps:\n\n```toml\n{recipe}\n```"
 
 
 if __name__ == "__main__":

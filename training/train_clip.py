@@ -32,7 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.out is None and not arguments.dry_run:
         parser.error("--out is needed: where shall the model go?")
-    # Batches of texts have ever new lengths, and torch and oneDNN keep a compiled product for each: few, or memory grows.
+    # Batches of texts have ever new lengths; torch and oneDNN keep a product compiled for each: few, or memory grows.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     from training.contrastive import dry_run, train  # torch is slow to import, and --help does not need it
