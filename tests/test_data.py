@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.augment import AugmentConfig
-from training.data import Batch, PairStream, ParquetPairs, batches, other_kana
+from training.data import _CAPTION_DRAWS, Batch, PairStream, ParquetPairs, batches, ways_of_writing
 from vlm.config import PreprocessConfig
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import Tokenizer
@@ -27,7 +27,13 @@ def pairs(run_folder) -> ParquetPairs:
 def stream_of(
     pairs: ParquetPairs, tokenizer: Tokenizer, rank: int = 0, world: int = 1, seed: int = 3, **more
 ) -> PairStream:
-    settings = {"num_patches": 16, "patch_dropout": 0.5, "template_share": 0.3, "captions_per_picture": 2} | more
+    settings = {
+        "num_patches": 16,
+        "patch_dropout": 0.5,
+        "template_share": 0.3,
+        "kana_share": 0.3,
+        "captions_per_picture": 2,
+    } | more
     return PairStream(
         pairs, tokenizer, AugmentConfig(), seed=seed, batch_size=GLOBAL_BATCH, rank=rank, world=world, **settings
     )
@@ -97,17 +103,17 @@ def test_every_epoch_shows_every_picture_once_in_another_order(pairs, tiny_token
 
 
 def test_captions_are_names_and_keywords_of_both_languages(pairs, tiny_tokenizer):
-    stream = stream_of(pairs, tiny_tokenizer, keyword_share=0.5, template_share=0.0)
-    drawn = {text for u in np.random.default_rng(0).random((200, 10)) for text in stream._choose(1, u)}
+    stream = stream_of(pairs, tiny_tokenizer, keyword_share=0.5, template_share=0.0, kana_share=0.0)
+    drawn = {text for u in np.random.default_rng(0).random((200, 2 * _CAPTION_DRAWS)) for text in stream._choose(1, u)}
     names, keywords = pairs.texts["captions_en"][1] + pairs.texts["captions_ja"][1], pairs.texts["keywords_en"][1]
     assert drawn == {*names, *keywords}
-    two = stream._choose(1, np.full(10, 0.9))
+    two = stream._choose(1, np.full(2 * _CAPTION_DRAWS, 0.9))
     assert [text.isascii() for text in two] in ([True, False], [False, True])  # the languages take turns
 
 
 def test_keyword_share_is_the_share_of_keywords(pairs, tiny_tokenizer):
     stream = stream_of(pairs, tiny_tokenizer, keyword_share=0.25, template_share=0.0, captions_per_picture=1)
-    drawn = [stream._choose(0, u)[0] for u in np.random.default_rng(0).random((2000, 5))]
+    drawn = [stream._choose(0, u)[0] for u in np.random.default_rng(0).random((2000, _CAPTION_DRAWS))]
     share = np.mean([text in pairs.texts["keywords_en"][0] for text in drawn])  # picture 0 has English only
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
 
@@ -205,13 +211,13 @@ def test_a_batch_that_does_not_divide_is_one_line(pairs, tiny_tokenizer):
         stream_of(pairs, tiny_tokenizer, world=3)
 
 
-def test_the_other_kana_is_what_people_write_too() -> None:
-    pairs = {
-        "赤リンゴ": "赤りんご",
-        "りんご": "リンゴ",
-        "ケーキ": "けーき",
-        "赤い丸": "赤い丸",
-        "dog": "dog",
-        "木の実": "木の実",
+def test_ways_of_writing_are_what_people_write_too() -> None:
+    ways = {
+        "赤リンゴ": ["赤りんご", "赤いリンゴ", "赤いりんご"],
+        "りんご": ["リンゴ"],
+        "ケーキ": ["けーき"],
+        "赤い丸": ["赤い丸"],
+        "木の実": ["木の実"],
+        "dog": ["dog"],
     }
-    assert {word: other_kana(word) for word in pairs} == pairs
+    assert {word: ways_of_writing(word) for word in ways} == ways

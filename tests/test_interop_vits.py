@@ -24,7 +24,7 @@ from vlm.interop.foreign import ForeignClassifier
 from vlm.preprocess import Preprocess
 from vlm.vision import ViTClassifier
 
-_SIZES = {"img_size": 48, "depth": 2, "num_classes": 7}
+_SIZES: dict[str, Any] = {"img_size": 48, "depth": 2, "num_classes": 7}
 
 
 def ours_of(foreign: ForeignClassifier) -> ViTClassifier:
@@ -147,7 +147,7 @@ def test_pixels_equal_those_of_timm(tmp_path: Path, mode: str) -> None:
     info = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": data | {"interpolation": "bicubic"}}
     foreign = load_foreign_classifier(saved(tmp_path, theirs, info))
     assert foreign.preprocess is not None
-    transform = create_transform(
+    transform: Any = create_transform(
         input_size=(3, 48, 48), interpolation="bicubic", crop_pct=0.9, crop_mode=mode, mean=(0, 0, 0), std=(1, 1, 1)
     )
     for picture in odd_pictures():

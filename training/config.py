@@ -57,7 +57,7 @@ class DataSection(Section):
     validation_split: str = "val_style"
     keyword_share: float = 0.3  # captions drawn from keywords, where a picture has both names and keywords
     template_share: float = 0.0  # captions put into a sentence, "a drawing of ...", as zero-shot labels are
-    kana_share: float = 0.0  # Japanese captions written in the other kana, リンゴ as りんご
+    kana_share: float = 0.0  # Japanese captions written another way: 赤リンゴ as 赤いりんご
     captions_per_picture: int = 1  # 2: one of each language where there are two
     patch_dropout: float = 0.0  # share of patches left out of each training picture (FLIP, Li et al. 2023)
     dense_share: float = 0.0  # the last share of the steps, without patch dropout

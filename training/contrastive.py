@@ -112,7 +112,7 @@ def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
         config = section.architecture(*ids)
         grey, std = recipe.data.mean, recipe.data.std
         preprocess = PreprocessConfig(
-            image_size=config.vision.image_size, resize="pad", mean=(grey, grey, grey), std=(std, std, std)
+            image_size=config.vision.image_size, resize="squash", mean=(grey, grey, grey), std=(std, std, std)
         )
         embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
     if section.lock_vision:

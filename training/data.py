@@ -4,6 +4,7 @@ sample on disk -> `Pairs` -> `Batch`.  Position p of the endless stream of sampl
 drawn for it (sample, captions, augmentation, kept patches) is a pure function of (seed, epoch, p mod n).
 """
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -210,7 +211,8 @@ class PairStream(Dataset[Batch]):
             pool = keywords if keywords and (not names or kind < self.keyword_share) else names
             caption = pool[int(which * len(pool))]
             if kana < self.kana_share:
-                caption = other_kana(caption)
+                ways = ways_of_writing(caption)
+                caption = ways[int(kana / self.kana_share * len(ways))]
             if template < self.template_share:
                 sentences = label_sentences(caption)
                 caption = sentences[int(wording * len(sentences))]
@@ -223,11 +225,18 @@ _HIRAGANA = "".join(map(chr, range(0x3041, 0x3097)))
 _TO_HIRAGANA, _TO_KATAKANA = str.maketrans(_KATAKANA, _HIRAGANA), str.maketrans(_HIRAGANA, _KATAKANA)
 
 
-def other_kana(text: str) -> str:
-    """A Japanese word in the other syllabary, as people write it too: 赤リンゴ -> 赤りんご, りんご -> リンゴ.
+def ways_of_writing(text: str) -> list[str]:
+    """A Japanese word as people write it too: 赤リンゴ -> 赤りんご, 赤いリンゴ, 赤いりんご; else the text itself.
 
-    Beside kanji hiragana may be grammar and stays: 赤い丸, 木の実.
+    Kana change syllabary, except hiragana beside kanji, which may be grammar (赤い丸, 木の実); a colour before a
+    katakana word may be an adjective.
     """
+    adjective = re.sub("(赤|青|白|黒)(?=[ァ-ヺ])", r"\1い", text)
+    ways = {_other_kana(text): None, adjective: None, _other_kana(adjective): None}
+    return [way for way in ways if way != text] or [text]
+
+
+def _other_kana(text: str) -> str:
     if all(letter in _HIRAGANA or letter == "ー" for letter in text):
         return text.translate(_TO_KATAKANA)
     return text.translate(_TO_HIRAGANA)
