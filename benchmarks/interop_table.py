@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vlm
+from tests.foreign_models import randomise
 from vlm.clip import CLIP
 from vlm.interop import openclip
 from vlm.interop.openclip_config import ModelCfg
@@ -97,19 +98,7 @@ def build(config: dict[str, Any]) -> Any:
     custom = config.pop("custom_text", False)
     with small_timm(config["vision_cfg"]["image_size"]):
         model = (open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP)(**config)
-    randomise(model)
-    return model.eval()
-
-
-def randomise(model: nn.Module) -> None:
-    """Large enough that a wrong activation or epsilon shows."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 1.5 * parameter[0].numel() ** -0.5, generator=generator)
-            elif parameter.ndim == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return randomise(model)
 
 
 def inputs(model: ModelCfg) -> tuple[torch.Tensor, torch.Tensor]:

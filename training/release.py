@@ -7,7 +7,6 @@ Test splits are scored here and nowhere else: once per released model.
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -49,8 +48,6 @@ def release(out: Path, runs: Sequence[Path]) -> None:
     (run / "evaluation.json").write_text(
         json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    if out.exists():
-        shutil.rmtree(out)
     save(trained, out, card(out.name, runs, parameters, rows), dtype=torch.float16)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
