@@ -9,6 +9,9 @@ MEASUREMENTS = [
     ["loss_memory"],
     ["accumulation"],
     ["resume_torture", *(["--quick"] if QUICK else [])],
+    ["decoding", *(["--quick"] if QUICK else [])],
+    ["index_speed", *(["--quick"] if QUICK else [])],
+    ["overlap", *(["--steps", "30"] if QUICK else [])],
 ]
 
 

@@ -20,8 +20,9 @@ import ftfy
 import torch
 
 import vlm
-from training.data import ParquetPairs
 from training.evaluate import PICTURE_WORDS, embed_pictures, retrieval_rows
+from training.pairs import Pairs, open_pairs
+from training.rows import Selected
 from vlm.metrics import top_k_accuracy
 from vlm.preprocess import open_image
 from vlm.zero_shot import ZeroShotClassifier, label_sentences
@@ -48,13 +49,10 @@ def check(model: str, split: str, language: str, classes: str, root: Path) -> tu
     embedder = vlm.load(model)
     vlm.export(embedder, root / "model", "openclip")
     file = "test" if split.startswith("test") else "validation"
-    pairs = ParquetPairs(PICTURE_WORDS / f"{file}.parquet", embedder.preprocess, (split,))
+    pairs = open_pairs(PICTURE_WORDS / f"{file}.parquet", embedder.preprocess, (split,))
 
-    one_each = pairs.select(first_of_each_concept(pairs, language))
-    captions = [
-        ftfy.fix_text(row[0]) for row in one_each.texts[f"captions_{language}"]
-    ]  # as OpenCLIP does: curly quotes
-    one_each.texts[f"captions_{language}"] = [[caption] for caption in captions]
+    one_each = AsOpenClip(Selected(pairs.rows, first_of_each_concept(pairs, language)), embedder.preprocess)
+    captions = [row[0] for row in one_each.texts(language)]
     write_dataset(root / "retrieval", one_each, "txt", captions)
     (root / "retrieval" / "dataset_type.txt").write_text("retrieval")
     theirs = run(root, "retrieval", "zeroshot_retrieval")
@@ -79,23 +77,28 @@ def check(model: str, split: str, language: str, classes: str, root: Path) -> tu
     return theirs, ours | {"acc1": top_k_accuracy(scores, torch.tensor(targets))}
 
 
-def first_of_each_concept(pairs: ParquetPairs, language: str) -> list[int]:
+class AsOpenClip(Pairs):
+    """Captions as OpenCLIP reads them: curly quotes straight."""
+
+    def texts(self, language: str) -> list[list[str]]:
+        return [[ftfy.fix_text(text) for text in row] for row in super().texts(language)]
+
+
+def first_of_each_concept(pairs: Pairs, language: str) -> list[int]:
     first: dict[int, int] = {}
-    for row, (group, captions) in enumerate(
-        zip(pairs.groups.tolist(), pairs.texts[f"captions_{language}"], strict=True)
-    ):
+    for row, (group, captions) in enumerate(zip(pairs.groups.tolist(), pairs.texts(language), strict=True)):
         if captions:
             first.setdefault(group, row)
     return list(first.values())
 
 
-def class_set(pairs: ParquetPairs, language: str, name: str) -> tuple[list[str], list[int], list[int]]:
+def class_set(pairs: Pairs, language: str, name: str) -> tuple[list[str], list[int], list[int]]:
     """(labels, rows, their classes) of one set of classes.json, restricted to what the pictures show."""
     sets = json.loads((PICTURE_WORDS / "classes.json").read_text(encoding="utf-8"))
     found = []
     for classes in [sets[name]] if name else sets.values():
         of_uid = {uid: key for key, value in classes["classes"].items() for uid in value.get("uids", ())}
-        truth = [of_uid.get(uid) for uid in pairs.uids] if classes["by"] == "uids" else pairs.rows[classes["by"]][:]
+        truth = [of_uid.get(uid) for uid in pairs.uids] if classes["by"] == "uids" else pairs.rows.column(classes["by"])
         present = [key for key, value in classes["classes"].items() if key in set(truth) and value.get(language)]
         labels = [classes["classes"][key][language][0] for key in present]
         if len(present) > 1 and len(set(labels)) == len(labels):
@@ -104,12 +107,12 @@ def class_set(pairs: ParquetPairs, language: str, name: str) -> tuple[list[str],
     return max(found, key=lambda labelled: len(labelled[0]))
 
 
-def write_dataset(folder: Path, pairs: ParquetPairs, suffix: str, contents: Iterable[str]) -> None:
+def write_dataset(folder: Path, pairs: Pairs, suffix: str, contents: Iterable[str]) -> None:
     """One shard in clip-benchmark's layout; pictures as RGB, so that both sides see transparency on white."""
     (folder / "test").mkdir(parents=True)
     (folder / "test" / "nshards.txt").write_text("1")
     with tarfile.open(folder / "test" / "0.tar", "w") as shard:
-        for row, (image, content) in enumerate(zip(pairs.rows["image"], contents, strict=True)):
+        for row, (image, content) in enumerate(zip(pairs.rows.column("image"), contents, strict=True)):
             picture = io.BytesIO()
             open_image(image["bytes"]).save(picture, "PNG")
             for name, data in ((f"{row:06d}.png", picture.getvalue()), (f"{row:06d}.{suffix}", content.encode())):

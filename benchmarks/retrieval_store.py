@@ -1,6 +1,6 @@
 """The store of `vlm/vector_store.py` beside LanceDB: time, size and what a crash leaves, at COUNT vectors of 512.
 
-    pip install lancedb && python -m benchmarks.retrieval_store [COUNT] > store.md     (COUNT: default 100 000)
+    pip install lancedb && python -m benchmarks.retrieval_store [COUNT] >> benchmarks/retrieval_store.md
 
 Both take the same unit vectors in batches of 1000, one commit each, and find the same ten nearest, exactly, for 20
 queries that take turns.  Processor time stands beside the clock, for machines that have other work.  The last line is
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vlm.retrieval import cosines
+from vlm.exact_search import nearest
 from vlm.vector_store import Content, Filter, Record, VectorStore
 
 EMBED_DIM = 512
@@ -62,8 +62,7 @@ class Ours:
         self.store.prune()
 
     def nearest(self, query: np.ndarray) -> list[str]:
-        scores = cosines(self.store.vectors(self.model), torch.from_numpy(query)[None])[0]
-        rows = scores.topk(20).indices.tolist()
+        rows = nearest(self.store.vectors(self.model), torch.from_numpy(query)[None], 20)[1][0].tolist()
         path_of = dict(self.store.files_at(self.model, rows, Filter()))
         return [path_of[row] for row in rows if row in path_of][:10]
 

@@ -2,107 +2,180 @@
 
 import re
 from collections import Counter
-from functools import cached_property, lru_cache
-from threading import RLock
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 import vlm
-from demo.gallery import Sample, samples
-from demo.texts import english
-from vlm.preprocess import ImageSource
+from demo import inside
+from demo.models import Shelf
+from demo.searching import Collection, Filters, Hit, OwnFolder, Samples, computing
+from demo.texts import NoAnswer
+from vlm.embedding_cache import CachedEmbedder
+from vlm.preprocess import MAX_BYTES
+from vlm.query import Term, parse_terms
+from vlm.zero_shot import label_sentences
 
 MAX_LABELS = 200
 MAX_CHARACTERS = 500
+MAX_TEMPLATES = 20
+MAX_PICTURES = 100
+MOST_HITS = 24
+
+Picture = str | Path
 
 _SEPARATORS = re.compile(r"[\n,、，;；]")
-_gallery_embeds: dict[str, Tensor] = {}  # fingerprint of a model -> the gallery as it sees it, (G, E)
-
-
-class NoAnswer(ValueError):
-    """Something the user can put right.  `key` and `values` name the line of `texts.json` that says it."""
-
-    def __init__(self, key: str, **values: object) -> None:
-        super().__init__(english(key, **values))
-        self.key, self.values = key, values
 
 
 class Ranked(NamedTuple):
     label: str
     probability: float
+    """Among the labels: softmax, they add up to 1."""
+    match: float | None = None
+    """On its own, yes or no: sigmoid.  None where the model only compares labels."""
 
 
-class Hit(NamedTuple):
-    sample: Sample
-    score: float
-    """Cosine similarity, -1 to 1."""
+class Row(NamedTuple):
+    """One of several pictures."""
+
+    name: str
+    ranking: list[Ranked]
+    none_fits: bool
+    no: NoAnswer | None
+    """Why there is no ranking."""
 
 
 class Actions:
     """The actions of one model.  It is loaded by the first action that needs it."""
 
-    def __init__(self, source: str = "mini") -> None:
+    def __init__(
+        self, source: str = "mini", shelf: Shelf | None = None, folder: str | None = None, cache: Path | None = None
+    ) -> None:
         self.source = source
+        self.shelf = shelf or Shelf()  # the other models of the page
         self._embedder: vlm.Embedder | None = None
-        self._lock = RLock()
         self._zero_shot = lru_cache(maxsize=32)(self._new_zero_shot)
+        self._samples = Samples(lambda: self.embedder)
+        self.own = None if folder is None else OwnFolder(folder, lambda: self.embedder, cache)
+        self.collection: Collection = self._samples if self.own is None else self.own
 
     @property
     def embedder(self) -> vlm.Embedder:
-        with self._lock:
-            self._embedder = self._embedder or vlm.load(self.source)
+        """With the vectors of what it saw lately, by the sha256 of each file."""
+        with computing:
+            if self._embedder is None:
+                self._embedder = CachedEmbedder(vlm.load(self.source))
             return self._embedder
 
-    def classify(self, picture: ImageSource | None, labels: str | list[str]) -> list[Ranked]:
-        """The labels, most probable first; the probabilities add up to 1.  Labels as typed, or as a list."""
+    def classify(
+        self, picture: Picture | None, labels: str | list[str], templates: str | list[str] = ""
+    ) -> list[Ranked]:
+        """The labels, most probable first.  Labels and templates as typed, or as lists; no templates: by language."""
         if picture is None:
             raise NoAnswer("no_picture")
-        names = read_labels(labels)
-        image = _open(picture)
-        probabilities = self._zero_shot(names)([image])[0].tolist()
-        return sorted(map(Ranked, names, probabilities), key=lambda ranked: -ranked.probability)
+        zero_shot = self._zero_shot(read_labels(labels), read_templates(templates))
+        data = read_picture(picture)
+        try:
+            with computing:
+                probabilities = zero_shot([data])[0].tolist()
+                cosines = zero_shot.class_embeds @ self.embedder.embed_images([data])[0]  # (M,)
+                match = self.embedder.match_probability(cosines)
+        except vlm.ImageError as error:
+            raise NoAnswer(error.reason) from error
+        matches: list[float | None] = [None] * len(probabilities) if match is None else match.tolist()
+        ranking = map(Ranked, zero_shot.labels, probabilities, matches)
+        return sorted(ranking, key=lambda ranked: -ranked.probability)
 
-    def search(self, text: str = "", picture: ImageSource | None = None, k: int = 24) -> list[Hit]:
-        """The k nearest pictures of the gallery, nearest first; text and picture together count half each."""
+    def none_fits(self, ranking: Sequence[Ranked]) -> bool:
+        """Whether even the best label is weak, by the line that validation data drew."""
+        matches = [ranked.match for ranked in ranking if ranked.match is not None]
+        return self.embedder.no_good_match(max(matches, default=None))
+
+    def classify_all(
+        self, pictures: Sequence[tuple[str, Picture]], labels: str | list[str], templates: str | list[str] = ""
+    ) -> list[Row]:
+        """(name, picture) each -> a row each, in their order; a broken picture has its reason in its row."""
+        if not pictures:
+            raise NoAnswer("no_pictures")
+        if len(pictures) > MAX_PICTURES:
+            raise NoAnswer("too_many_pictures", count=len(pictures), most=MAX_PICTURES)
+        self._zero_shot(read_labels(labels), read_templates(templates))
+        rows: list[Row] = []
+        for name, picture in pictures:
+            try:
+                ranking = self.classify(picture, labels, templates)
+                rows.append(Row(name, ranking, self.none_fits(ranking), None))
+            except NoAnswer as no:
+                rows.append(Row(name, [], False, no))
+        return rows
+
+    def where(self, picture: Picture | None, label: str) -> inside.Look:
+        """Where in the picture the label is."""
+        if picture is None:
+            raise NoAnswer("no_picture")
+        label = _fitting(label)
+        if not label:
+            raise NoAnswer("no_labels")
+        data = read_picture(picture)
+        with computing:
+            seen = inside.see(self.embedder.model.vision, self.embedder.preprocess, data)
+            return inside.relevance(seen, self.embedder, label)
+
+    def search(
+        self,
+        text: str = "",
+        picture: Picture | None = None,
+        k: int = MOST_HITS,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """The k nearest pictures, best first.  `text` may be a sum, "red + car - wheel"; a picture is one term more."""
         text = _fitting(text)
-        queries: list[Tensor] = []
-        if text:
-            queries.append(self.embedder.embed_texts([text]))
-        if picture is not None:
-            queries.append(self.embedder.embed_images([_open(picture)]))
-        if not queries:
-            raise NoAnswer("nothing_to_search")
-        query = F.normalize(torch.cat(queries).sum(0), dim=0)  # (E,)
-        scores, places = (self.gallery_embeds() @ query).topk(min(k, len(samples())))
-        return [Hit(samples()[place], score) for place, score in zip(places.tolist(), scores.tolist(), strict=True)]
+        terms: list[Term] = list(parse_terms(text)) if text else []
+        one_text = text if len(terms) == 1 and picture is None else None
+        try:
+            if picture is not None:
+                terms.append((1.0, read_picture(picture)))
+            if not terms:
+                raise NoAnswer("nothing_to_search")
+            if self.own is not None:
+                return self.own.search(terms, one_text, k, filters or Filters())
+            return self._samples.search(terms, one_text, k, filters or Filters())
+        except vlm.ImageError as error:
+            raise NoAnswer(error.reason) from error
+
+    def similar(self, key: str, filters: Filters | None = None) -> list[Hit]:
+        """Pictures like one of an earlier answer."""
+        return self.search(picture=self.collection.like(key), filters=filters)
+
+    def no_good_match(self, hits: Sequence[Hit]) -> bool:
+        return bool(hits) and self.embedder.no_good_match(hits[0].probability)
 
     def gallery_embeds(self) -> Tensor:
-        """The gallery as this model sees it, (G, E); computed once."""
-        with self._lock:
-            if self._fingerprint not in _gallery_embeds:
-                _gallery_embeds[self._fingerprint] = self.embedder.embed_images(one.path for one in samples())
-            return _gallery_embeds[self._fingerprint]
+        """The samples as this model sees them, (G, E); computed once."""
+        return self._samples.embeds()
 
     def warm_up(self) -> None:
         """Do early what the first visitor would wait for."""
-        self.embedder.embed_texts(["warm"])
-        self.gallery_embeds()
+        with computing:
+            self.embedder.embed_texts(["warm"])
+        if self.own is not None:
+            self.own.start()
+        else:
+            self.gallery_embeds()
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        return self.embedder.fingerprint
-
-    def _new_zero_shot(self, labels: tuple[str, ...]) -> vlm.ZeroShotClassifier:
-        return vlm.ZeroShotClassifier(self.embedder, labels)
+    def _new_zero_shot(self, labels: tuple[str, ...], templates: tuple[str, ...] | None) -> vlm.ZeroShotClassifier:
+        with computing:
+            return vlm.ZeroShotClassifier(self.embedder, labels, templates)
 
 
 def read_labels(typed: str | list[str]) -> tuple[str, ...]:
     """One label a line, or separated by commas of either language -> labels, or `NoAnswer`."""
     parts = typed if isinstance(typed, list) else _SEPARATORS.split(_text(typed))
+    if len(parts) > 100 * MAX_LABELS:
+        raise NoAnswer("too_many_labels", count=len(parts), most=MAX_LABELS)
     labels = [label for part in parts if (label := _fitting(part))]
     if not labels:
         raise NoAnswer("no_labels")
@@ -112,6 +185,43 @@ def read_labels(typed: str | list[str]) -> tuple[str, ...]:
     if twice:
         raise NoAnswer("labels_twice", labels=", ".join(twice[:5]))
     return tuple(labels)
+
+
+def read_templates(typed: str | list[str]) -> tuple[str, ...] | None:
+    """One sentence a line with {} where the label goes; None, each label's language chooses, where there is none."""
+    parts = typed if isinstance(typed, list) else _text(typed).split("\n")
+    templates = [template for part in parts if (template := _fitting(part))]
+    if len(templates) > MAX_TEMPLATES:
+        raise NoAnswer("too_many_templates", count=len(templates), most=MAX_TEMPLATES)
+    for template in templates:
+        if "{}" not in template:
+            raise NoAnswer("no_place_for_label", template=template[:80])
+    return tuple(templates) or None
+
+
+def sentences(label: str, templates: str | list[str] = "") -> list[str]:
+    """What the model is asked for a label."""
+    return label_sentences(label, read_templates(templates))
+
+
+def read_picture(picture: Picture) -> bytes:
+    """The file's bytes, by whose sha256 its vector is remembered; what is in them, `vlm.open_image` decides."""
+    path = Path(picture)
+    try:
+        if not path.is_file():
+            raise NoAnswer("not a file" if path.exists() else "missing")
+        if path.stat().st_size > MAX_BYTES:
+            raise NoAnswer("too many bytes")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, NoAnswer):
+            raise
+        raise NoAnswer("unreadable") from error
+
+
+def read_text(typed: object) -> str:
+    """A text that may be empty."""
+    return _fitting(typed)
 
 
 def _text(value: object) -> str:
@@ -125,10 +235,3 @@ def _fitting(value: object) -> str:
     if len(text) > MAX_CHARACTERS:
         raise NoAnswer("text_too_long", count=len(text), most=MAX_CHARACTERS)
     return text
-
-
-def _open(picture: ImageSource) -> Image.Image:
-    try:
-        return vlm.open_image(picture)
-    except vlm.ImageError as error:
-        raise NoAnswer(error.reason) from error

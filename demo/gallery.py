@@ -4,8 +4,10 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 SAMPLES = Path(__file__).parent / "samples"
+EXAMPLES: dict[str, Any] = json.loads((SAMPLES.parent / "examples.json").read_text(encoding="utf-8"))  # to begin with
 
 
 @dataclass(frozen=True, kw_only=True)

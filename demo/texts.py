@@ -15,6 +15,14 @@ def english(key: str, **values: object) -> str:
     return TEXTS[key]["en"].format(**values)
 
 
+class NoAnswer(ValueError):
+    """Something the user can put right.  `key` and `values` name the line of `texts.json` that says it."""
+
+    def __init__(self, key: str, **values: object) -> None:
+        super().__init__(english(key, **values))
+        self.key, self.values = key, values
+
+
 def both(key: str, **values: object) -> str:
     """HTML in both languages; values are escaped."""
     return bilingual({language: TEXTS[key][language].format(**values) for language in LANGUAGES})

@@ -1,11 +1,17 @@
 """Answers -> HTML, in both languages at once (see `texts.py`)."""
 
 import base64
+import csv
+import io
 from collections.abc import Sequence
+from urllib.parse import quote
 
-from demo.actions import Hit, NoAnswer, Ranked
+from PIL import Image
+
+from demo.actions import Ranked, Row
 from demo.gallery import Sample, samples
-from demo.texts import bilingual, both, escape
+from demo.searching import Hit, Progress, thumbnail
+from demo.texts import NoAnswer, bilingual, both, escape
 
 REPOSITORY_MODEL = "openclip:ViT-B-32/laion2b_s34b_b79k"
 
@@ -50,20 +56,112 @@ def notice(no: NoAnswer) -> str:
     return f'<div class="notice" role="alert"><p>{both(no.key, **no.values)}</p></div>'
 
 
-def bars(ranking: Sequence[Ranked]) -> str:
-    """The ranking as bars, most probable first."""
-    rows = "".join(
-        f'<li><span class="label">{escape(label)}</span> <span class="percent">{probability:.1%}</span>'
-        f'<span class="track"><span style="width:{probability:.2%}"></span></span></li>'
-        for label, probability in ranking
+def bars(ranking: Sequence[Ranked], *, none_fits: bool = False, asked: Sequence[str] = ()) -> str:
+    """The ranking as bars, most probable first; a click on a label asks where it is.  `asked`: of the first label."""
+    rows = "".join(_bar(ranked) for ranked in ranking)
+    notes = f'<p class="none-fits" role="status">{both("none_fits")}</p>' if none_fits else ""
+    question = f'<p class="fine">{both("asked_as", sentences=" / ".join(asked))}</p>' if asked else ""
+    can_match = all(ranked.match is not None for ranked in ranking)
+    return (
+        f'<section class="ranking">{heading("ranking")}{_scales(can_match)}{notes}<ol class="bars">{rows}</ol>'
+        f'<p class="fine softmax">{both("ranking_note")}</p><p class="fine sigmoid">{both("match_note")}</p>{question}'
+        f'<p class="fine">{both("where_hint")}</p></section>'
     )
-    return f'{heading("ranking")}<ol class="bars">{rows}</ol><p class="fine">{both("ranking_note")}</p>'
 
 
-def cards(hits: Sequence[Hit]) -> str:
-    """The hits as thumbnails; each is a button."""
-    rows = "".join(f"<li>{_card(hit.sample, f'{hit.score:.2f}')}</li>" for hit in hits)
-    return f'{heading("found")}<ol class="cards">{rows}</ol><p class="fine">{both("found_note")}</p>'
+def _scales(can_match: bool) -> str:
+    """Softmax or sigmoid: style.css shows the chosen one, no server needed."""
+    if not can_match:
+        return f'<p class="fine">{both("only_compares")}</p>'
+    return (
+        '<fieldset class="scales"><legend class="for-readers">' + both("scales") + "</legend>"
+        f'<label><input type="radio" name="scale" value="softmax" checked> {both("softmax")}</label>'
+        f'<label><input type="radio" name="scale" value="sigmoid"> {both("sigmoid")}</label></fieldset>'
+    )
+
+
+def _bar(ranked: Ranked) -> str:
+    numbers = {"softmax": ranked.probability} | ({} if ranked.match is None else {"sigmoid": ranked.match})
+    shown = "".join(
+        f'<span class="percent {scale}">{number:.1%}</span><span class="track {scale}">'
+        f'<span style="width:{number:.2%}"></span></span>'
+        for scale, number in numbers.items()
+    )
+    label = escape(ranked.label)
+    return f'<li><button type="button" class="label" data-label="{label}">{label}</button> {shown}</li>'
+
+
+def where(label: str, picture: Image.Image) -> str:
+    """The heat map of a label."""
+    written = io.BytesIO()
+    picture.save(written, "WEBP", quality=85)
+    data = base64.b64encode(written.getvalue()).decode()
+    return (
+        f'<figure class="where">{heading("where")}<img src="data:image/webp;base64,{data}" alt="">'
+        f'<figcaption class="fine">{both("where_note", label=label)}</figcaption></figure>'
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Several pictures, a row each, with the whole as CSV: a link that holds its file, so none lies on the server."""
+    body = "".join(
+        f'<tr><th scope="row">{escape(row.name)}</th>'
+        + (
+            f'<td colspan="2">{both(row.no.key, **row.no.values)}</td>'
+            if row.no is not None
+            else f"<td>{both('none_fits_short') if row.none_fits else escape(row.ranking[0].label)}</td>"
+            f'<td class="number">{row.ranking[0].probability:.1%}</td>'
+        )
+        + "</tr>"
+        for row in rows
+    )
+    head = "".join(f'<th scope="col">{both(key)}</th>' for key in ("picture", "best_label", "probability"))
+    file = f"data:text/csv;charset=utf-8,{quote(csv_of(rows))}"
+    return (
+        f'<div class="scrolling"><table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p><a class="download" download="classification.csv" href="{file}">{both("download_csv")}</a></p>'
+    )
+
+
+def csv_of(rows: Sequence[Row]) -> str:
+    """picture, best, error, then each label's probability; begins with a byte order mark, for spreadsheets."""
+    labels = sorted({ranked.label for row in rows for ranked in row.ranking})
+    written = io.StringIO()
+    writer = csv.writer(written)
+    writer.writerow(["picture", "best", "error", *labels])
+    for row in rows:
+        best = "" if row.no else "none of these" if row.none_fits else row.ranking[0].label
+        numbers = {ranked.label: f"{ranked.probability:.6f}" for ranked in row.ranking}
+        writer.writerow([row.name, best, str(row.no or ""), *(numbers.get(label, "") for label in labels)])
+    return "\ufeff" + written.getvalue()
+
+
+def cards(hits: Sequence[Hit], *, no_good_match: bool = False) -> str:
+    """The hits as thumbnails; each is a button that finds similar ones."""
+    if not hits:
+        return nothing_yet("nothing_found")
+    rows = "".join(f"<li>{_hit(hit)}</li>" for hit in hits)
+    weak = f'<p class="none-fits" role="status">{both("no_good_match")}</p>' if no_good_match else ""
+    note = both("found_note" if hits[0].license else "found_note_own")
+    return f'{heading("found")}{weak}<ol class="cards">{rows}</ol><p class="fine">{note}</p>'
+
+
+def progress(of: Progress, folder: str) -> str:
+    """How far the indexing of a folder is."""
+    if of.error:
+        return f'<div class="notice" role="alert"><p>{both("cannot_search", line=of.error)}</p></div>'
+    key = "index_done" if of.finished else "indexing"
+    said = both(key, folder=folder, done=f"{of.done:,}", total=f"{of.total:,}", broken=f"{of.broken:,}")
+    bar = "" if of.finished else f'<progress max="{max(of.total, 1)}" value="{of.done}"></progress>'
+    return f'<div class="indexing" role="status"><p>{said}</p>{bar}</div>'
+
+
+def _hit(hit: Hit) -> str:
+    credit = ", ".join(part for part in (hit.author, hit.license) if part)
+    probability = "" if hit.probability is None else f" · {hit.probability:.0%}"
+    return _thumbnail(
+        hit.key, credit or hit.names["en"], thumbnail(hit.path), hit.names, f"{hit.score:.2f}{probability}"
+    )
 
 
 def example_pictures(files: Sequence[Sample]) -> str:
@@ -80,11 +178,22 @@ def suggestions(queries: Sequence[dict[str, str]]) -> str:
     return f'<p class="small-heading">{both("suggestions")}</p><ul class="suggestions">{rows}</ul>'
 
 
-def _card(one: Sample, score: str = "") -> str:
-    data = base64.b64encode(one.path.read_bytes()).decode()
+def templates(choices: Sequence[str]) -> str:
+    """Sentences to put the labels into; a click writes them into the box."""
+    rows = "".join(
+        f'<li><button type="button" data-template="{key}">{both(f"template_{key}")}</button></li>' for key in choices
+    )
+    return f'<p class="small-heading">{both("templates_hint")}</p><ul class="suggestions">{rows}</ul>'
+
+
+def _card(one: Sample) -> str:
+    return _thumbnail(one.file_name, f"{one.author}, {one.license}", thumbnail(one.path), {"en": one.en, "ja": one.ja})
+
+
+def _thumbnail(key: str, title: str, source: str, names: dict[str, str], score: str = "") -> str:
     score = f'<span class="score">{score}</span>' if score else ""
     return (
-        f'<button type="button" data-file="{escape(one.file_name)}" title="{escape(f"{one.author}, {one.license}")}">'
-        f'<img src="data:image/webp;base64,{data}" alt="" width="96" height="96">'
-        f'<span class="name">{bilingual({"en": one.en, "ja": one.ja})}</span>{score}</button>'
+        f'<button type="button" data-file="{escape(key)}" title="{escape(title)}">'
+        f'<img src="{source}" alt="" width="96" height="96">'
+        f'<span class="name">{bilingual(names)}</span>{score}</button>'
     )

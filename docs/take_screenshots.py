@@ -1,4 +1,4 @@
-"""The demo's screenshots, `docs/images/demo-{classify,search}-{ja,en}.png`, from a demo that is running.
+"""The demo's screenshots, `docs/images/demo-TAB-{ja,en}.png`, from a demo that is running.
 
 python -m demo &
 python docs/take_screenshots.py http://127.0.0.1:7860
@@ -28,6 +28,12 @@ def main(address: str) -> None:
             page.locator(".suggestions button").first.click()
             page.locator(".cards").wait_for()
             _save(page, f"demo-search-{language}")
+            for tab, answer in (("classifier", "#classifier-answer .bars"), ("look", "#look-figures figure"),
+                                ("models", "#compared .bars")):  # fmt: skip
+                page.locator(f'[role="tab"][data-tab-id="{tab}"]').click()
+                page.locator(".examples >> visible=true").locator("button").first.click()
+                page.locator(answer).first.wait_for()
+                _save(page, f"demo-{tab}-{language}")
         browser.close()
 
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sentencepiece
@@ -16,6 +17,9 @@ from vlm.embedder import Embedder
 from vlm.preprocess import Preprocess
 from vlm.retrieval import EmbeddingIndex
 from vlm.tokenizer import SentencePieceTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 SENTENCES = [
     "a dog", "a cat", "a bird in the sky", "a red apple", "the sun over the sea", "a drawing of a house",
@@ -92,4 +96,25 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokeniz
 @pytest.fixture
 def index(tiny_embedder: Embedder, tmp_path: Path) -> Iterator[EmbeddingIndex]:
     with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as opened:
+        yield opened
+
+
+@pytest.fixture
+def photos(tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path) -> Path:
+    """An index of the six pictures."""
+    with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as index:
+        index.add_folder(picture_folder, workers=1)
+    return tmp_path / "photos.index"
+
+
+@pytest.fixture
+def client(tiny_embedder: Embedder, photos: Path) -> "Iterator[TestClient]":
+    """`vlm serve` on that index, without a network."""
+    from starlette.testclient import TestClient  # a web framework, for these tests alone
+
+    from vlm.server import LOOPBACK_NAMES, create_app
+    from vlm.service import Service
+
+    app = create_app(Service(tiny_embedder, photos), hosts=LOOPBACK_NAMES)
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
         yield opened

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 import vlm.checkpoint
 from vlm.checkpoint import load, load_classifier, save
 from vlm.clip import CLIP
-from vlm.config import PreprocessConfig, VisionConfig
+from vlm.config import CosineHeadConfig, PreprocessConfig, Projection, VisionConfig
 from vlm.embedder import Embedder
 from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.vision import CosineHead, ViTClassifier
 
 
 @pytest.fixture
@@ -96,6 +96,51 @@ def test_a_classifier_comes_back_with_its_labels_and_preprocessing(
     assert again.preprocess.config == tiny_classifier.preprocess.config
     pixels = again.preprocess(picture_folder / "a.png")[None]
     assert torch.equal(again(pixels), tiny_classifier(pixels))
+
+
+@pytest.mark.parametrize("proj", ["linear", "linear_bias", "none"])
+def test_a_cosine_head_comes_back_bit_for_bit(proj: Projection, tiny_classifier: ViTClassifier, tmp_path: Path):
+    config, head = tiny_classifier.vision.config, CosineHead(CosineHeadConfig(embed_dim=32, proj=proj), 32, 3)
+    classifier = ViTClassifier(config, 3, labels=["犬", "cat", "bird"], head=head).eval()
+    for weight in classifier.parameters():
+        torch.nn.init.normal_(weight)
+    save(classifier, tmp_path / "vit")
+    again = load_classifier(tmp_path / "vit")
+    assert isinstance(again.head, CosineHead) and again.head.config == head.config
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in classifier.state_dict().items())
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(pixels), classifier(pixels))
+
+
+def test_a_classifier_saved_before_there_were_cosine_heads_has_a_linear_one(
+    tiny_classifier: ViTClassifier, tmp_path: Path
+):
+    save(tiny_classifier, tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    assert config.pop("head") is None
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+    resign(tmp_path / "vit")
+    assert torch.equal(load_classifier(tmp_path / "vit").head.weight, tiny_classifier.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"embed_dim": 32, "projection": "linear"}, "CosineHeadConfig has no setting 'projection'"),
+        ({"embed_dim": 32}, r"missing head\.proj\.weight"),
+        ("cosine", "wanted the settings of a CosineHead, or null"),
+    ],
+)
+def test_a_head_that_does_not_fit_its_weights_is_refused(
+    head: object, message: str, tiny_classifier: ViTClassifier, tmp_path: Path
+):
+    save(tiny_classifier, tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"head": head}))
+    resign(tmp_path / "vit")
+    with pytest.raises(ValueError, match=message) as error:
+        load_classifier(tmp_path / "vit")
+    assert "\n" not in str(error.value)
 
 
 def test_each_kind_says_how_to_open_the_other(saved: Path, tiny_classifier: ViTClassifier, tmp_path: Path):

@@ -68,7 +68,7 @@ def test_search_by_text_ranks_all_pictures_by_cosine(
     cosines = (tiny_embedder.embed_images(paths) @ tiny_embedder.embed_texts(["赤いりんご"])[0]).tolist()
     expected = sorted(zip(cosines, map(str, paths), strict=True), reverse=True)[:4]
     assert [row["path"] for row in rows] == [path for _, path in expected]
-    assert [row["score"] for row in rows] == pytest.approx([score for score, _ in expected], abs=1e-6)
+    assert [row["score"] for row in rows] == pytest.approx([score for score, _ in expected], abs=1e-3)  # float16
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
 
 
@@ -79,7 +79,7 @@ def test_search_by_a_picture_finds_that_picture_first(
     assert run("search", query, "--folder", picture_folder, "--model", model, "--json") == 0
     first = json.loads(capsys.readouterr().out)[0]
     assert first["path"] == str(query)
-    assert first["score"] == pytest.approx(1, abs=1e-5)
+    assert first["score"] == pytest.approx(1, abs=1e-3)
 
 
 def test_broken_pictures_are_skipped_listed_by_reason_and_change_no_exit_code(
@@ -109,10 +109,11 @@ def test_broken_pictures_are_skipped_listed_by_reason_and_change_no_exit_code(
         (["classify", "nowhere.png", "--labels", "dog"], "nowhere.png: missing"),
         (["classify", "PICTURE", "--labels", "dog", "dog"], "labels given more than once: dog"),
         (["classify", "PICTURE", "--labels", "dog", "--templates", "x"], "does not say where the label goes"),
+        (["classify", "PICTURE", "--classifier", "vit"], "--model reads --labels; --classifier is a model of its own"),
         (["search", "a dog", "--folder", "nowhere"], "There is no folder 'nowhere'"),
         (["search", "a dog", "--folder", "EMPTY"], "holds no pictures"),
         (["search", "nowhere.png", "--folder", "EMPTY"], "nowhere.png: missing"),
-        (["search", " ", "--folder", "EMPTY"], "QUERY is empty"),
+        (["search", " ", "--folder", "EMPTY"], "The query is empty"),
     ],
 )
 def test_what_the_user_can_put_right_is_exit_code_1_and_one_line(

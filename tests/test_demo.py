@@ -1,9 +1,14 @@
 """The demo's actions, without Gradio; then its endpoints, without a browser."""
 
+import base64
+import csv
+import io
 import os
+import runpy
 import string
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,14 +21,21 @@ from demo_server import serving
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_pictures import ODD_PICTURES, write_odd_pictures
+from PIL import Image
 
 import vlm
 from demo import views
-from demo.actions import MAX_LABELS, Actions, NoAnswer, Ranked, read_labels
+from demo.actions import MAX_LABELS, Actions, Ranked, read_labels, read_templates
+from demo.app import build
 from demo.gallery import SAMPLES, sample, samples
-from demo.texts import TEXTS, both
+from demo.searching import Filters, OwnFolder, cache_folder, thumbnail
+from demo.texts import TEXTS, NoAnswer, both
+from vlm import visualize
+from vlm.calibration import Calibration
 from vlm.preprocess import Reason
+from vlm.zero_shot import class_embeddings
 
+DOCS = Path(__file__).parents[1] / "docs"
 DOG = SAMPLES / "fxemoji" / "dog.webp"
 PICTURE_WORDS = Path(__file__).parents[1] / "training" / "picture_words"
 
@@ -91,15 +103,136 @@ def test_search_finds_what_the_definition_finds(actions: Actions, tiny_embedder:
         best = cosines.topk(50)
         assert [hit.score for hit in hits] == pytest.approx(best.values.tolist(), abs=1e-5)
         places = {one.file_name: place for place, one in enumerate(samples())}
-        assert [cosines[places[hit.sample.file_name]].item() for hit in hits] == pytest.approx(
-            best.values.tolist(), abs=1e-5
-        )
+        assert [cosines[places[hit.key]].item() for hit in hits] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_templates_are_the_visitors_or_those_of_the_language(actions: Actions, tiny_embedder: vlm.Embedder) -> None:
+    given = ["a {} here", "{}!"]
+    expected = dict(zip("ab", vlm.classify(tiny_embedder, [DOG], ["a", "b"], given)[0].tolist(), strict=True))
+    ranking = actions.classify(DOG, "a, b", " a {} here\n\n{}! ")
+    assert {ranked.label: ranked.probability for ranked in ranking} == pytest.approx(expected, abs=1e-6)
+    assert read_templates("  \n") is None
+    with pytest.raises(NoAnswer, match="where the label goes"):
+        actions.classify(DOG, "a", "a picture")
+
+
+def test_none_of_these_is_said_exactly_below_the_calibrated_line(actions: Actions) -> None:
+    embedder, unit = actions.embedder, torch.tensor(0.0)
+    ranking = actions.classify(DOG, "a, b")
+    assert [ranked.match for ranked in ranking] == [None, None]
+    assert not actions.none_fits(ranking)  # no line was drawn for this model
+    for bias, weak in ((-9.0, True), (9.0, False)):
+        embedder.calibration = Calibration(scale=1e-6, bias=bias)
+        ranking = actions.classify(DOG, "a, b")
+        expected = float((unit + bias).sigmoid())
+        assert [ranked.match for ranked in ranking] == pytest.approx([expected] * 2, abs=1e-5)
+        assert actions.none_fits(ranking) is weak
+        assert actions.no_good_match(actions.search("a")) is weak
+
+
+def test_where_a_label_is_is_how_much_each_patch_moves_the_cosine(
+    actions: Actions, tiny_embedder: vlm.Embedder
+) -> None:
+    images = tiny_embedder.preprocess(DOG)[None]
+    vector = class_embeddings(tiny_embedder, ["犬"])[0]
+    score = visualize.text_score(tiny_embedder.model.vision_proj, vector)
+    expected = visualize.relevance(tiny_embedder.model.vision, images, score)[0]
+    torch.testing.assert_close(actions.where(DOG, "犬").grid, expected)
+
+
+def test_many_pictures_are_a_row_each_and_the_csv_says_the_same(actions: Actions, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("not a picture")
+    rows = actions.classify_all([("dog", DOG), ("<b>broken", broken)], ["a, b", "c"])
+    assert rows[0].ranking == actions.classify(DOG, ["a, b", "c"])
+    read = list(csv.DictReader(io.StringIO(views.csv_of(rows).removeprefix("\ufeff"))))
+    assert [row["picture"] for row in read] == ["dog", "<b>broken"]
+    assert read[0]["best"] == rows[0].ranking[0].label
+    assert float(read[0]["a, b"]) + float(read[0]["c"]) == pytest.approx(1, abs=2e-6)
+    assert read[1]["error"] == TEXTS["not a picture"]["en"]
+    assert "<b>" not in views.table(rows)
+
+
+def test_a_sum_of_terms_is_searched_by_its_definition(actions: Actions, tiny_embedder: vlm.Embedder) -> None:
+    red, car, wheel = tiny_embedder.embed_texts(["red", "car", "wheel"])
+    sums = tiny_embedder.embed_images([one.path for one in samples()]) @ torch.nn.functional.normalize(
+        red + 0.5 * car - wheel, dim=0
+    )
+    hits = actions.search("red + 0.5*car - wheel", k=5)
+    assert [hit.score for hit in hits] == pytest.approx(sums.topk(5).values.tolist(), abs=1e-5)
+    with pytest.raises(NoAnswer, match="cancel"):
+        actions.search("red - red")
+
+
+def test_a_filter_leaves_the_order_and_takes_the_others_out(actions: Actions) -> None:
+    everything = actions.search("a cat", k=len(samples()))
+    noto = [hit.key for hit in everything if hit.key.startswith("noto/")]
+    filtered = actions.search("a cat", k=len(samples()), filters=Filters(styles=("noto",)))
+    assert [hit.key for hit in filtered] == noto
+    assert actions.search("a cat", filters=Filters(styles=("nobody",))) == []
+
+
+def test_a_key_that_names_no_picture_of_the_gallery_opens_nothing(actions: Actions) -> None:
+    for key in ("../app.py", "/etc/passwd", "", "fxemoji"):
+        with pytest.raises(NoAnswer) as no:
+            actions.similar(key)
+        assert no.value.key == "missing"
+
+
+def test_an_own_folder_is_indexed_privately_and_searched(
+    actions: Actions, tiny_embedder: vlm.Embedder, tmp_path: Path
+) -> None:
+    pictures, cache = tmp_path / "pictures", tmp_path / "cache"
+    pictures.mkdir()
+    for one in samples()[:40]:
+        (pictures / f"{one.concept}.{one.file_name.replace('/', '-')}").write_bytes(one.path.read_bytes())
+    (pictures / "broken.png").write_text("not a picture")
+    before = sorted(pictures.iterdir())
+    own = Actions(actions.source, folder=str(pictures), cache=cache)
+    assert own.own is not None
+    own.warm_up()
+    _until_indexed(own.own)
+    assert own.own.progress[:3] == (41, 41, 1)
+    hits = own.search("a cat", k=40)
+    expected = tiny_embedder.embed_images([hit.path for hit in hits]) @ tiny_embedder.embed_texts(["a cat"])[0]
+    assert [hit.score for hit in hits] == pytest.approx(expected.tolist(), abs=1e-2)  # kept as float16
+    assert sorted(hit.path for hit in hits) == [path for path in before if path.name != "broken.png"]
+    assert own.similar(hits[5].key)[0].score == pytest.approx(1, abs=1e-2)
+    named = own.search("a cat", k=40, filters=Filters(name="fxemoji"))
+    assert [hit.key for hit in named] == [hit.key for hit in hits if "fxemoji" in hit.path.name]
+    with pytest.raises(NoAnswer, match="date"):
+        own.search("a cat", filters=Filters(since="yesterday"))
+    with pytest.raises(NoAnswer):
+        own.similar(str(before[0]))  # a path is not a key
+    assert sorted(pictures.iterdir()) == before
+    assert cache.stat().st_mode & 0o077 == 0
+    assert not cache_folder().is_relative_to(Path(__file__).parents[1])
+
+
+def _until_indexed(own: OwnFolder) -> None:
+    for _ in range(600):
+        if own.progress.finished:
+            return
+        time.sleep(0.1)
+    raise AssertionError(own.progress)
+
+
+def test_a_thumbnail_is_small_and_carries_no_metadata(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    Image.new("RGB", (1600, 900), "teal").save(tmp_path / "photo.jpg", exif=exif)
+    data = base64.b64decode(thumbnail(tmp_path / "photo.jpg").split(",")[1])
+    small = Image.open(io.BytesIO(data))
+    assert max(small.size) == 192
+    assert b"where I live" not in data
+    assert thumbnail(tmp_path / "gone.jpg") == ""
 
 
 def test_a_picture_of_the_gallery_finds_itself(actions: Actions) -> None:
     best = actions.search(picture=DOG, k=1)[0]
     assert best.score == pytest.approx(1, abs=1e-5)
-    assert best.sample.concept == sample("fxemoji/dog.webp").concept
+    assert sample(best.key).concept == sample("fxemoji/dog.webp").concept
+    assert actions.similar(best.key)[0] == best
 
 
 def test_two_demos_of_the_same_weights_embed_the_gallery_once(actions: Actions) -> None:
@@ -204,7 +337,14 @@ def _ask(address: str, actions: Actions, tmp_path: Path) -> None:
     found = client.predict("赤いりんご", None, api_name="/search")
     hits = actions.search("赤いりんご")
     assert [one["score"] for one in found] == pytest.approx([hit.score for hit in hits])
-    assert [Path(one["picture"]).read_bytes() for one in found] == [hit.sample.path.read_bytes() for hit in hits]
+    pictures = [base64.b64decode(one["thumbnail"].split(",")[1]) for one in found]
+    assert pictures == [hit.path.read_bytes() for hit in hits]
+    assert client.predict(found[3]["key"], api_name="/similar")[0]["score"] == pytest.approx(1, abs=1e-5)
+    two = client.predict(
+        [dog, handle_file(str(SAMPLES / "fxemoji" / "redapple.webp"))], "犬、猫", api_name="/classify_all"
+    )
+    assert two[0]["labels"] == expected
+    assert [one["name"] for one in two] == ["dog.webp", "redapple.webp"]
     assert client.predict(image=dog, api_name="/search")[0]["score"] == pytest.approx(1, abs=1e-5)
 
     broken = tmp_path / "broken.png"
@@ -218,7 +358,15 @@ def _ask(address: str, actions: Actions, tmp_path: Path) -> None:
             client.predict(forged, "犬", api_name="/classify")
 
     endpoints: Any = client.view_api(return_format="dict", print_info=False)
-    assert set(endpoints["named_endpoints"]) == {"/classify", "/search"}
+    assert {"/classify", "/classify_all", "/where", "/search", "/similar"} <= set(endpoints["named_endpoints"])
+
+
+def test_the_api_pages_say_what_the_page_offers(actions: Actions) -> None:
+    """`python docs/write_demo_api.py` writes them."""
+    page: Any = build(actions).get_api_info()
+    written = runpy.run_path(str(DOCS / "write_demo_api.py"))["pages"](page["named_endpoints"])
+    assert written["en"] == (DOCS / "demo-api.md").read_text(encoding="utf-8")
+    assert written["ja"] == (DOCS / "demo-api.ja.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.long

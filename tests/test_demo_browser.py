@@ -124,7 +124,7 @@ def _shows_only(page: "Page", language: str) -> None:
     """No text of the other language stands on the page, Gradio's own texts included; both alphabets tell it."""
     shown = page.locator("main").inner_text().replace("日本語", "").replace("English", "")
     names = page.get_by_role("tab").all_inner_texts()
-    assert names == [TEXTS["classify"][language], TEXTS["search"][language]]
+    assert names == [TEXTS[name][language] for name in ("classify", "search", "classifier", "look", "models")]
     japanese = re.findall("[\u3041-\u30ff\u4e00-\u9fff]+", shown)
     assert bool(japanese) == (language == "ja"), japanese
     for said in TEXTS.values():

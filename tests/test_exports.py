@@ -25,13 +25,13 @@ from tests.foreign_models import (
     siglip_config,
 )
 from vlm.clip import CLIP
-from vlm.config import CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.config import CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.exports import export
+from vlm.exports import Format, export
 from vlm.interop import load_foreign, load_foreign_classifier
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer
-from vlm.vision import ViTClassifier
+from vlm.vision import CosineHead, ViTClassifier
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -179,6 +179,15 @@ def test_timm_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
         assert torch.allclose(theirs(images), ours(images), atol=1e-4)
     foreign = load_foreign_classifier(str(tmp_path / "out"))
     assert (foreign.labels, foreign.preprocess) == (ours.labels, ours.preprocess.config if ours.preprocess else None)
+
+
+@pytest.mark.parametrize(("to", "library"), [("huggingface", "Hugging Face"), ("timm", "timm")])
+def test_a_cosine_head_is_not_exported_as_the_linear_one_it_is_not(tmp_path: Path, to: Format, library: str) -> None:
+    config = VisionConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2, mlp_dim=64)
+    model = ViTClassifier(config, 3, head=CosineHead(CosineHeadConfig(embed_dim=16), 32, 3))
+    with pytest.raises(ValueError, match=f"{library}'s ViT has a linear head; this classifier compares unit vectors"):
+        export(model, tmp_path / "out", to)
+    assert list(tmp_path.iterdir()) == []
 
 
 def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> np.ndarray:

@@ -222,13 +222,15 @@ def test_the_worked_example_finds_each_patch_of_a_picture_in_its_copy(
 def test_every_picture_of_the_page_is_there(page: str):
     docs = Path(__file__).parent.parent / "docs"
     named = re.findall(r"\]\((images/[^)]+)\)", (docs / page).read_text(encoding="utf-8"))
-    assert [Path(name).stem.removeprefix("look-") for name in named] == [
-        "attention",
-        "rollout",
-        "relevance",
-        "distance",
-        "positions",
-        "filters",
+    folder = "images/ja" if page.endswith(".ja.md") else "images"
+    fashion = "images/fashion/ja" if page.endswith(".ja.md") else "images/fashion"
+    questions = ["attention", "rollout", "relevance", "distance", "positions", "filters"]
+    assert named == [
+        "images/matches.png",
+        *(f"{folder}/look-{question}.png" for question in questions),
+        "images/mini-curves.png",
+        *(f"{fashion}/look-{question}.png" for question in questions),
+        "images/fashion-mnist-curves.png",
     ]
     assert [name for name in named if not (docs / name).is_file()] == []
 

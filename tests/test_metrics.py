@@ -1,11 +1,23 @@
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import average_precision_score, ndcg_score, recall_score, top_k_accuracy_score
 
-from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
+from vlm.metrics import (
+    balanced_accuracy,
+    chance_recall_at_k,
+    expected_calibration_error,
+    mean_average_precision,
+    median_rank,
+    ndcg,
+    recall_at_k,
+    reliability,
+    top_k_accuracy,
+)
 
 
 def random_problem(seed: int, queries: int = 30, gallery: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,3 +94,111 @@ def test_bad_input_is_one_clear_line():
         recall_at_k(scores, correct.long(), 1)
     with pytest.raises(ValueError, match=r"targets \(3,\) must be"):
         top_k_accuracy(torch.zeros(2, 4), torch.zeros(3, dtype=torch.long))
+
+
+def two_classes(sure: list[float], right: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers "class 0" with these probabilities; the targets make them right or wrong."""
+    first = torch.tensor(sure, dtype=torch.float64)
+    return torch.stack([first, 1 - first], 1), torch.tensor([0 if hit else 1 for hit in right])
+
+
+@pytest.mark.parametrize(
+    ("sure", "right", "bins", "expected"),
+    [
+        ([0.8] * 5, [True] * 4 + [False], 10, 0.0),  # as often right as sure
+        ([1.0] * 4, [False] * 4, 10, 1.0),  # sure and always wrong
+        ([0.9, 0.9, 0.6, 0.6], [True, False, True, True], 10, (0.4 + 0.4) / 2),
+        ([0.75, 0.65], [False, True], 2, abs(0.5 - 0.7)),  # one bin: over- and underconfidence cancel
+        ([0.75, 0.65], [False, True], 10, (0.75 + 0.35) / 2),  # two bins: they do not
+    ],
+)
+def test_calibration_error_of_cases_done_by_hand(sure: list[float], right: list[bool], bins: int, expected: float):
+    assert expected_calibration_error(*two_classes(sure, right), bins=bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_probability_on_an_edge_belongs_to_the_bin_below():
+    """Guo et al. 2017: bin b is ((b - 1) / B, b / B]."""
+    found = reliability(*two_classes([0.5, 0.75, 0.75 + 1e-9, 1.0], [True] * 4), bins=4)
+    assert found.count.tolist() == [0, 1, 1, 2]
+
+
+def test_calibration_error_is_the_sum_over_the_bins_of_the_paper():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (3 * torch.randn(500, 6, generator=generator)).double().softmax(1)
+    targets = torch.randint(6, (500,), generator=generator)
+    expected, answers = 0.0, list(zip(probabilities.tolist(), targets.tolist(), strict=True))
+    for b in range(1, 16):
+        inside = [(max(p), p.index(max(p)) == t) for p, t in answers if (b - 1) / 15 < max(p) <= b / 15]
+        if inside:
+            confidence, accuracy = (sum(part) / len(inside) for part in zip(*inside, strict=True))
+            expected += len(inside) / 500 * abs(accuracy - confidence)
+    assert expected_calibration_error(probabilities, targets) == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_wants_probabilities_not_logits():
+    with pytest.raises(ValueError, match="must sum to 1"):
+        expected_calibration_error(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="n > 0"):
+        expected_calibration_error(torch.empty(0, 3), torch.empty(0, dtype=torch.long))
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn_and_knows_only_classes_that_occur():
+    generator = torch.Generator().manual_seed(1)
+    logits, targets = torch.randn(200, 4, generator=generator), torch.randint(4, (200,), generator=generator) ** 2 // 3
+    expected = recall_score(targets, logits.argmax(1), labels=targets.unique(), average="macro")
+    assert balanced_accuracy(logits, targets) == pytest.approx(expected, abs=1e-12)
+    only_first = torch.zeros(200, dtype=torch.long)
+    assert balanced_accuracy(logits, only_first) == pytest.approx(top_k_accuracy(logits, only_first), abs=1e-6)
+
+
+METRICS = {"map": mean_average_precision, "ndcg": ndcg, "ndcg@5": partial(ndcg, k=5)}
+
+
+@pytest.mark.long  # ranx compiles itself first
+@pytest.mark.filterwarnings("ignore:unsafe cast")  # its own
+@pytest.mark.parametrize("name", METRICS)
+def test_without_ties_map_and_ndcg_are_those_of_ranx(name: str):
+    scores, correct = random_problem(6)
+    assert METRICS[name](scores, correct) == pytest.approx(of_ranx(scores, correct, name), abs=1e-9)
+
+
+def test_without_ties_map_and_ndcg_are_those_of_scikit_learn():
+    scores, correct = random_problem(6)
+    pairs = list(zip(correct.numpy(), scores.numpy(), strict=True))
+    precisions = [average_precision_score(*pair) for pair in pairs]
+    assert mean_average_precision(scores, correct) == pytest.approx(sum(precisions) / len(pairs), abs=1e-9)
+    for k in (None, 1, 5):
+        assert ndcg(scores, correct, k) == pytest.approx(ndcg_score(correct.numpy(), scores.numpy(), k=k), abs=1e-9)
+
+
+def of_ranx(scores: torch.Tensor, correct: torch.Tensor, name: str) -> float:
+    import ranx
+
+    queries = {f"q{q}": {f"g{g}": 1 for g in row.nonzero()[:, 0].tolist()} for q, row in enumerate(correct)}
+    ranked = {f"q{q}": {f"g{g}": score for g, score in enumerate(row.tolist())} for q, row in enumerate(scores)}
+    value = ranx.evaluate(ranx.Qrels(queries), ranx.Run(ranked), name)
+    assert isinstance(value, float)
+    return value
+
+
+def test_without_ties_the_median_rank_is_that_of_the_first_correct_item():
+    scores, correct = random_problem(7, queries=31)
+    ranks = [row[hits].max().le(row).sum().item() for row, hits in zip(scores, correct, strict=True)]
+    assert median_rank(scores, correct) == sorted(ranks)[15]
+
+
+@pytest.mark.parametrize("metric", [mean_average_precision, ndcg, partial(ndcg, k=2), median_rank])
+def test_under_ties_every_metric_is_the_mean_over_every_order(metric: Callable[[torch.Tensor, torch.Tensor], float]):
+    scores = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0, 0.0]])
+    correct = torch.tensor([[False, True, False, True, True, False]])
+    values = []
+    for order in map(list, permutations(range(6))):
+        distinct = scores[:, order] - torch.arange(6) * 1e-3  # the earlier, the better
+        values.append(metric(distinct, correct[:, order]))
+    assert metric(scores, correct) == pytest.approx(sum(values) / len(values), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", [mean_average_precision, ndcg, median_rank])
+def test_a_perfect_ranking_scores_1(metric: Callable[[torch.Tensor, torch.Tensor], float]):
+    scores, correct = random_problem(8)
+    assert metric(scores + 100 * correct, correct) == pytest.approx(1, abs=1e-12)

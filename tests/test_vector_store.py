@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from vlm.ann import load
 from vlm.embedder import Embedder
-from vlm.retrieval import EmbeddingIndex, cosines
+from vlm.exact_search import cosines
+from vlm.retrieval import EmbeddingIndex
 from vlm.vector_store import Content, Filter, Record, VectorStore
 
 CRASHED_WRITER = """
@@ -36,18 +38,25 @@ for number in itertools.count(start):
         store.delete([f"/{number - 2}/{item}" for item in range(0, 8, 2)])
         store.prune()
         print(f"pruned {number}", flush=True)
+        file, vectors = store.ann_file(model), store.vectors(model)
+        if len(vectors) >= 640:
+            from vlm.ann import build
+
+            store.put_ann(model, file, build(vectors, None, lambda line: None).save)
+            print("built", flush=True)
 """
 
 
-def crash(folder: Path, start: int, after: float) -> list[str]:
-    """Let a process add, delete and prune, kill it, and return what it said it had finished."""
+def crash(folder: Path, start: int, steps: int, after: float) -> list[str]:
+    """Let a process add, delete, prune and build, kill it some time after so many steps -> what it said it finished."""
     command = [sys.executable, "-c", CRASHED_WRITER, str(folder), str(start)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
+        said = [child.stdout.readline().strip() for _ in range(steps)]
         time.sleep(after)
         child.send_signal(signal.SIGKILL)
-        return child.stdout.read().splitlines()
+        return said + child.stdout.read().splitlines()
 
 
 def shown(path: str) -> Record:
@@ -83,6 +92,12 @@ def check_after_crashes(folder: Path, finished: list[str]) -> int:
     assert old_scores == pytest.approx(new_scores, abs=1e-5)
     rebuilt.close()
     shutil.rmtree(folder.with_name("rebuilt"))
+    if store.ann_file(model).exists():  # whole, and of these vectors
+        ann = load(store.ann_file(model), 64)
+        assert ann.rows <= store.rows(model)
+        itself = torch.nn.functional.normalize(torch.from_numpy(vectors[rows[:200]]).float(), dim=1)
+        found = ann.nearest(vectors, itself, 1)[1][:, 0]
+        assert (found == torch.from_numpy(rows[:200])).float().mean() >= 0.9  # codes of other vectors would find none
     numbers = [int(line) for line in finished if line.isdecimal()]
     deleted = {int(line.split()[1]) - 2 for line in finished if line.startswith("pruned")}
     for number in numbers:
@@ -95,7 +110,7 @@ def check_after_crashes(folder: Path, finished: list[str]) -> int:
 def crash_often(folder: Path, times: int) -> None:
     generator, finished, start = np.random.default_rng(0), [], 0
     for _ in range(times):
-        finished += crash(folder, start, generator.uniform(0, 0.3))
+        finished += crash(folder, start, int(generator.integers(0, 20)), generator.uniform(0, 0.1))
         start = check_after_crashes(folder, finished)
     assert start > times  # it did get somewhere in between
 

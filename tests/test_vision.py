@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.config import VisionConfig
-from vlm.vision import PatchEmbed, VisionTransformer, ViTClassifier, resize_pos_embed, take_tokens
+from vlm.config import CosineHeadConfig, VisionConfig
+from vlm.vision import CosineHead, PatchEmbed, VisionTransformer, ViTClassifier, resize_pos_embed, take_tokens
 
 SMALL = VisionConfig(image_size=(24, 32), patch_size=8, width=24, depth=3, num_heads=3, mlp_dim=48)  # 3 x 4 patches
 POOLS = {
@@ -252,3 +252,23 @@ def test_labels_are_numbers_unless_given_and_there_is_one_per_class() -> None:
         ViTClassifier(SMALL, 3, labels=["犬", "猫"])
     with pytest.raises(ValueError, match="num_classes must be positive, got 0"):
         ViTClassifier(SMALL, 0)
+
+
+def test_a_cosine_head_compares_the_projected_unit_vector_with_each_class() -> None:
+    head = CosineHead(CosineHeadConfig(embed_dim=7, proj="linear_bias"), SMALL.width, 3)
+    classifier = ViTClassifier(SMALL, 3, head=head).double().eval()
+    nn.init.normal_(head.weight)
+    nn.init.normal_(head.bias)
+    images = pictures(SMALL)
+    embeds = classifier.vision(images) @ head.proj.weight.T + head.proj.bias  # type: ignore[operator, union-attr]
+    by_hand = (embeds / embeds.norm(dim=1, keepdim=True)) @ head.weight.T + head.bias
+    torch.testing.assert_close(classifier(images), by_hand)
+    assert classifier.head is head
+
+
+def test_a_head_for_another_width_or_other_classes_is_refused() -> None:
+    for width, classes in ((SMALL.width, 4), (SMALL.width + 1, 3)):
+        with pytest.raises(ValueError, match=f"head takes width {width} to {classes} classes; this ViT has width"):
+            ViTClassifier(SMALL, 3, head=CosineHead(CosineHeadConfig(embed_dim=5), width, classes))
+    with pytest.raises(ValueError, match="needs width 8 to equal embed_dim 5"):
+        CosineHead(CosineHeadConfig(embed_dim=5, proj="none"), 8, 3)

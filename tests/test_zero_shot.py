@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm.checkpoint import load
+from vlm.clip import CLIP
+from vlm.config import Projection
 from vlm.embedder import Embedder
-from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify, label_sentences
+from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classifier_from_names, classify, label_sentences
 
 
 def test_probabilities_are_a_softmax_of_scaled_cosines(tiny_embedder: Embedder, picture_folder: Path):
@@ -81,3 +85,54 @@ def test_bad_labels_and_templates_are_one_clear_line(
     with pytest.raises(ValueError, match=message) as error:
         class_embeddings(tiny_embedder, labels, templates)
     assert "\n" not in str(error.value)
+
+
+LABELS = {"en": ["a dog", "a cat", "car"], "ja": ["犬", "猫", "車"]}
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("templates", [None, ["{}!"]])
+def test_a_classifier_from_names_answers_as_classify_does(
+    tiny_embedder: Embedder, picture_folder: Path, language: str, templates: list[str] | None
+):
+    names = ["a.png", "b.png", "c.jpg"]
+    classifier = classifier_from_names(tiny_embedder, LABELS[language], templates)
+    pixels = torch.stack([tiny_embedder.preprocess(picture_folder / name) for name in names])
+    expected = classify(tiny_embedder, [picture_folder / name for name in names], LABELS[language], templates)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(pixels).softmax(-1), expected, atol=1e-5, rtol=0)
+    assert classifier.labels == tuple(LABELS[language])
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_same_holds_for_the_released_model_with_its_sharp_temperature(picture_folder: Path, language: str):
+    mini = load("mini")
+    classifier = classifier_from_names(mini, LABELS[language])
+    pixels = torch.stack([mini.preprocess(picture_folder / name) for name in ("a.png", "b.png")])
+    expected = classify(mini, [picture_folder / "a.png", picture_folder / "b.png"], LABELS[language])
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(pixels).softmax(-1), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("proj", ["linear_bias", "none"])
+def test_of_a_siglip_the_sigmoid_of_each_logit_is_its_score_too(
+    tiny_embedder: Embedder, picture_folder: Path, proj: Projection
+):
+    config = dataclasses.replace(tiny_embedder.model.config, embed_dim=32, vision_proj=proj, logit_bias=-2.0)
+    embedder = Embedder(CLIP(config).eval(), *tiny_embedder.parts())
+    pictures = [picture_folder / "a.png", picture_folder / "b.png"]
+    with torch.no_grad():
+        logits = classifier_from_names(embedder, LABELS["en"])(torch.stack([*map(embedder.preprocess, pictures)]))
+    torch.testing.assert_close(logits.softmax(-1), classify(embedder, pictures, LABELS["en"]), atol=1e-5, rtol=0)
+    scores = ZeroShotClassifier(embedder, LABELS["en"]).scores(pictures)
+    torch.testing.assert_close(logits.sigmoid(), scores, atol=1e-5, rtol=0)
+
+
+def test_training_a_classifier_from_names_leaves_the_model_it_came_from_alone(tiny_embedder: Embedder):
+    before = tiny_embedder.fingerprint
+    classifier = classifier_from_names(tiny_embedder, LABELS["en"])
+    loss = F.cross_entropy(classifier(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1]))
+    loss.backward()
+    assert all(weight.grad is not None for weight in classifier.parameters())
+    torch.optim.SGD(classifier.parameters(), lr=1.0).step()
+    assert tiny_embedder.fingerprint == before

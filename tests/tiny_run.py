@@ -14,7 +14,8 @@ from vlm.tokenizer import Tokenizer
 
 COLOURS = {"red": "赤", "green": "緑", "blue": "青", "black": "黒", "grey": "灰"}
 SHAPES = {"dog": "犬", "cat": "猫", "bird": "鳥", "sun": "日"}
-RECIPE: dict[str, dict[str, Any]] = {
+Sections = dict[str, dict[str, Any]]
+RECIPE: Sections = {
     "model": {
         "embed_dim": 8,
         "vision": {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32},
@@ -22,6 +23,20 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
     "data": {"train_splits": ["train"], "validation_split": "validation", "patch_dropout": 0.5, "workers": 0},
     "optim": {"matrices": "adamw", "warmup_steps": 2},
+    "run": {"steps": 6, "batch_size": 16, "eval_every": 3, "save_every": 2, "log_every": 1, "ema_decay": 0.9},
+}
+VIT_RECIPE: Sections = {
+    "model": {"vision": RECIPE["model"]["vision"] | {"drop_path": 0.2}},
+    "data": {
+        "train_split": "train",
+        "validation_split": "validation",
+        "column": "concept",
+        "patch_dropout": 0.25,
+        "workers": 0,
+    },
+    "transform": {"padding": 2, "flip": 0.5, "erase": 0.3},
+    "loss": {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
+    "optim": {"warmup_steps": 2},
     "run": {"steps": 6, "batch_size": 16, "eval_every": 3, "save_every": 2, "log_every": 1, "ema_decay": 0.9},
 }
 
@@ -66,10 +81,20 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
     """recipe.toml for the data in `folder`, each section of RECIPE with its changes; None takes a setting out."""
     data = str(folder / "data.parquet")
     places = {"model": {"tokenizer": str(folder / "tokenizer")}, "data": {"train": data, "validation": data}}
+    return _write(folder, RECIPE, places, changes)
+
+
+def write_vit_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
+    """The same for a classifier: VIT_RECIPE."""
+    return _write(folder, VIT_RECIPE, {"data": {"train": str(folder / "data.parquet")}}, changes)
+
+
+def _write(folder: Path, recipe: Sections, places: Sections, changes: Sections) -> Path:
     lines = []
-    for section in ("model", "data", "augment", "optim", "run"):
-        values = RECIPE.get(section, {}) | places.get(section, {}) | changes.get(section, {})
-        lines += [f"[{section}]", *(f"{name} = {_toml(value)}" for name, value in values.items() if value is not None)]
+    for section in ("model", "data", "augment", "transform", "loss", "optim", "run"):
+        values = recipe.get(section, {}) | places.get(section, {}) | changes.get(section, {})
+        lines += [f"[{section}]"] * bool(values)
+        lines += [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
     path = folder / f"recipe-{len(list(folder.glob('recipe-*')))}.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -4,26 +4,60 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from training.evaluate import Row
 from vlm.embedder import Embedder
+from vlm.vision import ViTClassifier
 
 
-def model_card(run: Path, recipe: str, pictures: int, embedder: Embedder, rows: Sequence[Row]) -> str:
-    """README.md: data, recipe, time and numbers.  `run` is the folder with timing.jsonl; `recipe` the TOML text."""
-    size = sum(p.numel() for p in embedder.model.parameters()) / 1e6
+def clip_card(run: Path, recipe: str, pictures: int, embedder: Embedder, rows: Sequence[Row]) -> str:
+    """README.md of a trained CLIP; `run` is the folder with timing.jsonl, `recipe` the TOML text."""
+    return _card(
+        run,
+        task="zero-shot-image-classification",
+        opener='embedder = vlm.load("{name}")',
+        saw=f"{_size('A CLIP model', embedder.model)} It saw {pictures:,} pictures",
+        command="train_clip",
+        recipe=recipe,
+        rows=rows,
+    )
+
+
+def classifier_card(run: Path, recipe: str, pictures: int, classifier: ViTClassifier, rows: Sequence[Row]) -> str:
+    """The same of a classifier."""
+    what = _size(f"A ViT that tells {len(classifier.labels)} classes apart", classifier)
+    return _card(
+        run,
+        task="image-classification",
+        opener='classifier = vlm.load_classifier("{name}")',
+        saw=f"{what} Its classes: {', '.join(classifier.labels[:50])}{', ...' * (len(classifier.labels) > 50)}. "
+        f"It learned from {pictures:,} pictures",
+        command="train_vit",
+        recipe=recipe,
+        rows=rows,
+    )
+
+
+def _size(what: str, model: nn.Module) -> str:
+    return f"{what}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters."
+
+
+def _card(run: Path, *, task: str, opener: str, saw: str, command: str, recipe: str, rows: Sequence[Row]) -> str:
+    """Data, recipe, time and numbers."""
     return f"""---
 library_name: vlm
-pipeline_tag: zero-shot-image-classification
+pipeline_tag: {task}
 ---
 
 # {run.name}
 
-A CLIP model, {size:.1f} million parameters. It saw {pictures:,} pictures for about {minutes_of_steps(run):.1f} minutes.
+{saw} for about {minutes_of_steps(run):.1f} minutes.
 
 ```python
 import vlm
 
-embedder = vlm.load("{run.name}")
+{opener.format(name=run.name)}
 ```
 
 ## What it scores
@@ -34,7 +68,7 @@ On validation data, which also guided the choices made. Chance is what a ranking
 
 ## Recipe
 
-`python -m training.train_clip recipe.toml --out {run.name}` with
+`python -m training.{command} recipe.toml --out {run.name}` with
 
 ```toml
 {recipe.strip()}

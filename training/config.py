@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from training.augment import AugmentConfig
+from training.transforms import TransformConfig
 from vlm.config import CLIPConfig, StrictConfig, TextConfig, VisionConfig, named_size
 
 
@@ -31,11 +33,36 @@ class ModelSection(Section):
     size: str = "mini"
     source: str | None = None  # start from these weights instead of from nothing
     lock_vision: bool = False  # LiT (Zhai et al. 2022): the picture tower and its projection stay as the source's
+    train: str = "all"  # "heads": only what lies above the blocks; "last-2": and the last 2 blocks of each tower
+    lora_rank: int = 0  # adapters on those blocks, and nothing else, learn (lora.py); 0: none
+    lora_alpha: int = 16  # what the adapters add is scaled by alpha / rank
     tokenizer: str | None = None  # folder written by training.train_tokenizer; None with `source` keeps the source's
     embed_dim: int | None = None
     vision: dict[str, Any] | None = None  # changes to the size's VisionConfig
     text: dict[str, Any] | None = None  # changes to the size's TextConfig
     loss: Literal["clip", "siglip"] = "clip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"all|heads|last-[1-9]\d*", self.train):
+            raise ValueError(f"train is {self.train!r}; it must be 'all', 'heads' or the like of 'last-2'.")
+        if self.lora_rank < 0 or self.lora_alpha < 1:
+            raise ValueError(
+                f"lora_rank must be 0 or more and lora_alpha 1 or more, got {self.lora_rank} and {self.lora_alpha}."
+            )
+        if self.lora_rank and self.train == "heads":
+            raise ValueError(
+                "lora_rank puts adapters on blocks, and train = 'heads' names none. Leave out one of them."
+            )
+        if self.source is None and (self.train != "all" or self.lora_rank):
+            raise ValueError("train and lora_rank are about a trained model: name one, [model] source = ...")
+
+    @property
+    def train_blocks(self) -> int | None:
+        """So many last blocks of each tower learn, and what lies above them; None: everything."""
+        if self.train == "all":
+            return None
+        return 0 if self.train == "heads" else int(self.train.removeprefix("last-"))
 
     def architecture(self, vocab_size: int, eot_id: int, pad_id: int, context_length: int) -> CLIPConfig:
         """The named size with this recipe's changes, fitted to the tokenizer."""
@@ -48,13 +75,30 @@ class ModelSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSection(Section):
-    """What it is trained on (data.py)."""
+class SourceSection(Section):
+    """One part of a mixture."""
 
-    train: str = "training/picture_words/train.parquet"
+    path: str
+    weight: float = 1.0  # share of all samples drawn, relative to the other parts
+    splits: tuple[str, ...] = ()
+    columns: dict[str, Any] | None = None
+    root: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Section):
+    """What it is trained on (rows.py, data.py).  Data may have any format docs/data.md shows."""
+
+    train: str | tuple[SourceSection, ...] = "training/picture_words/train.parquet"  # or a mixture
+    columns: dict[str, Any] | None = None  # of the training table: { image = "file", caption = ["title", "alt"] }
+    root: str | None = None  # where the table's paths begin, and what they may not leave; default: its folder
     train_splits: tuple[str, ...] = ()  # values of the `split` column; empty takes all rows
     validation: str = "training/picture_words/validation.parquet"
-    validation_split: str = "val_style"
+    validation_split: str = "val_style"  # "" takes all rows
+    validation_columns: dict[str, Any] | None = None
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"  # decoded pictures; auto: memory, up to 256 MiB
+    shuffle_window: int = 0  # samples shuffled at once: memory and reads in one place, for sets that do not fit; 0: all
+    max_broken: float = 0.01  # a larger share of unusable samples ends the run
     keyword_share: float = 0.3  # captions drawn from keywords, where a picture has both names and keywords
     template_share: float = 0.0  # captions put into a sentence, "a drawing of ...", as zero-shot labels are
     kana_share: float = 0.0  # Japanese captions written another way: 赤リンゴ as 赤いりんご
@@ -64,6 +108,13 @@ class DataSection(Section):
     workers: int = 1  # loader processes; the order and every draw are the same for any number
     mean: float = 0.75  # grey level of pictures mostly on white paper, for the model's Preprocess
     std: float = 0.3
+
+    @property
+    def sources(self) -> tuple[SourceSection, ...]:
+        """The training data, one part or more."""
+        if not isinstance(self.train, str):
+            return self.train
+        return (SourceSection(path=self.train, splits=self.train_splits, columns=self.columns, root=self.root),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,34 +155,29 @@ class RunSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(StrictConfig):
-    model: ModelSection = ModelSection()
-    data: DataSection = DataSection()
-    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen)
+class LoopRecipe(StrictConfig):
+    """What every recipe has, as training/loop.py reads it."""
+
     optim: OptimSection = OptimSection()
     run: RunSection = RunSection()
 
+    @property
+    def workers(self) -> int:
+        """Loader processes."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
-        run, data, optim = self.run, self.data, self.optim
+        run, optim = self.run, self.optim
         if run.batch_size % run.accumulate:
             raise ValueError(
                 f"batch_size {run.batch_size} does not divide into accumulate = {run.accumulate} equal chunks."
             )
         if run.shard and optim.matrices == "muon":
             raise ValueError("matrices 'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'.")
-        if self.model.lock_vision and self.model.source is None:
-            raise ValueError("lock_vision keeps a trained picture tower as it is: name one, [model] source = ...")
-        if self.model.source is not None and (self.model.embed_dim or self.model.vision or self.model.text):
-            raise ValueError(
-                "embed_dim, vision and text shape a new model; source brings its own. Leave out one of them."
-            )
-        for section, name in _POSITIVE:
-            if getattr(getattr(self, section), name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(getattr(self, section), name)}.")
-        for section, name in _FRACTIONS:
-            if not 0 <= getattr(getattr(self, section), name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(getattr(self, section), name)}.")
-        for name, value in (("seed", run.seed), ("workers", data.workers), ("warmup_steps", optim.warmup_steps)):
+        check_positive(run, "steps", "batch_size", "accumulate", "eval_every", "save_every", "keep", "log_every")
+        check_positive(optim, "clip_norm")
+        check_fraction(run, "ema_decay")
+        for name, value in (("seed", run.seed), ("workers", self.workers), ("warmup_steps", optim.warmup_steps)):
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}.")
         if not 0 < optim.layer_decay <= 1:
@@ -147,11 +193,128 @@ class Recipe(StrictConfig):
         ]
 
 
-_POSITIVE = [
-    ("run", name) for name in ("steps", "batch_size", "accumulate", "eval_every", "save_every", "keep", "log_every")
-]
-_POSITIVE += [("data", "captions_per_picture"), ("data", "std"), ("optim", "clip_norm")]
-_FRACTIONS = [("data", "patch_dropout"), ("data", "dense_share"), ("run", "ema_decay")]
+@dataclass(frozen=True, kw_only=True)
+class Recipe(LoopRecipe):
+    """Of a CLIP."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen)
+
+    @property
+    def workers(self) -> int:
+        return self.data.workers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.lock_vision and self.model.source is None:
+            raise ValueError("lock_vision keeps a trained picture tower as it is: name one, [model] source = ...")
+        if self.model.source is not None and (self.model.embed_dim or self.model.vision or self.model.text):
+            raise ValueError(
+                "embed_dim, vision and text shape a new model; source brings its own. Leave out one of them."
+            )
+        check_positive(self.data, "captions_per_picture", "std")
+        for source in self.data.sources:
+            check_positive(source, "weight")
+        if self.data.shuffle_window < 0 or not 0 <= self.data.max_broken <= 1:
+            raise ValueError(
+                f"shuffle_window must be 0 or more and max_broken in [0, 1], got {self.data.shuffle_window} and "
+                f"{self.data.max_broken}."
+            )
+        check_fraction(self.data, "patch_dropout", "dense_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitSection(Section):
+    """What is trained (classification.py): a new ViT, or the picture tower of a CLIP or ViT that vlm can load."""
+
+    source: str | None = None  # start from these weights instead of from nothing
+    num_heads: int | None = None  # of a source whose weights do not say it
+    vision: dict[str, Any] | None = None  # a new VisionConfig; with `source` changes to its: image_size, drop_path ...
+    head: Literal["zero", "names"] = "zero"  # names: as the CLIP in `source` understands the classes' names
+    train_blocks: int | None = None  # only the last so many blocks and the head learn; 0: the head alone
+
+    def architecture(self) -> VisionConfig:
+        """Of a new model; what the recipe leaves out is ViT-B/16's."""
+        return VisionConfig.from_dict(self.vision or {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSection(Section):
+    """What it is trained on (class_stream.py): any data with classes that `training.rows.open_rows` reads."""
+
+    train: str = ""
+    train_split: str | None = None  # None takes all rows
+    validation: str | None = None  # None: where `train` is
+    validation_split: str | None = None
+    held_out: int = 0  # instead of validation data: this many training pictures, the same for every seed
+    column: str | None = None  # that holds the classes, where it is not called label
+    classes: str | None = None  # a class set in the data's classes.json, which names classes in two languages
+    language: Literal["en", "ja"] = "en"  # of the names that become the model's labels
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"  # decoded pictures; auto: memory, up to 256 MiB
+    max_broken: float = 0.01  # a larger share of unusable samples ends the run
+    patch_dropout: float = 0.0  # share of patches left out of each training picture (FLIP, Li et al. 2023)
+    dense_share: float = 0.0  # the last share of the steps, without patch dropout
+    workers: int = 1  # loader processes; the order and every draw are the same for any number
+    mean: float = 0.5  # grey level of the pictures, for a new model's Preprocess
+    std: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSection(Section):
+    """What is asked of the model: softmax cross-entropy, softened (classification.py)."""
+
+    label_smoothing: float = 0.0  # Szegedy et al. 2016
+    mixup: float = 0.0  # alpha; two pictures through each other (Zhang et al. 2018)
+    cutmix: float = 0.0  # alpha; a piece of one in the other (Yun et al. 2019); with mixup, one of both at random
+    mix_share: float = 1.0  # of the steps that mix at all
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitRecipe(LoopRecipe):
+    """Of a picture classifier."""
+
+    model: VitSection = VitSection()
+    data: LabelledSection = LabelledSection()
+    transform: TransformConfig = TransformConfig()  # noqa: RUF009 (frozen)
+    loss: LossSection = LossSection()
+
+    @property
+    def workers(self) -> int:
+        return self.data.workers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        model, data = self.model, self.data
+        if not data.train:
+            raise ValueError("the recipe names no data. Set [data] train = a folder, file or hub data set.")
+        if bool(data.held_out) == bool(data.validation or data.validation_split):
+            raise ValueError("say what to validate on: [data] held_out = a number, or validation_split = a name.")
+        if model.source is None and (model.head == "names" or model.num_heads or model.train_blocks is not None):
+            raise ValueError(
+                "head, num_heads and train_blocks are about a trained model: name one, [model] source = ..."
+            )
+        if model.source is not None and (other := set(model.vision or {}) - _CHANGEABLE):
+            allowed = ", ".join(sorted(_CHANGEABLE))
+            raise ValueError(f"{', '.join(sorted(other))} cannot be changed in a trained model; only {allowed}.")
+        check_positive(data, "std")
+        check_fraction(data, "patch_dropout", "dense_share")
+        check_fraction(self.loss, "label_smoothing")
+
+
+_CHANGEABLE = {"image_size", "dropout", "drop_path"}
+
+
+def check_positive(section: Section, *names: str) -> None:
+    for name in names:
+        if getattr(section, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(section, name)}.")
+
+
+def check_fraction(section: Section, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(section, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(section, name)}.")
 
 
 def _plain(value: Any) -> Any:
@@ -161,10 +324,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Parse and check a TOML recipe; `ValueError` in one line naming the file."""
+AnyRecipe = TypeVar("AnyRecipe", bound=LoopRecipe)
+
+
+def read_recipe(path: Path, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
+    """Parse and check a TOML recipe of a CLIP, or of another kind; `ValueError` in one line naming the file."""
     try:
-        return Recipe.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        return kind.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"There is no recipe {path}.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:

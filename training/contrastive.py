@@ -1,8 +1,6 @@
 """What a CLIP recipe means: a model, its data, its loss, and what becomes of them."""
 
 import math
-import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -10,17 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from training.accumulate import accumulate
-from training.card import model_card, push_to_hub
-from training.config import Recipe, read_recipe
-from training.data import Batch, PairStream, ParquetPairs
+from training.captions import CaptionChoice
+from training.card import clip_card, push_to_hub
+from training.config import ModelSection, Recipe, read_recipe
+from training.data import Batch, PairStream
 from training.distributed import Processes
 from training.evaluate import PICTURE_WORDS, Row, embed_pictures, evaluate, retrieval_recall, retrieval_rows
 from training.loop import STOPPED, Backward, fit, rehearse
+from training.lora import add_adapters, merge_adapters
+from training.order import Mixture, Order, Shuffled
+from training.pairs import Pairs, open_pairs
 from training.parallel import whole_weights
+from training.quarantine import Quarantine
 from training.record import draw_curves
-from vlm.checkpoint import load, save
+from training.rows import Joined, open_rows
+from training.run_folder import begin_run, check_run, forecast, place
+from vlm.checkpoint import load
 from vlm.clip import CLIP
-from vlm.config import PreprocessConfig
+from vlm.config import CLIPConfig, PreprocessConfig
 from vlm.embedder import Embedder
 from vlm.loss import clip_loss, siglip_loss
 from vlm.preprocess import Preprocess
@@ -30,38 +35,33 @@ from vlm.tokenizer import load_tokenizer
 def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = False, push: str | None = None) -> int:
     """Exit code 0 when the model is trained and saved in `out`, 75 when a signal stopped it."""
     recipe = read_recipe(recipe_file)
-    if not resume and (out / "checkpoints").exists():
-        raise ValueError(
-            f"{out} holds an earlier run's checkpoints. Add --resume auto to go on, or name another folder."
-        )
-    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise ValueError(f"--push {push} is no name on the hub; wanted org/name.")
+    check_run(out, resume=resume, push=push)
     embedder = open_embedder(recipe, peers)
-    pairs = ParquetPairs(recipe.data.train, embedder.preprocess, recipe.data.train_splits)
-    validation = ParquetPairs(recipe.data.validation, embedder.preprocess, (recipe.data.validation_split,))
+    pairs = open_training_pairs(recipe, embedder)
+    validation = open_validation_pairs(recipe, embedder)
     if peers.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if recipe_file.resolve() != (out / "recipe.toml").resolve():
-            shutil.copyfile(recipe_file, out / "recipe.toml")
-        size = sum(p.numel() for p in embedder.model.parameters()) / 1e6
+        begin_run(out, recipe_file)
         print(
-            f"{len(pairs)} training pictures, {len(validation)} for validation, {size:.1f} M parameters",
+            f"{len(pairs)} training pictures, {len(validation)} for validation, {_sizes(embedder.model)}",
             file=sys.stderr,
         )
 
     def recall(_: nn.Module) -> dict[str, float]:
         return retrieval_recall(embedder, validation, peers)
 
+    stream = open_stream(recipe, embedder, pairs, peers)
+    quarantine = Quarantine(out, len(pairs), recipe.data.max_broken, peers, resume=resume)
     done = fit(
         embedder.model,
         contrastive(recipe, embedder, peers),
-        open_stream(recipe, embedder, pairs, peers),
+        stream,
         recall,
         recipe,
         out,
         peers=peers,
         chance_loss=chance_loss(recipe),
         resume=resume,
+        quarantine=quarantine,
     )
     if peers.rank == 0:
         draw_curves(out)
@@ -69,11 +69,10 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
         return STOPPED
     weights = whole_weights(embedder.model)  # of all processes, so before the others leave
     if peers.rank == 0:
-        trained = Embedder(CLIP(embedder.model.config), embedder.tokenizer, embedder.preprocess, name=out.name)
-        trained.model.load_state_dict(weights)
-        trained.model.to(peers.device)
+        model = ordinary(embedder.model.config, recipe.model, weights).to(peers.device)
+        trained = Embedder(model, embedder.tokenizer, embedder.preprocess, name=out.name)
         rows = final_rows(recipe, trained, validation)
-        place(trained, out, model_card(out, recipe_file.read_text(encoding="utf-8"), len(pairs), trained, rows))
+        place(trained, out, clip_card(out, recipe_file.read_text(encoding="utf-8"), len(pairs), trained, rows))
         if push is not None:
             push_to_hub(out, push)
     return 0
@@ -83,14 +82,11 @@ def dry_run(recipe_file: Path, peers: Processes) -> None:
     """Two steps of the recipe, and what they say about all of it, on standard output."""
     recipe = read_recipe(recipe_file)
     embedder = open_embedder(recipe, peers)
-    pairs = ParquetPairs(recipe.data.train, embedder.preprocess, recipe.data.train_splits)
+    pairs = open_training_pairs(recipe, embedder)
     stream = open_stream(recipe, embedder, pairs, peers)
     found = rehearse(embedder.model, contrastive(recipe, embedder, peers), stream, recipe, peers)
     if peers.rank == 0:
-        hours, minutes = divmod(round(found.seconds * recipe.run.steps / 60), 60)
-        print(f"memory      {found.peak_bytes / 2**30:.2f} GiB at most, of one process")
-        print(f"speed       {recipe.run.batch_size / found.seconds:.1f} samples/s, {found.seconds:.2f} s a step")
-        print(f"all steps   about {hours} h {minutes:02d} min for {recipe.run.steps}, validation not counted")
+        print(forecast(found, recipe.run))
 
 
 def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
@@ -115,14 +111,73 @@ def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
             image_size=config.vision.image_size, resize="squash", mean=(grey, grey, grey), std=(std, std, std)
         )
         embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
-    if section.lock_vision:
-        embedder.model.vision.requires_grad_(False)
-        embedder.model.vision_proj.requires_grad_(False)
+    choose_layers(embedder.model, section)
     embedder.model.to(peers.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
     return embedder
 
 
-def open_stream(recipe: Recipe, embedder: Embedder, pairs: ParquetPairs, peers: Processes) -> PairStream:
+def choose_layers(clip: CLIP, section: ModelSection) -> None:
+    """What is not to learn asks for no gradients; with LoRA adapters learn in place of the blocks they sit on."""
+    towers = [clip.text] if section.lock_vision else [clip.vision, clip.text]
+    depth = max(len(tower.blocks) for tower in towers)
+    last = depth if section.train_blocks is None else section.train_blocks
+    if last > depth:
+        raise ValueError(f"train is '{section.train}'; this model has {depth} blocks. Wanted 'last-{depth}' or 'all'.")
+    blocks = [block for tower in towers for block in list(tower.blocks)[max(0, len(tower.blocks) - last) :]]
+    if section.lora_rank:
+        add_adapters(clip, blocks, section.lora_rank, section.lora_alpha)
+        return
+    if section.train_blocks is not None:
+        clip.vision.requires_grad_(False)
+        clip.text.requires_grad_(False)
+        for part in (*blocks, clip.vision.norm, clip.vision.pool, clip.text.norm):
+            if part is not None:
+                part.requires_grad_(True)
+    if section.lock_vision:
+        clip.vision.requires_grad_(False)
+        clip.vision_proj.requires_grad_(False)
+
+
+def ordinary(config: CLIPConfig, section: ModelSection, weights: dict[str, Tensor]) -> CLIP:
+    """A model of the run's weights, with none of its machinery."""
+    clip = CLIP(config)
+    choose_layers(clip, section)
+    clip.load_state_dict(weights)
+    if section.lora_rank:
+        merge_adapters(clip)
+    return clip
+
+
+def open_training_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
+    """All parts of the mixture, one after the other."""
+    parts = [open_rows(part.path, part.splits, part.columns, part.root) for part in recipe.data.sources]
+    for part, section in zip(parts, recipe.data.sources, strict=True):
+        if not section.splits and (held := [split for split in part.splits() if split.startswith(("val", "test"))]):
+            raise ValueError(f"{part.name} has {', '.join(held)} in it. Say what to train on: splits = [...].")
+    return Pairs(parts[0] if len(parts) == 1 else Joined(parts), embedder.preprocess, recipe.data.cache)
+
+
+def open_validation_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
+    """What cannot be used is left out, and said."""
+    data = recipe.data
+    splits = (data.validation_split,) if data.validation_split else ()
+    pairs, broken = open_pairs(data.validation, embedder.preprocess, splits, data.validation_columns).sound()
+    if broken:
+        print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)
+    if not len(pairs):
+        raise ValueError(f"{data.validation} has no sample that can be used; the first: {broken[0]}")
+    return pairs
+
+
+def open_order(recipe: Recipe, pairs: Pairs) -> Order:
+    seed, window = recipe.run.seed, recipe.data.shuffle_window
+    if not isinstance(pairs.rows, Joined):
+        return Shuffled(len(pairs), seed, window)
+    orders = [Shuffled(len(part), seed, window) for part in pairs.rows.parts]
+    return Mixture(orders, [part.weight for part in recipe.data.sources], seed)
+
+
+def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Processes) -> PairStream:
     run, data = recipe.run, recipe.data
     if run.batch_size % (peers.size * run.accumulate):
         raise ValueError(
@@ -138,10 +193,13 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: ParquetPairs, peers: 
         num_patches=embedder.model.config.vision.num_patches,
         patch_dropout=data.patch_dropout,
         dense_from=round(run.steps * (1 - data.dense_share)),
-        keyword_share=data.keyword_share,
-        template_share=data.template_share,
-        kana_share=data.kana_share,
-        captions_per_picture=data.captions_per_picture,
+        choice=CaptionChoice(
+            keyword_share=data.keyword_share,
+            template_share=data.template_share,
+            kana_share=data.kana_share,
+            per_picture=data.captions_per_picture,
+        ),
+        order=open_order(recipe, pairs),
         rank=peers.rank,
         world=peers.size,
     )
@@ -179,18 +237,14 @@ def chance_loss(recipe: Recipe) -> float:
     return math.log(B) + ((B - 1) * math.log(B / max(1, B - 1)) if recipe.model.loss == "siglip" else 0.0)
 
 
-def final_rows(recipe: Recipe, embedder: Embedder, validation: ParquetPairs) -> list[Row]:
+def _sizes(clip: CLIP) -> str:
+    learning, size = (sum(p.numel() for p in clip.parameters() if p.requires_grad or every) for every in (False, True))
+    return f"{size / 1e6:.1f} M parameters" + f", {learning / 1e6:.2f} M of them learn" * (learning < size)
+
+
+def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Row]:
     """What the model card reports, measured on the validation split."""
     split = recipe.data.validation_split
     if Path(recipe.data.validation).resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
         return evaluate(embedder, [split])
     return retrieval_rows(embedder, validation, embed_pictures(embedder, validation), split, "")
-
-
-def place(embedder: Embedder, out: Path, card: str) -> None:
-    """The trained model among the run's other files, so that `vlm.load(out)` opens it; the manifest last."""
-    new = out / ".model"
-    save(embedder, new, card)
-    for path in sorted(new.iterdir(), key=lambda path: path.name == "manifest.json"):
-        path.replace(out / path.name)
-    new.rmdir()

@@ -1,5 +1,5 @@
 """The only training loop.  It knows a model, what one batch does to its gradients, and a stream of batches; nothing of
-pictures or words.
+pictures, words or classes.
 """
 
 import math
@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from training.config import Recipe
-from training.data import Batch, PairStream, batches
+from training.config import LoopRecipe
 from training.distributed import Processes
 from training.doctor import Doctor, Signs
 from training.optim import learning_rate_factor, native_bfloat16, optimizers
 from training.parallel import average_whole, clip_gradients, prepare
+from training.quarantine import Quarantine
 from training.record import Record
 from training.state import load_state, newest, save_state
+from training.stream import AnyBatch, Batch, Stream, batches
 
 STOPPED = 75  # exit code of a run that was asked to stop and saved: run it again to go on (EX_TEMPFAIL)
 
 # (model, batch, loss scale) -> the loss of the whole batch; adds the gradients of scale * loss to `.grad`
-Backward = Callable[[nn.Module, Batch, float], Tensor]
+Backward = Callable[[nn.Module, AnyBatch, float], Tensor]
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -50,7 +51,7 @@ class Rehearsal(NamedTuple):
 class Training:
     """A model on its way: its weights, their average, the optimizers, and what one step does to them."""
 
-    def __init__(self, model: nn.Module, backward: Backward, recipe: Recipe, peers: Processes):
+    def __init__(self, model: nn.Module, backward: Backward[Any], recipe: LoopRecipe, peers: Processes):
         self.weights, self.backward, self.recipe, self.peers = model, backward, recipe, peers
         self.model = prepare(model, recipe.run, peers)  # the same weights, as this run computes with them
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -148,15 +149,16 @@ class Training:
 
 def fit(
     model: nn.Module,
-    backward: Backward,
-    stream: PairStream,
+    backward: Backward[AnyBatch],
+    stream: Stream[AnyBatch],
     evaluate: Evaluate,
-    recipe: Recipe,
+    recipe: LoopRecipe,
     out: Path,
     *,
     peers: Processes,
     chance_loss: float,
     resume: bool,
+    quarantine: Quarantine | None = None,
 ) -> bool:
     """Train `model` in place for recipe.run.steps steps; False when a signal asked to stop before (all is saved).
 
@@ -171,12 +173,15 @@ def fit(
         chance_loss=chance_loss,
         max_logit_scale=recipe.optim.max_logit_scale,
         patience=recipe.optim.warmup_steps + 100,
-        workers=recipe.data.workers,
+        workers=recipe.workers,
     )
     with Record(out if peers.rank == 0 else None, first, run) as record, _StopSignals() as signals:
         clock = time.perf_counter()
         for step, batch in enumerate(_batches(stream, first, run.steps, recipe, peers), start=first):
             arrived = time.perf_counter()
+            if quarantine is not None:
+                quarantine.add(batch.broken, (step + 1) * run.batch_size)
+                record.show(quarantine.shown())
             numbers = training.step(step, batch.to(peers.device))
             temperature = training.temperature()
             done, end = step + 1, time.perf_counter()
@@ -199,7 +204,9 @@ def fit(
     return True
 
 
-def rehearse(model: nn.Module, backward: Backward, stream: PairStream, recipe: Recipe, peers: Processes) -> Rehearsal:
+def rehearse(
+    model: nn.Module, backward: Backward[AnyBatch], stream: Stream[AnyBatch], recipe: LoopRecipe, peers: Processes
+) -> Rehearsal:
     """Two steps of a run, waiting for data included, and nothing written."""
     training = Training(model, backward, recipe, peers)
     clock = seconds = time.perf_counter()
@@ -211,8 +218,10 @@ def rehearse(model: nn.Module, backward: Backward, stream: PairStream, recipe: R
     return Rehearsal(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _batches(stream: PairStream, first: int, last: int, recipe: Recipe, peers: Processes) -> Iterator[Batch]:
-    return batches(stream, first, last, recipe.data.workers, pin=peers.device.type == "cuda")
+def _batches(
+    stream: Stream[AnyBatch], first: int, last: int, recipe: LoopRecipe, peers: Processes
+) -> Iterator[AnyBatch]:
+    return batches(stream, first, last, recipe.workers, pin=peers.device.type == "cuda")
 
 
 def _say_first(peers: Processes) -> Callable[[str], object]:

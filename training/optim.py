@@ -83,7 +83,7 @@ def parameter_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
             continue
         if p.ndim < 2 or name.endswith(("pos_embed", "cls_token", "latent", "token_embed.weight")):
             plain.append(p)
-        elif ".blocks." in f".{name}":
+        elif ".blocks." in f".{name}" and ".lora_" not in name:  # half of a product has no direction of its own
             matrices.append(p)
         else:
             decayed.append(p)

@@ -70,6 +70,10 @@ class Record:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
 
+    def show(self, words: dict[str, str]) -> None:
+        """From now on beside the progress bar."""
+        self.shown |= words
+
     def to_disk(self) -> None:
         """Before a checkpoint of this step: lines it counts on must not be lost with the power."""
         if self.folder is not None:

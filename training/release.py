@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.calibrate import calibrate, section
 from training.card import markdown_table, minutes_of_steps
 from training.evaluate import VALIDATION, Row, evaluate
 
@@ -43,12 +44,15 @@ def release(out: Path, runs: Sequence[Path]) -> None:
     trained = load(run)
     with tempfile.TemporaryDirectory() as folder:
         save(trained, Path(folder) / out.name, dtype=torch.float16)
-        rows = evaluate(load(Path(folder) / out.name), [*VALIDATION, *TEST])
+        packed = load(Path(folder) / out.name)
+        rows = evaluate(packed, [*VALIDATION, *TEST])
+        trained.calibration, reliable = calibrate(packed)
     parameters = sum(p.numel() for p in trained.model.parameters())
     (run / "evaluation.json").write_text(
         json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    save(trained, out, card(out.name, runs, parameters, rows), dtype=torch.float16)
+    text = card(out.name, runs, parameters, rows) + "\n" + section(trained.calibration, reliable)
+    save(trained, out, text, dtype=torch.float16)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
 

@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlm.calibration import Calibration
 from vlm.clip import CLIP
-from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import load_tokenizer
-from vlm.vision import ViTClassifier
+from vlm.vision import CosineHead, ViTClassifier
 
 BUNDLED = {"mini": Path(__file__).parent / "assets" / "mini"}
 FORMAT = "vlm-1"
@@ -45,10 +46,12 @@ def save(
     if isinstance(model, Embedder):
         weights, (tokenizer, preprocess) = model.model, model.parts()
         config: dict[str, Any] = {"format": FORMAT, "kind": "clip", "model": weights.config.to_dict()}
+        config["calibration"] = model.calibration.to_dict() if model.calibration else None
     else:
         weights, tokenizer, preprocess = model, None, model.preprocess
         config = {"format": FORMAT, "kind": "vit_classifier", "model": model.vision.config.to_dict()}
         config["labels"] = list(model.labels)
+        config["head"] = model.head.config.to_dict() if isinstance(model.head, CosineHead) else None
     config["preprocess"] = preprocess.config.to_dict() if preprocess else None
     config["tokenizer"] = tokenizer is not None
     stored = {name: _stored(name, weight, dtype) for name, weight in weights.state_dict().items()}
@@ -85,7 +88,7 @@ def load(
         with _Unfilled():
             model = CLIP(foreign.config)
         _fill(model, foreign.state, str(source))
-        tokenizer, preprocess = foreign.tokenizer, foreign.preprocess
+        tokenizer, preprocess, calibration = foreign.tokenizer, foreign.preprocess, None
     else:
         _check_no_options(source, num_heads, activation, norm_eps, image_size)
         config = _read_config(folder, "clip")
@@ -95,8 +98,10 @@ def load(
         _fill(model, _read_weights(folder / "model.safetensors"), str(folder))
         tokenizer = load_tokenizer(folder) if config["tokenizer"] else None
         preprocess = _preprocess_config(config)
+        calibration = Calibration.from_dict(config["calibration"]) if config.get("calibration") else None
     name = str(source) if ":" in str(source) else Path(source).expanduser().absolute().name  # "hf:org/name" stays whole
-    return Embedder(model.to(device).eval(), tokenizer, Preprocess(preprocess) if preprocess else None, name=name)
+    prepare = Preprocess(preprocess) if preprocess else None
+    return Embedder(model.to(device).eval(), tokenizer, prepare, name=name, calibration=calibration)
 
 
 def load_classifier(
@@ -123,16 +128,23 @@ def load_classifier(
             raise ValueError(
                 f"{source} is a ViT without a head, so it names no classes. Train one on it, or use its features."
             )
-        config, num_classes, labels = foreign.config, foreign.num_classes, foreign.labels
+        config, num_classes, labels, head = foreign.config, foreign.num_classes, foreign.labels, None
         preprocess, weights = foreign.preprocess, foreign.state
     else:
         _check_no_options(source, num_heads, activation, norm_eps, image_size)
         saved = _read_config(folder, "vit_classifier")
         config, num_classes, labels = VisionConfig.from_dict(saved["model"]), len(saved["labels"]), saved["labels"]
+        head = saved.get("head")  # None is linear
+        if not isinstance(head, dict | None):
+            raise ValueError(f"{folder}: head is {head!r}; wanted the settings of a CosineHead, or null.")
         preprocess, weights = _preprocess_config(saved), _read_weights(folder / "model.safetensors")
     with _Unfilled():
         model = ViTClassifier(
-            config, num_classes, labels=labels, preprocess=Preprocess(preprocess) if preprocess else None
+            config,
+            num_classes,
+            labels=labels,
+            preprocess=Preprocess(preprocess) if preprocess else None,
+            head=CosineHead(CosineHeadConfig.from_dict(head), config.width, num_classes) if head else None,
         )
     _fill(model, weights, str(source))
     return model.to(device).eval()
@@ -141,6 +153,19 @@ def load_classifier(
 def convert(source: str, folder: str | Path, card: str | None = None) -> None:
     """Any model that `load` reads -> a folder of ours."""
     save(load(source), folder, card)
+
+
+def save_calibration(folder: str | Path, calibration: Calibration, card: str) -> None:
+    """Into a folder of ours, with what the card now says; the weights stay as they are."""
+    folder = Path(folder).expanduser().absolute()
+    config = {**_read_config(folder, "clip"), "calibration": calibration.to_dict()}
+    _write_json(folder / ".config.json", config)
+    (folder / ".README.md").write_text(card, encoding="utf-8")
+    sums = {name: _sha256(folder / f".{name}") for name in ("config.json", "README.md")}
+    (folder / ".manifest.json").write_text(_manifest({**_listed_files(folder), **sums}), encoding="utf-8")
+    for name in (*sums, "manifest.json"):
+        _to_disk(folder / f".{name}")
+        (folder / f".{name}").replace(folder / name)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

@@ -4,10 +4,7 @@ Exit codes: 0 done, 1 the user can put it right (one line on stderr), 2 wrong us
 stderr.  Whatever needs torch is imported inside `run`, so that `--help` answers at once.
 """
 
-import argparse
 import io
-import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -15,19 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.cli_interop import convert, export
+from vlm.cli_options import MODEL_HELP, Run, add_json, positive, print_rows, user_language
+from vlm.cli_retrieval import index, search
+from vlm.cli_serve import serve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlm.embedder import Embedder
-    from vlm.preprocess import ImageError, Preprocess
-    from vlm.retrieval import EmbeddingIndex
+    from vlm.preprocess import Preprocess
     from vlm.vision import VisionTransformer, ViTClassifier
     from vlm.visualize import Score
-
-Run = Callable[[Namespace], None]
-
-_MODEL_HELP = "mini, a folder, openclip:NAME/TAG or hf:ORG/NAME; default %(default)s"
 
 
 def classify(parser: ArgumentParser) -> Run:
@@ -39,21 +33,23 @@ def classify(parser: ArgumentParser) -> Run:
     parser.add_argument(
         "--templates", nargs="+", metavar="SENTENCE", help="with {} where the label goes; default: by language"
     )
-    parser.add_argument("-k", type=_positive, help="labels per picture; default all of --labels, 5 of a classifier")
-    _add_model(parser)
-    _add_json(parser)
+    parser.add_argument("-k", type=positive, help="labels per picture; default all of --labels, 5 of a classifier")
+    parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP.replace("%(default)s", "mini"))
+    add_json(parser)
 
     def run(args: Namespace) -> None:
         if args.classifier:
             if args.templates:
                 raise ValueError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
+            if args.model:
+                raise ValueError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
             classifier, preprocess = _open_classifier(args.classifier)
             labels, probabilities = classifier.labels, _classify(classifier, preprocess, args.pictures)
         else:
             from vlm.checkpoint import load
             from vlm.zero_shot import ZeroShotClassifier
 
-            zero_shot = ZeroShotClassifier(load(args.model), args.labels, args.templates)
+            zero_shot = ZeroShotClassifier(load(args.model or "mini"), args.labels, args.templates)
             labels, probabilities = zero_shot.labels, zero_shot(args.pictures)
         count = args.k or (5 if args.classifier else len(labels))
         rows: list[dict[str, Any]] = []
@@ -62,46 +58,9 @@ def classify(parser: ArgumentParser) -> Run:
             best = zip(scores[:count].tolist(), order[:count].tolist(), strict=True)
             for rank, (score, label) in enumerate(best, 1):
                 rows.append({"path": str(path), "label": labels[label], "score": score, "rank": rank})
-        _print(rows, args.json, lambda row: f"{row['path']}\t{row['score']:7.1%}\t{row['label']}")
+        print_rows(rows, args.json, lambda row: f"{row['path']}\t{row['score']:7.1%}\t{row['label']}")
 
     return run
-
-
-def index(parser: ArgumentParser) -> Run:
-    """Make the pictures of a folder ready to be searched; again, and only what is new or changed is read."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="with the pictures, subfolders too")
-    parser.add_argument("--index", type=Path, required=True, help="the folder of the index, created if absent")
-    parser.add_argument("--prune", action="store_true", help="forget pictures that are gone, and their vectors")
-    parser.add_argument("--workers", type=_positive, help="processes that decode, default one per processor")
-    _add_model(parser)
-    _add_json(parser)
-
-    def run(args: Namespace) -> None:
-        from vlm.checkpoint import load
-        from vlm.retrieval import EmbeddingIndex
-
-        with EmbeddingIndex.open(args.index, load(args.model)) as opened:
-            added = opened.add_folder(args.folder, workers=args.workers, progress=True)
-            forgotten = opened.prune(args.folder) if args.prune else 0
-            row = {
-                "folder": str(args.folder),
-                "embedded": added.embedded,
-                "recognised": added.recognised,
-                "unchanged": added.unchanged,
-                "vanished": [str(path) for path in added.vanished],
-                "forgotten": forgotten,
-                "skipped": [{"path": e.name, "reason": e.reason, "detail": e.detail} for e in added.skipped],
-                "pictures": len(opened),
-            }
-        _print([row], args.json, _describe_added)
-        _report_skipped(added.skipped, added.found)
-
-    return run
-
-
-def _describe_added(row: dict[str, Any]) -> str:
-    counts = f"{row['embedded']} embedded, {row['recognised']} recognised, {row['unchanged']} unchanged"
-    return f"{counts}, {len(row['vanished'])} vanished, {row['forgotten']} forgotten; {row['pictures']} in the index"
 
 
 def look(parser: ArgumentParser) -> Run:
@@ -109,11 +68,11 @@ def look(parser: ArgumentParser) -> Run:
     parser.add_argument("picture", metavar="PICTURE", type=Path)
     parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="what to look for; a classifier's labels")
     parser.add_argument("--out", type=Path, default=Path("look"), metavar="FOLDER", help="default %(default)s")
-    parser.add_argument("--lang", choices=["en", "ja"], default=_user_language(), help="of the words in the pictures")
+    parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the pictures")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", default="mini", help=_MODEL_HELP)
+    source.add_argument("--model", default="mini", help=MODEL_HELP)
     source.add_argument("--classifier", metavar="MODEL", help="a trained ViT instead; no --text: its own answer")
-    _add_json(parser)
+    add_json(parser)
 
     def run(args: Namespace) -> None:
         from vlm import figures
@@ -139,103 +98,9 @@ def look(parser: ArgumentParser) -> Run:
             path = args.out / f"look-{name}.png"
             figure.save(path)
             rows.append({"path": str(path), "question": pen.words[name]})
-        _print(rows, args.json, lambda row: f"{row['path']}\t{row['question']}")
+        print_rows(rows, args.json, lambda row: f"{row['path']}\t{row['question']}")
 
     return run
-
-
-def search(parser: ArgumentParser) -> Run:
-    """The pictures of a folder or an index that are nearest to a text or to another picture."""
-    parser.add_argument("query", metavar="QUERY", nargs="?", help='a text, "one + another - a third", or a picture')
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--folder", type=Path, help="with the pictures, subfolders too; all are embedded now")
-    place.add_argument("--index", type=Path, help="that `vlm index` made")
-    parser.add_argument("-k", type=_positive, default=10, help="how many, default %(default)s")
-    only = parser.add_argument_group("with --index")
-    only.add_argument("--glob", metavar="PATTERN", help="only paths like this, * crosses folders: '2024/*.jpg'")
-    only.add_argument("--since", metavar="DATE", help="only pictures taken then or later (EXIF, else the file's date)")
-    only.add_argument("--until", metavar="DATE", help="only pictures taken then or earlier")
-    only.add_argument("--min-side", type=_positive, metavar="PIXELS", help="only pictures at least so high and wide")
-    only.add_argument(
-        "--duplicates",
-        type=float,
-        nargs="?",
-        const=0.97,
-        metavar="COSINE",
-        help="no QUERY: groups of pictures at least this near, default %(const)s",
-    )
-    only.add_argument("--html", type=Path, metavar="FILE", help="write a page of the pictures found")
-    parser.add_argument("--paths", action="store_true", help="print paths only")
-    _add_model(parser)
-    _add_json(parser)
-
-    def run(args: Namespace) -> None:
-        if (args.duplicates is None) == (args.query is None):
-            parser.error("give either QUERY or --duplicates")
-        needs_index = args.duplicates, args.glob, args.since, args.until, args.min_side, args.html
-        if args.index is None and any(value is not None for value in needs_index):
-            parser.error("--duplicates, --glob, --since, --until, --min-side and --html need --index")
-        if args.duplicates is not None:
-            _print(_duplicates(args), args.json, lambda row: "\t".join(row["paths"]))
-            return
-        rows = _search_folder(args) if args.index is None else _search_index(args)
-        _print(rows, args.json, lambda row: row["path"] if args.paths else _describe_hit(row))
-
-    return run
-
-
-def _search_folder(args: Namespace) -> list[dict[str, Any]]:
-    from vlm.checkpoint import load
-
-    embedder = load(args.model)
-    query = _embed_query(embedder, args.query)  # (E,)
-    paths, embeds, skipped = _embed_folder(embedder, args.folder)
-    scores, order = (embeds @ query).sort(descending=True, stable=True)
-    hits = zip(scores[: args.k].tolist(), order[: args.k].tolist(), strict=True)
-    _report_skipped(skipped, len(paths) + len(skipped))
-    return [{"path": str(paths[item]), "score": score, "rank": rank} for rank, (score, item) in enumerate(hits, 1)]
-
-
-def _search_index(args: Namespace) -> list[dict[str, Any]]:
-    from vlm.contact_sheet import contact_sheet
-
-    with _open_index(args) as opened:
-        query = Path(args.query) if _is_picture(args.query) else args.query
-        limits = {"glob": args.glob, "since": args.since, "until": args.until, "min_side": args.min_side}
-        hits = opened.search(query, args.k, **limits)
-        if not hits:
-            _check_filled(opened, args.index)
-    if args.html:
-        args.html.write_text(contact_sheet(hits, args.query), encoding="utf-8")
-    return [
-        {"path": str(hit.path), "score": hit.score, "rank": hit.rank, "probability": hit.probability} for hit in hits
-    ]
-
-
-def _duplicates(args: Namespace) -> list[dict[str, Any]]:
-    with _open_index(args) as opened:
-        _check_filled(opened, args.index)
-        return [{"paths": [str(path) for path in group]} for group in opened.duplicates(args.duplicates)]
-
-
-def _open_index(args: Namespace) -> "EmbeddingIndex":
-    from vlm.checkpoint import load
-    from vlm.retrieval import EmbeddingIndex
-
-    if not args.index.is_dir():
-        raise ValueError(f"There is no index '{args.index}'. Make one: vlm index FOLDER --index {args.index}")
-    return EmbeddingIndex.open(args.index, load(args.model))
-
-
-def _check_filled(opened: "EmbeddingIndex", folder: Path) -> None:
-    if not len(opened):
-        raise ValueError(f"The index '{folder}' has no pictures for this model. Run vlm index with it first.")
-
-
-def _describe_hit(row: dict[str, Any]) -> str:
-    probability = row.get("probability")
-    sure = "" if probability is None else f"\t{probability:7.1%}"
-    return f"{row['rank']:3d}\t{row['score']:.3f}{sure}\t{row['path']}"
 
 
 COMMANDS: dict[str, Callable[[ArgumentParser], Run]] = {
@@ -245,6 +110,7 @@ COMMANDS: dict[str, Callable[[ArgumentParser], Run]] = {
     "index": index,
     "look": look,
     "search": search,
+    "serve": serve,
 }
 
 
@@ -271,34 +137,6 @@ def _parser() -> ArgumentParser:
         command = commands.add_parser(name, help=add.__doc__, description=add.__doc__)
         command.set_defaults(run=add(command))
     return parser
-
-
-def _add_model(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini", help=_MODEL_HELP)
-
-
-def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print a list of objects for programs to read")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text}")
-    return int(text)
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
-    if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
-        return
-    for row in rows:
-        print(line(row))
-
-
-def _user_language() -> str:
-    """`ja` where the user's locale says so, else `en`."""
-    chosen = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
-    return "ja" if chosen.startswith("ja") else "en"
 
 
 def _open_classifier(source: str) -> tuple["ViTClassifier", "Preprocess"]:
@@ -339,61 +177,6 @@ def _inside_classifier(
     classifier, preprocess = _open_classifier(source)
     labels = labels or [classifier.labels[int(_classify(classifier, preprocess, [picture]).argmax())]]
     return classifier.vision, preprocess, {label: label_score(classifier, label) for label in labels}
-
-
-def _embed_query(embedder: "Embedder", query: str) -> "Tensor":
-    """A path of a picture, or else a text -> (E,)."""
-    if _is_picture(query):
-        return embedder.embed_images([query])[0]
-    if not query.strip():
-        raise ValueError("QUERY is empty. Give a text, or the path of a picture.")
-    return embedder.embed_texts([query])[0]
-
-
-def _is_picture(query: str) -> bool:
-    from vlm.preprocess import IMAGE_SUFFIXES
-
-    return Path(query).suffix.lower() in IMAGE_SUFFIXES or os.path.isfile(
-        query
-    )  # of Path's own, a long text is an error
-
-
-def _embed_folder(embedder: "Embedder", folder: Path) -> tuple[list[Path], "Tensor", list["ImageError"]]:
-    """All pictures below a folder -> their paths, their vectors (G, E), and what was skipped."""
-    import torch
-    from tqdm import tqdm
-
-    from vlm.preprocess import ImageError, find_images
-
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder '{folder}'.")
-    found = list(find_images(folder))
-    if not found:
-        raise ValueError(f"Folder '{folder}' holds no pictures.")
-    paths: list[Path] = []
-    skipped: list[ImageError] = []
-    embeds = [torch.empty(0, embedder.embed_dim)]
-    batch: list[Tensor] = []
-    for path in tqdm(found, desc="embedding", unit="picture", file=sys.stderr):
-        try:
-            batch.append(embedder.preprocess(path))
-            paths.append(path)
-        except ImageError as error:
-            skipped.append(error)
-        if len(batch) == 32:
-            embeds.append(embedder.embed_pixels(torch.stack(batch)))
-            batch.clear()
-    if batch:
-        embeds.append(embedder.embed_pixels(torch.stack(batch)))
-    return paths, torch.cat(embeds), skipped
-
-
-def _report_skipped(skipped: list["ImageError"], found: int) -> None:
-    if not skipped:
-        return
-    print(f"vlm: skipped {len(skipped)} of {found} pictures", file=sys.stderr)
-    for error in sorted(skipped, key=lambda error: error.reason):
-        print(f"  {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

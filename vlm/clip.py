@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.config import CLIPConfig, Projection
+from vlm.config import CLIPConfig
+from vlm.layers import projection
 from vlm.text import TextTransformer
 from vlm.vision import VisionTransformer
 
@@ -20,8 +21,8 @@ class CLIP(nn.Module):
         self.config = config
         self.vision = VisionTransformer(config.vision)
         self.text = TextTransformer(config.text)
-        self.vision_proj = _projection(config.vision_proj, config.vision.width, config.embed_dim)
-        self.text_proj = _projection(config.text_proj, config.text.width, config.embed_dim)
+        self.vision_proj = projection(config.vision_proj, config.vision.width, config.embed_dim)
+        self.text_proj = projection(config.text_proj, config.text.width, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale))  # log(1 / temperature)
         self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias)) if config.logit_bias is not None else None
 
@@ -40,13 +41,3 @@ class CLIP(nn.Module):
         """Scaled similarities (B images, B texts): exp(logit_scale) image . text (+ logit_bias)."""
         scores = self.logit_scale.exp() * image_embeds @ text_embeds.T
         return scores if self.logit_bias is None else scores + self.logit_bias
-
-
-def _projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
-    if kind == "none":
-        return nn.Identity()
-    linear = nn.Linear(width, embed_dim, bias=kind == "linear_bias")
-    nn.init.normal_(linear.weight, std=width**-0.5)  # openai/CLIP model.py
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
-    return linear

@@ -224,6 +224,18 @@ class CLIPConfig(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CosineHeadConfig(StrictConfig):
+    """A classifier's head that compares unit vectors, as CLIP does."""
+
+    embed_dim: int = 512  # E
+    proj: Projection = "linear"  # of the picture side: CLIPConfig.vision_proj
+
+    def __post_init__(self) -> None:
+        _positive(self, "embed_dim")
+        _choice(self, "proj", typing.get_args(Projection))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(StrictConfig):
     """How a picture becomes pixels (3, H, W).  Travels with the weights."""
 

@@ -16,16 +16,17 @@ main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1f
 figure {{ margin: 0 }}
 img {{ width: 100%; height: 200px; object-fit: contain; background: #eee }}
 figcaption {{ overflow-wrap: anywhere; color: #555; font-size: 13px }}
-</style></head><body><h1>{title}</h1><main>
+</style></head><body><h1>{title}</h1>{note}<main>
 {figures}
 </main></body></html>
 """
 
 
-def contact_sheet(hits: Sequence[Hit], title: str) -> str:
+def contact_sheet(hits: Sequence[Hit], title: str, *, no_good_match: bool = False) -> str:
     """One figure per hit, in order; a file that can no longer be opened says so in place of its picture."""
     figures = "\n".join(_figure(hit) for hit in hits)
-    return _PAGE.format(title=html.escape(title), figures=figures)
+    note = "<p>No good match. What is nearest all the same:</p>" if no_good_match else ""
+    return _PAGE.format(title=html.escape(title), note=note, figures=figures)
 
 
 def _figure(hit: Hit) -> str:
@@ -34,7 +35,8 @@ def _figure(hit: Hit) -> str:
         shown = f'<img src="data:image/jpeg;base64,{_small_copy(hit)}" alt="{name}">'
     except ImageError as error:
         shown = f"<p>{error.reason}</p>"
-    return f"<figure>{shown}<figcaption>{hit.rank} &middot; {hit.score:.3f} &middot; {name}</figcaption></figure>"
+    sure = "" if hit.probability is None else f" &middot; {hit.probability:.1%}"
+    return f"<figure>{shown}<figcaption>{hit.rank} &middot; {hit.score:.3f}{sure} &middot; {name}</figcaption></figure>"
 
 
 def _small_copy(hit: Hit) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm.calibration import Calibration
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig
 from vlm.preprocess import ImageSource, Preprocess
@@ -21,10 +22,19 @@ from vlm.tokenizer import Tokenizer
 class Embedder:
     """What `vlm.load` returns.  `model`, `tokenizer` and `preprocess` are public; all vectors come back on the CPU."""
 
-    def __init__(self, model: CLIP, tokenizer: Tokenizer | None, preprocess: Preprocess | None, *, name: str = "model"):
+    def __init__(
+        self,
+        model: CLIP,
+        tokenizer: Tokenizer | None,
+        preprocess: Preprocess | None,
+        *,
+        name: str = "model",
+        calibration: Calibration | None = None,
+    ):
         _check_fit(model.config, tokenizer, preprocess)
         self.model = model
         self.name = name
+        self.calibration = calibration  # of these weights: training goes on without it
         self._tokenizer = tokenizer
         self._preprocess = preprocess
 
@@ -105,6 +115,21 @@ class Embedder:
                 embedded = self.model.encode_text(batch.to(self.device)).float().cpu()
             embeds[rows] = embedded
         return embeds
+
+    def match_probability(self, cosines: Tensor) -> Tensor | None:
+        """That a picture is a correct answer to one text, from their cosines, any shape; None: this model only ranks.
+
+        As calibrated; else, of a model trained with a sigmoid (SigLIP), what its loss made of a pair.
+        """
+        if self.calibration is not None:
+            return self.calibration.probability(cosines)
+        if self.model.logit_bias is None:
+            return None
+        return (self.model.logit_scale.exp().item() * cosines + self.model.logit_bias.item()).sigmoid()
+
+    def no_good_match(self, probability: float | None) -> bool:
+        """Whether the best hit is below the line that validation data drew; a model without one never says so."""
+        return self.calibration is not None and probability is not None and probability < self.calibration.line
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

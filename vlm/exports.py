@@ -18,7 +18,7 @@ from vlm.interop.huggingface_processor import full_side, write_processor
 from vlm.interop.tables import State
 from vlm.interop.tokens import write_tokenizer
 from vlm.tokenizer import CLIPTokenizer
-from vlm.vision import ViTClassifier
+from vlm.vision import CosineHead, ViTClassifier
 
 Format = Literal["openclip", "huggingface", "timm", "onnx"]
 
@@ -69,6 +69,7 @@ def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:
 def _huggingface(model: Embedder | ViTClassifier, folder: Path) -> None:
     """CLIP's rule for id 2 ("the highest id") cannot find an end-of-text that is 2: ids 1 and 2 then change places."""
     if isinstance(model, ViTClassifier):
+        _need_linear_head(model, "Hugging Face")
         config, preprocess, kind = model.vision.config, model.preprocess, "vit"
         side = full_side(preprocess.config if preprocess else None, config.image_shape[0])
         info, tensors = huggingface_vit.write_classifier(config, _weights(model), model.labels, side)
@@ -92,6 +93,7 @@ def _huggingface(model: Embedder | ViTClassifier, folder: Path) -> None:
 
 def _timm(model: Embedder | ViTClassifier, folder: Path) -> None:
     if isinstance(model, ViTClassifier):
+        _need_linear_head(model, "timm")
         config, labels, preprocess, state = model.vision.config, model.labels, model.preprocess, _weights(model)
     else:
         config, labels, preprocess = model.model.config.vision, None, model.parts()[1]
@@ -180,6 +182,14 @@ def _need_clip(model: Embedder | ViTClassifier, library: str) -> Embedder:
             f"{library} holds pictures and texts; this is a ViT with classes. Export it to huggingface or timm."
         )
     return model
+
+
+def _need_linear_head(model: ViTClassifier, library: str) -> None:
+    if isinstance(model.head, CosineHead):
+        raise ValueError(
+            f"{library}'s ViT has a linear head; this classifier compares unit vectors, which no linear head does. "
+            "Export it to onnx, or train with a linear head."
+        )
 
 
 def _weights(model: nn.Module) -> State:

@@ -112,44 +112,29 @@ def draw_all(
 
 def draw_attention(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
     """Rows are blocks, columns heads."""
-    maps = visualize.attention_read(vision, images)[:, 0]  # (L, h, H/P, W/P)
-    side = 96 if maps.shape[1] <= 6 else 64
-    tiles = [[overlay(picture, head, side) for head in block] for block in maps]
-    columns = [f"{pen.words['head']} {head}" for head in range(maps.shape[1])]
-    return _sheet("attention", pen, tiles, columns, [f"{pen.words['block']} {block}" for block in range(maps.shape[0])])
+    tiles = attention_tiles(vision, images, picture)
+    columns = [f"{pen.words['head']} {head}" for head in range(len(tiles[0]))]
+    return _sheet("attention", pen, tiles, columns, [f"{pen.words['block']} {block}" for block in range(len(tiles))])
 
 
 def draw_rollout(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
     grid = visualize.rollout_map(vision, images)[0]
-    return _sheet("rollout", pen, [[_shrink(picture, 192), overlay(picture, grid, 192)]], [pen.words["picture"], ""])
+    return _sheet("rollout", pen, [[enlarged(picture, 192), overlay(picture, grid, 192)]], [pen.words["picture"], ""])
 
 
 def draw_relevance(picture: Image.Image, maps: Mapping[str, Tensor], pen: Pen) -> Image.Image:
     """`maps`: caption -> (H/P, W/P), signed; all on one scale, so that they compare."""
     top = max(float(grid.abs().max()) for grid in maps.values())
-    tiles = [_shrink(picture, 192), *(tint(picture, grid / top if top else grid, 192) for grid in maps.values())]
+    tiles = [enlarged(picture, 192), *(tint(picture, grid / top if top else grid, 192) for grid in maps.values())]
     return _sheet("relevance", pen, [tiles], [pen.words["picture"], *maps])
 
 
 def draw_positions(vision: VisionTransformer, pen: Pen) -> Image.Image:
-    similarity = visualize.position_similarity(vision)  # (H/P, W/P, H/P, W/P)
-    side = max(28, 560 // similarity.shape[1])
-    tiles = [
-        [colours(grid / 2 + 0.5, _SIGNED).resize((side, side), Image.Resampling.NEAREST) for grid in row]
-        for row in similarity
-    ]
-    return _sheet("positions", pen, tiles)
+    return _sheet("positions", pen, position_tiles(vision))
 
 
 def draw_filters(vision: VisionTransformer, pen: Pen) -> Image.Image:
-    filters, _ = visualize.patch_filters(vision)  # (K, C, P, P)
-    if filters.shape[1] != 3:
-        filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    levels = (filters / filters.abs().amax((1, 2, 3), keepdim=True) / 2 + 0.5) * 255
-    tiles = [
-        Image.fromarray(level.permute(1, 2, 0).round().byte().numpy()).resize((64, 64), Image.Resampling.NEAREST)
-        for level in levels
-    ]
+    tiles = filter_tiles(vision)
     return _sheet("filters", pen, [tiles[start : start + 7] for start in range(0, len(tiles), 7)])
 
 
@@ -178,16 +163,44 @@ def draw_distance(vision: VisionTransformer, images: Tensor, pen: Pen) -> Image.
     return _sheet("distance", pen, [[plot]])
 
 
+def attention_tiles(vision: VisionTransformer, images: Tensor, picture: Image.Image) -> list[list[Image.Image]]:
+    """What the picture's vector reads: a list of heads for each block."""
+    maps = visualize.attention_read(vision, images)[:, 0]  # (L, h, H/P, W/P)
+    side = 96 if maps.shape[1] <= 6 else 64
+    return [[overlay(picture, head, side) for head in block] for block in maps]
+
+
+def position_tiles(vision: VisionTransformer) -> list[list[Image.Image]]:
+    """A map for each patch, at its place: the cosine of its position with all others."""
+    similarity = visualize.position_similarity(vision)  # (H/P, W/P, H/P, W/P)
+    side = max(28, 560 // similarity.shape[1])
+    return [
+        [colours(grid / 2 + 0.5, _SIGNED).resize((side, side), Image.Resampling.NEAREST) for grid in row]
+        for row in similarity
+    ]
+
+
+def filter_tiles(vision: VisionTransformer) -> list[Image.Image]:
+    filters, _ = visualize.patch_filters(vision)  # (K, C, P, P)
+    if filters.shape[1] != 3:
+        filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    levels = (filters / filters.abs().amax((1, 2, 3), keepdim=True) / 2 + 0.5) * 255
+    return [
+        Image.fromarray(level.permute(1, 2, 0).round().byte().numpy()).resize((64, 64), Image.Resampling.NEAREST)
+        for level in levels
+    ]
+
+
 def overlay(picture: Image.Image, grid: Tensor, side: int) -> Image.Image:
     """A map (H/P, W/P) from 0 up to its own maximum, glowing over the picture's grey; longer side `side` pixels."""
-    shown = _shrink(picture, side)
+    shown = enlarged(picture, side)
     heat = colours(grid / grid.max().clamp_min(1e-12), _HEAT).resize(shown.size, Image.Resampling.BILINEAR)
     return Image.blend(shown.convert("L").convert("RGB"), heat, 0.65)
 
 
 def tint(picture: Image.Image, grid: Tensor, side: int) -> Image.Image:
     """A signed map (H/P, W/P) of -1..1, as blue and red paint on the picture's pale grey."""
-    shown = _shrink(picture, side)
+    shown = enlarged(picture, side)
     pale = Image.blend(shown.convert("L").convert("RGB"), Image.new("RGB", shown.size, "white"), 0.5)
     return ImageChops.multiply(pale, colours(grid / 2 + 0.5, _SIGNED).resize(shown.size, Image.Resampling.BILINEAR))
 
@@ -200,7 +213,8 @@ def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def _shrink(picture: Image.Image, side: int) -> Image.Image:
+def enlarged(picture: Image.Image, side: int) -> Image.Image:
+    """Longer side `side` pixels."""
     scale = side / max(picture.size)
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
 
@@ -226,12 +240,20 @@ def _sheet(
         while label.getlength(text) > width:
             text = text[:-2] + "…"
         draw.text((left + column * (width + _GAP) + width / 2, top - 9), text, fill=_INK, font=label, anchor="ms")
+    for row, text in enumerate(rows):
+        y = top + row * (height + _GAP) + height / 2
+        draw.text((left - 10, y), text, fill=_INK, font=label, anchor="rm")
+    sheet.paste(mosaic(tiles), (left, top))
+    return sheet
+
+
+def mosaic(tiles: Sequence[Sequence[Image.Image]], gap: int = _GAP) -> Image.Image:
+    """Tiles of one size in rows and columns, white between them."""
+    (width, height), columns = tiles[0][0].size, max(len(line) for line in tiles)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(tiles) * (height + gap) - gap), "white")
     for row, line in enumerate(tiles):
-        y = top + row * (height + _GAP)
-        if rows:
-            draw.text((left - 10, y + height / 2), rows[row], fill=_INK, font=label, anchor="rm")
         for column, tile in enumerate(line):
-            sheet.paste(tile, (left + column * (width + _GAP), y))
+            sheet.paste(tile, (column * (width + gap), row * (height + gap)))
     return sheet
 
 

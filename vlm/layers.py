@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.config import Activation
+from vlm.config import Activation, Projection
 
 
 class Attention(nn.Module):
@@ -177,6 +177,17 @@ def init_blocks(blocks: nn.ModuleList) -> None:
         for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+
+
+def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
+    """From features to the joint space, (B, D) -> (B, E)."""
+    if kind == "none":
+        return nn.Identity()
+    linear = nn.Linear(width, embed_dim, bias=kind == "linear_bias")
+    nn.init.normal_(linear.weight, std=width**-0.5)  # openai/CLIP model.py
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _join_heads(heads: Tensor) -> Tensor:

@@ -60,14 +60,12 @@ def read(job: Job, preprocess: Preprocess) -> Read:
         digest = hashlib.sha256(data).digest()
         if digest in job.known:
             return Read(Record(path=job.path, size=job.size, mtime=job.mtime, digest=digest), None)
-        picture = open_image(data)
-        pixels = preprocess.pixels(picture).numpy()
+        pixels, (width, height) = preprocess.pixels_and_size(data)
     except ImageError as error:
         broken = Record(path=job.path, size=job.size, mtime=job.mtime, reason=error.reason, detail=error.detail)
         return Read(broken, None)
-    width, height = picture.size
     content = Content(digest=digest, size=len(data), width=width, height=height, taken=_taken(data))
-    return Read(Record(path=job.path, size=job.size, mtime=job.mtime, digest=digest, content=content), pixels)
+    return Read(Record(path=job.path, size=job.size, mtime=job.mtime, digest=digest, content=content), pixels.numpy())
 
 
 def _bytes(path: str) -> bytes:

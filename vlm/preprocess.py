@@ -6,14 +6,17 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from vlm.config import PreprocessConfig
+from vlm.large_pictures import decode_jpeg, shrink
+from vlm.signatures import sniff
 
 MAX_PIXELS = 89_478_485  # Pillow's own line, Image.MAX_IMAGE_PIXELS: 256 MiB of RGB
 MAX_BYTES = 64 * 2**20
@@ -44,26 +47,12 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+Decoding = Literal["exact", "scaled"]
 ImageSource = str | os.PathLike[str] | bytes | Readable | Image.Image | np.ndarray
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (4, b"ftypavif", "AVIF"),
-    (4, b"ftypavis", "AVIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (0, b"%PDF", "PDF"),
-    (0, b"8BPS", "PSD"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (4, b"JXL ", "JPEG XL"),
-)
+_LARGE = 2**18  # pixels, 512 x 512
+_SPARE = 1.6  # how many times as large as the resized picture a scaled one is at least
 _UPRIGHT = {  # EXIF orientation -> what sets it right
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,6 +62,7 @@ _UPRIGHT = {  # EXIF orientation -> what sets it right
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class ImageError(ValueError):
@@ -94,18 +84,35 @@ def open_image(source: ImageSource) -> Image.Image:
     `source`: a path, a file's bytes, a binary stream, a PIL picture, or uint8 (H, W, 3) or (H, W).  Files of more than
     `MAX_BYTES` are not read, pictures of more than `MAX_PIXELS` not decoded.
     """
+    return _to_rgb(_open(source))
+
+
+def picture_size(source: ImageSource) -> tuple[int, int]:
+    """(width, height) that the header promises, nothing decoded or turned upright, or `ImageError`."""
+    return _open(source).image.size
+
+
+class _Opened(NamedTuple):
+    """A picture whose header has been read and is within the limits; nothing is decoded yet."""
+
+    image: Image.Image
+    name: str
+    data: bytes | None  # the file, where there is one
+
+
+def _open(source: ImageSource) -> _Opened:
     match source:
         case Image.Image():
-            return _to_rgb(source, "<picture>")
+            return _check_pixels(_Opened(source, "<picture>", None))
         case np.ndarray():
-            return _to_rgb(_from_array(source), "<array>")
+            return _check_pixels(_Opened(_from_array(source), "<array>", None))
         case str() | os.PathLike():
             name = os.fsdecode(source)
-            return _decode(_read_file(name), name)
+            return _read_header(_read_file(name), name)
         case bytes():
-            return _decode(source, "<bytes>")
+            return _read_header(source, "<bytes>")
         case Readable():
-            return _decode(_read_stream(source), "<stream>")
+            return _read_header(_read_stream(source), "<stream>")
     wanted = "wanted a path, bytes, a binary file, a PIL picture or a uint8 array"
     raise ImageError(f"<{type(source).__name__}>", "not a picture", wanted)
 
@@ -143,10 +150,18 @@ def _leads_outside(link: Path, root: Path) -> bool:
 
 
 class Preprocess:
-    """Picture -> pixels, as `config` says.  Pixels equal those of OpenCLIP, timm and Hugging Face (`tests/`)."""
+    """Picture -> pixels, as `config` says.  Pixels equal those of OpenCLIP, timm and Hugging Face (`tests/`).
 
-    def __init__(self, config: PreprocessConfig) -> None:
+    Large pictures are shrunk by torch, 1 level from Pillow's result at most, in a tenth of its time.  `decoding`
+    "scaled": JPEG files are decoded at a half, a quarter or an eighth where that is still `_SPARE` times as large as
+    needed; about half a level away on average (benchmarks/decoding.md).
+    """
+
+    def __init__(self, config: PreprocessConfig, *, decoding: Decoding = "exact") -> None:
+        if decoding not in get_args(Decoding):
+            raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(get_args(Decoding))}.")
         self.config = config
+        self.decoding: Decoding = decoding
         self._filter = Image.Resampling[config.interpolation.upper()]
         self._mean = torch.tensor(config.mean).view(3, 1, 1)
         self._std = torch.tensor(config.std).view(3, 1, 1)
@@ -157,32 +172,77 @@ class Preprocess:
 
     def pixels(self, picture: ImageSource) -> Tensor:
         """-> uint8 (3, H, W), before mean and standard deviation."""
-        image = self._fit(open_image(picture))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return self.pixels_and_size(picture)[0]
+
+    def pixels_and_size(self, picture: ImageSource) -> tuple[Tensor, tuple[int, int]]:
+        """-> uint8 (3, H, W), and the (width, height) of the picture itself, upright."""
+        opened = _open(picture)
+        if opened.data is not None and isinstance(opened.image, JpegImageFile):
+            image, size = self._fit_jpeg(opened, opened.data)
+        else:
+            whole = _to_rgb(opened)
+            image, size = self._fit(whole, whole.size), whole.size
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), size
+
+    def _fit_jpeg(self, opened: _Opened, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
+        orientation = _orientation(opened.image)
+        width, height = opened.image.size
+        size = (height, width) if orientation in _ON_ITS_SIDE else (width, height)
+        if self.decoding == "scaled" and (factor := self._factor(size)) > 1:
+            opened.image.draft(None, (width // factor, height // factor))  # type: ignore[arg-type]  # None: same colours
+        elif opened.image.mode == "RGB" and orientation not in _UPRIGHT and self._is_large(size):
+            levels = decode_jpeg(data)
+            if levels is not None and levels.shape == (height, width, 3):
+                return self._frame(self._shrink(levels, size)), size
+        return self._fit(_to_rgb(opened), size), size
+
+    def _factor(self, size: tuple[int, int]) -> int:
+        """How many times smaller a JPEG of this (width, height) may be decoded: whole pixels, and enough of them."""
+        sides = tuple(zip(size, self._resized(*size), strict=True))
+        allowed = (f for f in (8, 4, 2) if all(side % f == 0 and side >= f * _SPARE * new for side, new in sides))
+        return next(allowed, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 0..255, or float 0..1, (..., 3, H, W) -> float32 of the same shape: (x - mean) / std."""
         levels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         return (levels - self._mean.to(levels.device)) / self._std.to(levels.device)
 
-    def _fit(self, image: Image.Image) -> Image.Image:
-        """Resize, then cut or pad around the centre to (H, W)."""
+    def _fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Resize, then cut or pad.  `size`: (width, height) of the picture; `image` may be a smaller version of it."""
+        if self._is_band(size):
+            return self._fit_band(image, *self._resized(*size))
+        if self._is_large(size):
+            return self._frame(self._shrink(np.array(image), size))
+        return self._frame(image.resize(self._resized(*size), self._filter))
+
+    def _shrink(self, levels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+        return Image.fromarray(shrink(levels, self._resized(*size), self.config.interpolation))
+
+    def _frame(self, image: Image.Image) -> Image.Image:
+        """Cut or pad around the centre to (H, W)."""
         height, width = self.config.image_shape
-        new_width, new_height = self._resized(*image.size)
-        if self.config.resize == "crop" and new_width * new_height > 32 * width * height:
-            return self._fit_band(image, new_width, new_height)
-        image = image.resize((new_width, new_height), self._filter)
-        if (new_width, new_height) == (width, height):
+        if image.size == (width, height):
             return image
-        left, top = self._offset(new_width, width), self._offset(new_height, height)
-        if new_width >= width and new_height >= height:
+        left, top = self._offset(image.width, width), self._offset(image.height, height)
+        if image.width >= width and image.height >= height:
             return image.crop((left, top, left + width, top + height))
         frame = Image.new("RGB", (width, height), (self.config.fill,) * 3)
         frame.paste(image, (-left, -top))
         return frame
 
+    def _is_band(self, size: tuple[int, int]) -> bool:
+        """So long that, resized whole, it might not fit in memory."""
+        height, width = self.config.image_shape
+        return self.config.resize == "crop" and math.prod(self._resized(*size)) > 32 * width * height
+
+    def _is_large(self, size: tuple[int, int]) -> bool:
+        """So large that torch's time counts and its rounding does not: all smaller pictures have Pillow's own bits."""
+        width, height = self._resized(*size)
+        torch_can = self.config.interpolation in ("bicubic", "bilinear") and not self._is_band(size)
+        return torch_can and math.prod(size) >= _LARGE and size[0] >= 2 * width and size[1] >= 2 * height
+
     def _fit_band(self, image: Image.Image, new_width: int, new_height: int) -> Image.Image:
-        """The same for a picture so long that, resized whole, it would not fit in memory: only the middle is computed.
+        """Resized and cut, where only the middle is computed.
 
         Not for all pictures: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
         """
@@ -258,12 +318,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def _read_header(data: bytes, name: str) -> _Opened:
     if not data:
         raise ImageError(name, "empty file", "0 bytes; wanted a picture")
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(name)
-    kind = _sniff(data)
+    kind = sniff(data)
     if kind is None:
         raise ImageError(name, "not a picture", f"its first bytes are those of no picture format: {data[:8]!r}")
     if kind not in _FORMATS or (kind in ("AVIF", "WEBP") and not features.check(kind.lower())):
@@ -276,23 +336,21 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise ImageError(name, "damaged", f"begins like {kind}, but its header cannot be read") from error
     except Exception as error:
         raise _broken(name, error) from error
-    return _to_rgb(image, name)
+    return _check_pixels(_Opened(image, name, data))
 
 
-def _sniff(data: bytes) -> str | None:
-    for offset, magic, kind in _MAGIC:
-        if data.startswith(magic, offset):
-            return kind
-    return "SVG" if b"<svg" in data[:2048].lower() else None
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    width, height = image.size
+def _check_pixels(opened: _Opened) -> _Opened:
+    (width, height), name = opened.image.size, opened.name
     if width * height > MAX_PIXELS:
         came = f"{width} x {height} pixels; the limit is {MAX_PIXELS:,}; make it smaller first"
         raise ImageError(name, "too many pixels", came)
     if width * height == 0:
         raise ImageError(name, "not a picture", f"{width} x {height} pixels")
+    return opened
+
+
+def _to_rgb(opened: _Opened) -> Image.Image:
+    image, name, _ = opened
     try:
         image.load()
         return _upright(_flatten(image, name), _orientation(image))
@@ -332,8 +390,7 @@ def _flatten(image: Image.Image, name: str) -> Image.Image:
         detail = f"colour mode {image.mode} has no agreed way to RGB; save it with 8 bits per channel"
         raise ImageError(name, "unsupported format", detail)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
+        rgba, white = image.convert("RGBA"), Image.new("RGB", image.size, (255, 255, 255))
         white.paste(rgba, mask=rgba)
         return white
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,4 +1,5 @@
-"""Pictures found by words, by pictures, by sums of both: `EmbeddingIndex`.  Search is exact.
+"""Pictures found by words, by pictures, by sums of both: `EmbeddingIndex`.  Search is exact, unless `build_ann` was
+asked for.
 
 Each model (by `Embedder.fingerprint`) has its own vectors in the index.  They are never mixed, and another model leaves
 them where they are.
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeGuard, cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -19,13 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from vlm import embedding_files
+from vlm.ann import Ann, OpenedAnn, build
 from vlm.embedder import Embedder
+from vlm.exact_search import nearest
+from vlm.near_duplicates import group_near
 from vlm.picture_reading import Job, Read, read_batches
 from vlm.preprocess import ImageError, ImageSource, Reason, find_images
-from vlm.vector_store import Filter, VectorStore
-
-Term = tuple[float, str | ImageSource]
-Query = str | ImageSource | Sequence[Term]
+from vlm.query import Query, is_one_text, read_query
+from vlm.vector_store import Filter, Record, VectorStore
 
 _BLOCK = 2048  # vectors that are float32 at a time: they stay in the cache
 _ANYTHING = Filter()
@@ -59,7 +62,9 @@ class EmbeddingIndex:
     def __init__(self, store: VectorStore, embedder: Embedder) -> None:
         self.embedder = embedder
         self._store = store
-        self._model = store.model(embedder.fingerprint, embedder.name, embedder.embed_dim)
+        self._fingerprint = embedder.fingerprint
+        self._model = store.model(self._fingerprint, embedder.name, embedder.embed_dim)
+        self._opened_ann = OpenedAnn()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], embedder: Embedder) -> Self:
@@ -127,6 +132,55 @@ class EmbeddingIndex:
         """Forget files that have vanished (below `folder`) -> how many, and take what is not needed off the disk."""
         return self._store.prune(None if folder is None else str(_absolute(folder).resolve()))
 
+    def add_embeddings(self, folder: str | os.PathLike[str]) -> int:
+        """Vectors that were made elsewhere, in a layout of `embedding_files` -> how many files were named."""
+        folder, count = _absolute(folder), 0
+        named = embedding_files.names_its_model(folder)
+        for records, vectors in embedding_files.read(folder, self._fingerprint, self.embedder.embed_dim):
+            if not named and not count:
+                self._check_same_model(records, vectors)
+            digests = [record.digest for record in records if record.digest]
+            self._store.add(self._model, records, dict(zip(digests, vectors, strict=True)))
+            count += len(records)
+        return count
+
+    def _check_same_model(self, records: Sequence[Record], vectors: np.ndarray) -> None:
+        """Files that do not say which model made them: the first picture that is here as well does."""
+        for record, vector in zip(records, vectors, strict=True):
+            if os.path.isfile(record.path):
+                cosine = float(self.embedder.embed_images([Path(record.path)])[0] @ torch.from_numpy(vector))
+                if cosine < 0.9:
+                    raise ValueError(
+                        f"The vector of '{record.path}' is {cosine:.2f} like the one that {self.embedder.name} makes, "
+                        "wanted 0.9 or more. Give --model the one that made it."
+                    )
+                return
+
+    def save_embeddings(self, folder: str | os.PathLike[str]) -> int:
+        """All files that can be found, with their vectors, in clip-retrieval's layout -> how many."""
+        with self._store.reading():
+            vectors = self._store.vectors(self._model)
+            rows = ((record, vectors[row]) for row, record in self._store.shown(self._model))
+            return embedding_files.write(_absolute(folder), rows, self._fingerprint, self.embedder.embed_dim)
+
+    def build_ann(self, say: Callable[[str], None] = print) -> Ann:
+        """An approximate index of all vectors there are now, kept until `prune` moves them; `say` hears of progress.
+
+        It is measured with vectors of the index and with names of files as texts: `Ann.recall`.
+        """
+        file, vectors = self._store.ann_file(self._model), self._store.vectors(self._model)
+        texts = None
+        if self.embedder.parts()[0] is not None:
+            some = np.linspace(0, max(0, len(vectors) - 1), 500).astype(int).tolist()
+            names = {Path(path).stem for _, path in self._store.files_at(self._model, some, _ANYTHING)}
+            texts = self.embedder.embed_texts(sorted(names))
+        built = build(vectors, texts, say)
+        self._store.put_ann(self._model, file, built.save)
+        return built
+
+    def _ann(self) -> Ann | None:
+        return self._opened_ann.at(self._store.ann_file(self._model), self.embedder.embed_dim)
+
     def broken(self, folder: str | os.PathLike[str] | None = None) -> list[ImageError]:
         """Files (below `folder`) that are no sound pictures.  They are tried again when they change."""
         below = None if folder is None else str(_absolute(folder).resolve())
@@ -137,7 +191,7 @@ class EmbeddingIndex:
         jobs = [job for path in paths if (job := self._job(str(path), known))]
         workers = (os.cpu_count() or 1) if workers is None else workers
         embedded = broken = 0
-        bar = tqdm(total=len(jobs), desc="indexing", unit="picture", disable=not progress, smoothing=0.1)
+        bar = tqdm(total=len(jobs), desc="indexing", unit="picture", disable=not (progress and jobs), smoothing=0.1)
         with bar:
             for reads in read_batches(jobs, self.embedder.preprocess, batch_size, workers):
                 vectors = self._embed(reads)
@@ -180,20 +234,22 @@ class EmbeddingIndex:
         since: str | None = None,
         until: str | None = None,
         min_side: int | None = None,
+        exact: bool = False,
     ) -> list[Hit]:
         """The K nearest files, best first; equal scores in path order.
 
-        `query`: a text ("赤い + 車 - 人" is a sum of three), a picture (a `Path`, not a string), or (weight, text or
-        picture) terms.  `glob`, `since`, `until`, `min_side`: see `vector_store.Filter`.
+        `query`: a text ("赤い + 0.5*車 - 人" is a sum), a picture (a `Path`, not a string), or terms: (weight, text or
+        picture).  `glob`, `since`, `until`, `min_side`: see `vector_store.Filter`.  `exact`: even where
+        there is an approximate index.
         """
         if k < 1:
             raise ValueError(f"k is {k}, wanted 1 or more.")
         vector = self.embed_query(query)
-        allowed = Filter(glob=glob, since=_iso(since), until=_iso(until), min_side=min_side)
+        allowed = Filter(glob=_pattern(glob), since=_iso(since), until=_iso(until), min_side=_pixels(min_side))
         try:
-            found = self._nearest(vector, k, allowed)
+            found = self._nearest(vector, k, allowed, exact)
         except FileNotFoundError:  # another process pruned at this moment: look at the new vectors
-            found = self._nearest(vector, k, allowed)
+            found = self._nearest(vector, k, allowed, exact)
         probabilities = self._probabilities(query, [score for score, _ in found])
         return [
             Hit(Path(path), score, rank, probability)
@@ -202,10 +258,8 @@ class EmbeddingIndex:
 
     def embed_query(self, query: Query) -> Tensor:
         """-> (E,), unit length."""
-        terms = parse_terms(query) if isinstance(query, str) else query if _is_terms(query) else [(1.0, query)]
-        if not terms or any(isinstance(term, str) and not term.strip() for _, term in terms):
-            raise ValueError("The query is empty. Give a text or a picture.")
-        embeds = [weight * self._embed_term(cast("str | ImageSource", term)) for weight, term in terms]
+        terms = read_query(query)
+        embeds = [weight * self._embed_term(term) for weight, term in terms]
         total = torch.stack(embeds).sum(0)
         if total.norm() < 1e-6:
             raise ValueError("The terms of the query cancel out, so they point nowhere. Change a weight.")
@@ -220,35 +274,36 @@ class EmbeddingIndex:
                 return torch.from_numpy(self._store.vectors(self._model)[row]).float()
         return self.embedder.embed_images([term])[0]
 
-    def _nearest(self, vector: Tensor, k: int, allowed: Filter) -> list[tuple[float, str]]:
+    def _nearest(self, vector: Tensor, k: int, allowed: Filter, exact: bool) -> list[tuple[float, str]]:
+        """The K best (score, path): of an approximate index, if there is one and the filter passes enough of it."""
         with self._store.reading():
-            scores = cosines(self._store.vectors(self._model), vector[None])[0]  # (G,)
-            if allowed == _ANYTHING:
-                return self._best(scores, None, k, allowed)
-            rows = torch.from_numpy(self._store.allowed_rows(self._model, allowed))
-            return self._best(scores[rows], rows, k, allowed)
+            vectors = self._store.vectors(self._model)
+            ann = None if exact else self._ann()
+            if ann is not None:
+                hits = self._hits(*ann.nearest(vectors, vector[None], 4 * k), allowed)
+                if len(hits) >= k:
+                    return hits[:k]
+            rows = None if allowed == _ANYTHING else self._store.allowed_rows(self._model, allowed)
+            wanted = k
+            while True:  # some rows have no file any more, so it may take a second look, further down
+                hits = self._hits(*nearest(vectors, vector[None], wanted, rows), allowed)
+                if len(hits) >= k or wanted >= (len(vectors) if rows is None else len(rows)):
+                    return hits[:k]
+                wanted *= 4
 
-    def _best(self, scores: Tensor, rows: Tensor | None, k: int, allowed: Filter) -> list[tuple[float, str]]:
-        """The K best (score, path).  Some rows have no file any more, so it may take a second look, further down."""
-        wanted = k
-        while True:
-            top, at = scores.topk(min(wanted, len(scores)))
-            score_of = dict(zip((at if rows is None else rows[at]).tolist(), top.tolist(), strict=True))
-            files = self._store.files_at(self._model, list(score_of), allowed)
-            if len(files) >= k or wanted >= len(scores):
-                return sorted(((score_of[row], path) for row, path in files), key=lambda hit: (-hit[0], hit[1]))[:k]
-            wanted *= 4
+    def _hits(self, scores: Tensor, rows: Tensor, allowed: Filter) -> list[tuple[float, str]]:
+        """(1, K) of both -> (score, path) of every file there that passes the filter, best first, then by path."""
+        score_of = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))
+        files = self._store.files_at(self._model, list(score_of), allowed)
+        return sorted(((score_of[row], path) for row, path in files), key=lambda hit: (-hit[0], hit[1]))
 
     def _probabilities(self, query: Query, scores: list[float]) -> Sequence[float | None]:
-        """A model trained with a sigmoid says of each pair whether it matches, one trained with a softmax does not."""
-        model = self.embedder.model
-        if model.logit_bias is None or not isinstance(query, str) or len(parse_terms(query)) > 1:
-            return [None] * len(scores)
-        logits = torch.tensor(scores) * model.logit_scale.exp().item() + model.logit_bias.item()
-        return logits.sigmoid().tolist()
+        """Of one text; no validation data says what the cosine of a sum or of two pictures is worth."""
+        probabilities = self.embedder.match_probability(torch.tensor(scores)) if is_one_text(query) else None
+        return [None] * len(scores) if probabilities is None else probabilities.tolist()
 
     def duplicates(self, threshold: float = 0.97) -> list[list[Path]]:
-        """Groups of files that show the same: equal bytes, or a chain of cosines >= `threshold`.  Time grows as G^2."""
+        """Groups of files that show the same: equal bytes, or a chain of cosines >= `threshold`."""
         with self._store.reading():
             rows = self._store.allowed_rows(self._model, _ANYTHING)
             labels = group_near(self._store.vectors(self._model)[rows], threshold)
@@ -260,46 +315,25 @@ class EmbeddingIndex:
         return [paths for paths in groups.values() if len(paths) > 1]
 
 
-def cosines(vectors: np.ndarray, queries: Tensor) -> Tensor:
-    """float16 unit vectors (G, E), mapped from disk or not, and queries (Q, E) -> float32 (Q, G), in blocks."""
-    scores = torch.empty(len(queries), len(vectors))
-    buffer = torch.empty(_BLOCK, queries.shape[1])  # one for all: getting new memory takes longer than the product
-    for start in range(0, len(vectors), _BLOCK):
-        stored = torch.from_numpy(vectors[start : start + _BLOCK])
-        block = buffer[: len(stored)].copy_(stored)  # (block, E)
-        scores[:, start : start + _BLOCK] = (block @ queries.T).T
-    return scores
-
-
-def group_near(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """float16 unit vectors (G, E) -> labels (G,): equal where a chain of cosines >= `threshold` joins two."""
-    labels = np.arange(len(vectors))
-    for start in range(0, len(vectors), _BLOCK):
-        block = torch.from_numpy(vectors[start : start + _BLOCK]).float()
-        for other in range(start, len(vectors), _BLOCK):
-            near = (cosines(vectors[other : other + _BLOCK], block) >= threshold).numpy()
-            for row in np.flatnonzero(near.any(1)):
-                merged = np.unique(np.append(labels[other : other + _BLOCK][near[row]], labels[start + row]))
-                if len(merged) > 1:
-                    labels[np.isin(labels, merged)] = merged[0]
-    return labels
-
-
-def parse_terms(text: str) -> list[Term]:
-    """One term, or the terms of a sum, "赤い + 車 - 人": only + and - between spaces count, so "T-shirt" is a word."""
-    first, *rest = re.split(r"\s+([+-])\s+", text)
-    signs = {"+": 1.0, "-": -1.0}
-    return [(1.0, first), *((signs[sign], term) for sign, term in zip(rest[::2], rest[1::2], strict=True))]
-
-
-def _is_terms(query: Query) -> TypeGuard[Sequence[Term]]:
-    return isinstance(query, list | tuple)
-
-
 def _iso(date: str | None) -> str | None:
-    if date is not None and not re.fullmatch(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d)?)?)?)?)?", date):
-        raise ValueError(f"{date!r} is not a date. Write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:00.")
+    form = r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d)?)?)?)?)?"
+    if date is not None and not re.fullmatch(form, date, re.ASCII):
+        raise ValueError(f"{date[:40]!r} is not a date. Write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:00.")
     return date
+
+
+def _pattern(glob: str | None) -> str | None:
+    if glob is not None and (len(glob) > 1000 or "\0" in glob):
+        raise ValueError(
+            f"The pattern {glob[:40]!r}... of {len(glob):,} characters can be of no path: it is too long or has a NUL."
+        )
+    return glob
+
+
+def _pixels(side: int | None) -> int | None:
+    if side is not None and not 0 < side < 2**31:
+        raise ValueError(f"min_side is {side}, wanted a number of pixels.")
+    return side
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

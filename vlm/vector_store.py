@@ -7,8 +7,9 @@ their bytes: a vector belongs to a content, and any number of paths may show tha
 
 import json
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +172,18 @@ class VectorStore:
                 self._compact(model)
         with self._writing():  # whatever is not named now is old, or the tail of a crash
             models = self._db.execute("SELECT id FROM model").fetchall()
-            for stray in {*self.folder.glob("vectors-*.f16")} - {self._vector_file(model) for (model,) in models}:
+            kept = {file for (model,) in models for file in (self._vector_file(model), self.ann_file(model))}
+            for stray in {*self.folder.glob("vectors-*.f16"), *self.folder.glob("ann-*")} - kept:
                 with suppress(OSError):  # Windows keeps what a reader has open; the next time takes it
                     stray.unlink()
         return forgotten
+
+    def put_ann(self, model: int, file: Path, write: Callable[[Path], None]) -> None:
+        """Let `write` make the file that `ann_file` named when the building began; nobody prunes meanwhile."""
+        with self._writing():
+            if file != self.ann_file(model):
+                raise ValueError(f"'{self.folder}' was pruned while its approximate index was built. Build it again.")
+            write(file)
 
     def _compact(self, model: int) -> None:
         """Close the gaps: the vectors that are left move into a new file, which the same transaction makes the one."""
@@ -224,6 +233,10 @@ class VectorStore:
     def vectors(self, model: int) -> np.ndarray:
         """float16 (rows, E), mapped from disk, not read.  Some rows may be of contents that no file shows any more."""
         return self._map(model, self.rows(model))
+
+    def ann_file(self, model: int) -> Path:
+        """Where an approximate index of these vectors is kept; another place when they have moved to other rows."""
+        return self.folder / f"{self._vector_file(model).stem.replace('vectors', 'ann')}.safetensors"
 
     def has_vector(self, model: int, digest: bytes) -> bool:
         joined = "SELECT count(*) FROM vector JOIN content ON content.id = vector.content"
@@ -284,6 +297,14 @@ class VectorStore:
         found = self._db.execute(query, [model, json.dumps(list(rows)), *values])
         return [(row, os.fsdecode(path)) for row, path in found]
 
+    def shown(self, model: int) -> Iterator[tuple[int, Record]]:
+        """(row, record with its content) of every file that can be found, in path order."""
+        columns = "row, path, file.size, mtime, digest, content.size, width, height, taken"
+        query = f"SELECT {columns} {_FILES} WHERE model = ? AND NOT missing ORDER BY path"
+        for row, path, size, mtime, digest, bytes_, width, height, taken in self._db.execute(query, [model]):
+            content = Content(digest=digest, size=bytes_, width=width, height=height, taken=taken)
+            yield row, Record(path=os.fsdecode(path), size=size, mtime=mtime, digest=digest, content=content)
+
     def save(self, folder: Path) -> None:
         """A whole copy, also while others write."""
         if folder.exists():
@@ -297,6 +318,8 @@ class VectorStore:
             for (model,) in self._db.execute("SELECT id FROM model").fetchall():
                 if rows := self.rows(model):
                     (folder / self._vector_file(model).name).write_bytes(self._map(model, rows).tobytes())
+                if (ann := self.ann_file(model)).exists():
+                    shutil.copyfile(ann, folder / ann.name)
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.config import VisionConfig
-from vlm.layers import AttentionPool, Block, init_blocks
+from vlm.config import CosineHeadConfig, VisionConfig
+from vlm.layers import AttentionPool, Block, init_blocks, projection
 
 if TYPE_CHECKING:
     from vlm.preprocess import Preprocess
@@ -156,10 +156,32 @@ class VisionTransformer(nn.Module):
         init_blocks(self.blocks)
 
 
+class CosineHead(nn.Linear):
+    """A linear head that reads unit vectors, as CLIP does: features (B, D) -> logits (B, M).
+
+    Row m of `weight` is exp(logit_scale) times the unit vector of class m, where `zero_shot.zero_shot_head` starts it
+    (Wortsman et al. 2022, section 3); `bias` starts at SigLIP's logit_bias, 0 for CLIP.
+    """
+
+    def __init__(self, config: CosineHeadConfig, width: int, num_classes: int):
+        super().__init__(config.embed_dim, num_classes)
+        if config.proj == "none" and width != config.embed_dim:
+            raise ValueError(f"proj 'none' needs width {width} to equal embed_dim {config.embed_dim}. Use 'linear'.")
+        self.config = config
+        self.width = width  # D
+        self.proj = projection(config.proj, width, config.embed_dim)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.normalize(self.proj(input), dim=-1))
+
+
 class ViTClassifier(nn.Module):
     """A ViT and a linear head, (B, C, H, W) -> logits (B, M).  Book eq. (17).
 
-    `labels` names the M classes in order (their numbers by default); `preprocess` makes pictures ready for `forward`.
+    `labels` names the M classes in order (their numbers by default); `preprocess` makes pictures ready for `forward`;
+    `head` compares unit vectors instead.
     """
 
     def __init__(
@@ -169,6 +191,7 @@ class ViTClassifier(nn.Module):
         *,
         labels: Sequence[str] | None = None,
         preprocess: "Preprocess | None" = None,
+        head: CosineHead | None = None,
     ):
         super().__init__()
         if num_classes < 1:
@@ -176,14 +199,25 @@ class ViTClassifier(nn.Module):
         self.labels = tuple(labels) if labels is not None else tuple(str(number) for number in range(num_classes))
         if len(self.labels) != num_classes:
             raise ValueError(f"{len(self.labels)} labels for {num_classes} classes: give one label per class.")
+        if head is not None and (head.width, head.out_features) != (config.width, num_classes):
+            raise ValueError(
+                f"head takes width {head.width} to {head.out_features} classes; "
+                f"this ViT has width {config.width} and {num_classes} classes."
+            )
         self.preprocess = preprocess
         self.vision = VisionTransformer(config)
-        self.head = nn.Linear(config.width, num_classes)
-        nn.init.zeros_(self.head.weight)  # ViT paper, section 4.1: the new head starts at zero
-        nn.init.zeros_(self.head.bias)
+        self.head = head if head is not None else _zero_head(config.width, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.vision(images))
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.head(self.vision(images, keep))
+
+
+def _zero_head(width: int, num_classes: int) -> nn.Linear:
+    """ViT paper, section 4.1: a new head starts at zero."""
+    head = nn.Linear(width, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def resize_pos_embed(

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlm.config import CosineHeadConfig
 from vlm.embedder import Embedder
 from vlm.preprocess import ImageSource
+from vlm.vision import CosineHead, ViTClassifier
 
 _JAPANESE = re.compile("[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f々]")  # kana or kanji
 
@@ -60,6 +62,32 @@ def class_embeddings(embedder: Embedder, labels: Sequence[str], templates: Seque
     embeds = embedder.embed_texts([sentence for group in sentences for sentence in group])
     means = torch.stack([group.mean(0) for group in embeds.split([len(group) for group in sentences])])
     return F.normalize(means, dim=-1)
+
+
+def zero_shot_head(embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None) -> CosineHead:
+    """A head to train on from: over the features of `embedder.model.vision`, its softmax is `classify`'s answer.
+
+    Of a model with a logit_bias (SigLIP) its sigmoid is `ZeroShotClassifier.scores` too.
+    """
+    model, class_embeds = embedder.model, class_embeddings(embedder, labels, templates)  # (M, E)
+    config = CosineHeadConfig(embed_dim=embedder.embed_dim, proj=model.config.vision_proj)
+    head = CosineHead(config, model.config.vision.width, len(labels))
+    with torch.no_grad():
+        head.proj.load_state_dict(model.vision_proj.state_dict())
+        head.weight.copy_(model.logit_scale.exp().cpu() * class_embeds)
+        if model.logit_bias is not None:
+            head.bias.fill_(float(model.logit_bias))
+    return head
+
+
+def classifier_from_names(
+    embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None
+) -> ViTClassifier:
+    """A copy of the embedder's picture tower with `zero_shot_head`: zero-shot without the text tower."""
+    config, head = embedder.model.config.vision, zero_shot_head(embedder, labels, templates)
+    classifier = ViTClassifier(config, len(labels), labels=labels, preprocess=embedder.parts()[1], head=head)
+    classifier.vision.load_state_dict(embedder.model.vision.state_dict())
+    return classifier.eval()
 
 
 def label_sentences(label: str, templates: Sequence[str] | None = None) -> list[str]:

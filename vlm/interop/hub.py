@@ -56,6 +56,50 @@ def _weights(files: list[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class About:
+    """A remote model before it is here."""
+
+    size: int | None  # bytes of what would be downloaded; None where the registry does not say
+    folder: Path | None  # where in huggingface_hub's cache it comes to lie
+
+
+def about(source: str) -> About:
+    """What loading "hf:..." or "openclip:..." would bring.  Asks the hub for its list of files, no more."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import filter_repo_objects
+
+    if source.startswith("hf:"):
+        match = _REPO.fullmatch(source.removeprefix("hf:"))
+        if match is None:
+            raise ValueError(f"'{source}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
+        name, revision = match["repo"], match["revision"]
+    else:
+        model, _, tag = source.removeprefix("openclip:").partition("/")
+        known = _open_clip().get_pretrained_cfg(model, tag)
+        if not known:
+            raise ValueError(f"OpenCLIP has no weights '{tag}' for '{model}'. Wanted openclip:NAME/TAG.")
+        name, revision = "/".join(known.get("hf_hub", "").split("/")[:2]), None
+        if not name:
+            return About(None, None)
+    try:
+        files = {file.rfilename: file.size or 0 for file in
+                 HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []}  # fmt: skip
+    except Exception as error:  # the hub's HTTP library has errors of its own
+        raise ValueError(f"The hub does not answer for {name} ({_line(error)}). Is this machine online?") from error
+    wanted = filter_repo_objects(files, allow_patterns=[*_SMALL, *_weights(list(files))])
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    return About(sum(files[file] for file in wanted), folder)
+
+
+def bring(source: str) -> None:
+    """Download what `about` tells of, or find it in the cache."""
+    if source.startswith("hf:"):
+        fetch(source.removeprefix("hf:"))
+    else:
+        openclip(source.removeprefix("openclip:"))
+
+
+@dataclass(frozen=True)
 class OpenCLIPSource:
     """What OpenCLIP's registry knows of NAME/TAG."""
 

@@ -102,7 +102,10 @@ def write_classifier(
         "a picture that is not square": config.image_shape[0] != config.image_shape[1],
     }
     if problems := [reason for reason, holds in outside.items() if holds]:
-        raise ValueError(f"Hugging Face's ViT cannot express this model: {'; '.join(problems)}.")
+        raise ValueError(
+            f"Hugging Face's ViT cannot express this model: {'; '.join(problems)}. Export it to timm: transformers' "
+            "AutoModelForImageClassification and pipeline open that folder too."
+        )
     info = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",

@@ -1,0 +1,84 @@
+"""A trained ViT classifier: its five most probable classes, and which parts of the picture reached them."""
+
+from typing import TypedDict
+
+import gradio as gr
+
+from demo import inside, inside_views, views
+from demo.actions import Actions, read_picture
+from demo.gallery import EXAMPLES, sample
+from demo.searching import computing, known_sample
+from demo.tabs.classify import RankedLabel
+from demo.texts import NoAnswer
+from demo.wiring import Upload, endpoint, html, on, path_of, picture_box, plainly, text
+
+
+class ClassifierAnswer(TypedDict):
+    classifier: str
+    top: list[RankedLabel]
+    classes: int
+    rollout: list[list[float]]
+
+
+def tab(actions: Actions) -> None:
+    names = [entry.name for entry in actions.shelf.entries("vit_classifier")]
+    html(views.intro("classifier_intro"))
+    if not names:
+        html(inside_views.classifier_note(None))
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=300):
+            picture = picture_box("picture", "drop_picture", height=300)
+            examples = html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
+        with gr.Column(min_width=300):
+            chosen = gr.Dropdown(
+                names,
+                value=names[0] if names else None,
+                label=text("classifier_choice"),
+                info=text("classifier_hint" if actions.shelf.anywhere else "listed_hint"),
+                allow_custom_value=actions.shelf.anywhere,
+                elem_id="classifier-choice",
+            )
+            button = gr.Button(text("classifier_button"), variant="primary", elem_id="classifier-button")
+            answer = html(views.nothing_yet("classifier_empty"), "classifier-answer")
+
+    def shown(path: str | None, name: str | None) -> str:
+        name = (name or "").strip()
+        return inside_views.classifier_answer(name, _ask(actions, path, name))
+
+    def ask(image: Upload | None, name: str | None) -> str:
+        return shown(path_of(image), name)
+
+    def take_example(name: str | None, event: gr.EventData) -> tuple[str, str]:
+        path = str(known_sample(event.file).path)
+        return path, shown(path, name)
+
+    on(button.click, ask, [picture, chosen], [answer])
+    on(examples.click, take_example, [chosen], [picture, answer])
+
+
+def endpoints(actions: Actions) -> None:
+    def classifier(image: Upload, name: str = "") -> ClassifierAnswer:
+        """What a trained ViT classifier says of a picture: its most probable classes, and the attention rollout.
+
+        image: a picture file. name: one that /models lists, empty for the first; on a page that serves its own machine
+        also the path of a model folder.
+        Returns at most five classes, most probable first, the number of classes, and for each patch, row by row, how
+        much of it reached the answer.
+        """
+        with plainly():
+            entries = actions.shelf.entries("vit_classifier")
+            name = name or (entries[0].name if entries else "")
+            given = _ask(actions, path_of(image), name)
+            top = [RankedLabel(label=label, probability=probability, match=None) for label, probability in given.top]
+            return ClassifierAnswer(
+                classifier=name, top=top, classes=given.classes, rollout=given.rollout.grid.tolist()
+            )
+
+    endpoint(classifier, "classifier")
+
+
+def _ask(actions: Actions, path: str | None, name: str) -> inside.Answer:
+    if path is None:
+        raise NoAnswer("no_picture")
+    with computing:
+        return inside.answer(actions.shelf.classifier(name), read_picture(path))

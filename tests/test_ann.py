@@ -1,0 +1,235 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from vlm.ann import Ann, OpenedAnn, build, load, recall_of
+from vlm.embedder import Embedder
+from vlm.exact_search import nearest
+from vlm.retrieval import EmbeddingIndex
+from vlm.vector_store import Content, Record
+
+WIDTH = 32
+
+
+def clusters(count: int, seed: int, width: int = WIDTH) -> Tensor:
+    """Unit vectors around 50 centres that do not depend on the seed."""
+    centres = torch.randn(50, width, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    member = torch.randint(50, (count,), generator=generator)
+    return torch.nn.functional.normalize(centres[member] + 0.5 * torch.randn(count, width, generator=generator), dim=1)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clusters(5000, 0).half().numpy()
+
+
+@pytest.fixture(scope="module")
+def ann(vectors: np.ndarray) -> Ann:
+    return build(vectors, clusters(100, 1), quiet)
+
+
+def test_queries_that_were_held_out_find_what_exact_search_finds(ann: Ann, vectors: np.ndarray):
+    queries = clusters(200, 2)
+    scores, rows = ann.nearest(vectors, queries, 10)
+    exact_scores, exact_rows = nearest(vectors, queries, 10)
+    shared = [len({*a} & {*b}) for a, b in zip(rows.tolist(), exact_rows.tolist(), strict=True)]
+    assert sum(shared) / 2000 >= 0.98
+    assert abs(recall_of(scores, exact_scores) - sum(shared) / 2000) < 0.005
+    stored = torch.from_numpy(vectors).double()
+    true_scores = (stored[rows] @ queries.double()[:, :, None])[:, :, 0]
+    torch.testing.assert_close(scores.double(), true_scores, atol=1e-6, rtol=0)  # no score is an approximation
+    assert all(len({*row}) == 10 for row in rows.tolist())
+
+
+def test_the_recall_that_is_reported_is_that_of_other_queries_too(ann: Ann, vectors: np.ndarray):
+    assert set(ann.recall) == {"pictures", "texts"}
+    queries = clusters(300, 3)
+    measured = recall_of(ann.nearest(vectors, queries, 10)[0], nearest(vectors, queries, 10)[0])
+    assert measured == pytest.approx(ann.recall["texts"], abs=0.02)
+
+
+def test_it_says_how_many_lists_reach_the_target():
+    said: list[str] = []
+    vectors = torch.nn.functional.normalize(torch.randn(5000, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors = vectors.half().numpy()  # no clusters: hard
+    low = build(vectors, None, said.append, target=0.0)
+    high = build(vectors, None, said.append, target=0.999)
+    assert low.probes < high.probes
+    assert low.recall["pictures"] <= high.recall["pictures"]
+    assert f"{high.probes} lists a query: recall@10 {high.recall['pictures']:.4f} (pictures)" == said[-1]
+
+
+def test_vectors_added_later_are_found(ann: Ann, vectors: np.ndarray):
+    more = np.concatenate([vectors, clusters(300, 4).half().numpy()])
+    queries = torch.nn.functional.normalize(torch.from_numpy(more[5000:]).float(), dim=1)
+    assert ann.nearest(more, queries, 1)[1][:, 0].tolist() == list(range(5000, 5300))
+    few = ann.nearest(more, queries[:1], 6000)  # more than a search looks into: the rest is row -1
+    assert {*few[1][0].tolist()} >= {*range(5000, 5300)}
+    assert bool((few[0][few[1] < 0] == -torch.inf).all())
+
+
+@pytest.mark.parametrize("width", [7, 30, 64])
+def test_any_width_is_kept_and_read_again(width: int, tmp_path: Path):
+    stored = clusters(1000, 0, width).half().numpy()
+    built = build(stored, None, quiet)
+    built.save(tmp_path / "ann.safetensors")
+    again = load(tmp_path / "ann.safetensors", width)
+    assert (again.rows, again.probes, again.recall) == (1000, built.probes, built.recall)
+    for ours, theirs in zip(
+        built.nearest(stored, clusters(20, 1, width), 5), again.nearest(stored, clusters(20, 1, width), 5), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert os.listdir(tmp_path) == ["ann.safetensors"]
+
+
+def test_too_few_vectors_are_said_to_be(vectors: np.ndarray):
+    with pytest.raises(ValueError, match="100 vectors are too few for an approximate index"):
+        build(vectors[:100], None, quiet)
+
+
+def test_recall_is_the_share_of_the_best_ten():
+    exact = torch.tensor([[1.0 - 0.01 * n for n in range(11)]])
+    found = torch.cat([exact[:, :9], torch.tensor([[0.5, 0.4]])], 1)  # the 10th and 11th are missing
+    assert recall_of(found, exact) == pytest.approx(0.9)
+    assert recall_of(found, exact, left_out=1) == pytest.approx(0.8)  # of the 2nd to the 11th
+    assert recall_of(exact, exact, left_out=1) == 1.0
+    tied = torch.full((1, 10), 0.7)  # which ten of many equals were found does not matter
+    assert recall_of(tied, tied) == 1.0
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "lists", "probes", "shape"])
+def test_a_file_that_is_not_what_was_written_is_refused(ann: Ann, damage: str, tmp_path: Path):
+    file = tmp_path / "ann.safetensors"
+    ann.save(file)
+    arrays, about = load_file(file), {"probes": "8"}
+    if damage == "cut":
+        os.truncate(file, file.stat().st_size // 2)
+    elif damage == "foreign":
+        file.write_bytes(b"IxFI" + os.urandom(100))
+    elif damage == "lists":
+        save_file({**arrays, "lists": arrays["lists"] + 10**6}, file, about)
+    elif damage == "probes":
+        save_file(arrays, file, {"probes": "0"})
+    else:
+        save_file({**arrays, "codes": arrays["codes"][:, :3].copy()}, file, about)
+    with pytest.raises(ValueError, match=r"is no approximate index of this model.*build it again"):
+        load(file, WIDTH)
+
+
+def test_a_file_is_opened_once_until_it_changes(ann: Ann, tmp_path: Path):
+    opened, file = OpenedAnn(), tmp_path / "ann.safetensors"
+    assert opened.at(file, WIDTH) is None
+    ann.save(file)
+    first = opened.at(file, WIDTH)
+    assert first is not None and opened.at(file, WIDTH) is first
+    ann.save(file)
+    os.utime(file, ns=(1, 1))
+    assert opened.at(file, WIDTH) is not first
+
+
+# ---- in an index ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(index: EmbeddingIndex, tiny_embedder: Embedder) -> EmbeddingIndex:
+    """2000 files that need not be there, with an approximate index of them."""
+    stored = clusters(2000, 0, tiny_embedder.embed_dim).numpy()
+    add(index, [f"/photos/{n:04d}.png" for n in range(2000)], stored)
+    index.build_ann(quiet)
+    return index
+
+
+def add(index: EmbeddingIndex, names: list[str], stored: np.ndarray) -> None:
+    contents = [Content(digest=name.encode(), size=1, width=8, height=8, taken=None) for name in names]
+    records = [Record(path=c.digest.decode(), size=1, mtime=1, digest=c.digest, content=c) for c in contents]
+    index._store.add(  # pyright: ignore[reportPrivateUsage]
+        index._model,  # pyright: ignore[reportPrivateUsage]
+        records,
+        {c.digest: vector for c, vector in zip(contents, stored, strict=True)},
+    )
+
+
+def paths(index: EmbeddingIndex, k: int = 10, glob: str | None = None, exact: bool = False) -> list[str]:
+    return [str(hit.path) for hit in index.search("犬", k, glob=glob, exact=exact)]
+
+
+def ann_files(index: EmbeddingIndex) -> list[str]:
+    return [name for name in os.listdir(index._store.folder) if "ann" in name]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_search_uses_it_and_finds_what_exact_search_finds(large: EmbeddingIndex, monkeypatch: pytest.MonkeyPatch):
+    used: list[int] = []
+    inner = Ann.nearest
+
+    def counted(self: Ann, vectors: np.ndarray, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        used.append(k)
+        return inner(self, vectors, queries, k)
+
+    monkeypatch.setattr(Ann, "nearest", counted)
+    exact = paths(large, exact=True)
+    assert not used
+    assert len({*paths(large)} & {*exact}) >= 9
+    assert used
+
+
+def test_deleted_files_are_not_found_and_new_ones_are(large: EmbeddingIndex):
+    first, second, *_ = paths(large)
+    large.delete([first])
+    assert first not in paths(large)
+    add(large, ["/new.png"], large.embed_query("犬")[None].numpy())
+    assert paths(large)[:2] == ["/new.png", second]
+
+
+def test_where_a_filter_passes_little_search_is_exact(large: EmbeddingIndex):
+    """Twenty files, anywhere in the ranking: candidates cannot hold them all."""
+    assert len(paths(large, 20, "*/00[01]?.png")) == 20
+    assert paths(large, 20, "*/00[01]?.png") == paths(large, 20, "*/00[01]?.png", exact=True)
+
+
+def test_prune_takes_it_away_and_search_goes_on(large: EmbeddingIndex):
+    assert len(ann_files(large)) == 1
+    large.prune()
+    assert len(ann_files(large)) == 1  # nothing moved
+    large.delete(paths(large, 3))
+    large.prune()
+    assert not ann_files(large)
+    assert paths(large) == paths(large, exact=True)
+
+
+def test_a_prune_during_the_building_makes_it_void(large: EmbeddingIndex):
+    def prune(line: str) -> None:
+        large.delete(paths(large, 1, exact=True))
+        large.prune()
+
+    with pytest.raises(ValueError, match="was pruned while its approximate index was built"):
+        large.build_ann(prune)
+    assert not ann_files(large)
+
+
+def test_an_interruption_while_it_is_written_leaves_the_old_one(large: EmbeddingIndex, monkeypatch: pytest.MonkeyPatch):
+    before = paths(large)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            large.build_ann(quiet)
+    assert len(ann_files(large)) == 2  # the old one, and one that nobody reads
+    assert paths(large) == before
+    large.prune()
+    assert len(ann_files(large)) == 1
+
+
+def test_a_saved_copy_has_it_too(large: EmbeddingIndex, tiny_embedder: Embedder, tmp_path: Path):
+    large.save(tmp_path / "copy")
+    with EmbeddingIndex.open(tmp_path / "copy", tiny_embedder) as copy:
+        assert ann_files(copy) == ann_files(large)
+        assert paths(copy) == paths(large)

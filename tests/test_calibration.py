@@ -1,0 +1,119 @@
+"""The probability of a match: its formula, its home in the model folder, its fit, what it promises."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from training.calibrate import HEADING, Answers, calibration_error, fit, reliability, section
+from vlm.calibration import Calibration
+from vlm.checkpoint import load, save, save_calibration
+from vlm.embedder import Embedder
+
+
+def made_answers(queries: int = 3000, seed: int = 0) -> Answers:
+    """A world where P = sigmoid(12 cos - 6), so the fit has a truth to find."""
+    generator = torch.Generator().manual_seed(seed)
+    cosines = torch.rand(queries, 10, generator=generator).sort(1, descending=True).values
+    correct = torch.rand(queries, 10, generator=generator) < (12 * cosines - 6).sigmoid()
+    half = torch.arange(queries) % 2 == 0
+    return Answers("en", cosines, correct, cosines.masked_fill(correct, -1).amax(1), half)
+
+
+def test_a_probability_is_the_sigmoid_of_the_line():
+    calibration = Calibration(scale=20.0, bias=-12.0)
+    for cosine in (-1.0, 0.3, 0.6, 1.0):
+        expected = 1 / (1 + math.exp(-(20 * cosine - 12)))
+        assert calibration.probability(torch.tensor(cosine)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_who_says_how_probable_a_match_is(tiny_embedder: Embedder):
+    cosines = torch.tensor([-0.2, 0.4])
+    assert tiny_embedder.match_probability(cosines) is None  # a softmax only ranks
+    assert not tiny_embedder.no_good_match(None)
+    tiny_embedder.model.logit_bias = torch.nn.Parameter(torch.tensor(-2.0))
+    own = (tiny_embedder.model.logit_scale.exp() * cosines - 2).sigmoid()
+    torch.testing.assert_close(tiny_embedder.match_probability(cosines), own.detach())
+    assert not tiny_embedder.no_good_match(0.001)  # no validation data drew a line
+    tiny_embedder.calibration = Calibration(scale=20.0, bias=-12.0, line=0.2)
+    torch.testing.assert_close(tiny_embedder.match_probability(cosines), (20 * cosines - 12).sigmoid())
+    assert [tiny_embedder.no_good_match(p) for p in (0.19, 0.2, 0.9, None)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale": -1.0, "bias": 0.0}, "scale is -1.0: a higher cosine must make"),
+        ({"scale": 1.0, "bias": 0.0, "line": 1.0}, "line is a probability between 0 and 1, got 1.0"),
+        ({"scale": 1.0, "bias": 0.0, "lines": 0.1}, "Did you mean 'line'"),
+    ],
+)
+def test_nonsense_is_refused(values: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        Calibration.from_dict(values)
+
+
+def test_it_travels_with_the_model_and_the_weights_stay_as_they_are(tiny_embedder: Embedder, tmp_path: Path):
+    folder, calibration = tmp_path / "model", Calibration(scale=20.5, bias=-12.25, data="a test")
+    save(tiny_embedder, folder, "# a card", dtype=torch.float16)
+    weights, fingerprint = (folder / "model.safetensors").read_bytes(), load(folder).fingerprint
+    assert load(folder).calibration is None
+    (folder / "metrics.jsonl").touch()  # a run has other files, which stay
+    save_calibration(folder, calibration, "# another card")
+    assert load(folder).calibration == calibration
+    assert load(folder).fingerprint == fingerprint  # vectors do not change, so an index stays valid
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (folder / "README.md").read_text() == "# another card"
+    assert {path.name for path in folder.iterdir() if path.name[0] == "."} == set()
+    save(load(folder), tmp_path / "copy")
+    assert load(tmp_path / "copy").calibration == calibration
+    config = json.loads((folder / "config.json").read_text())
+    del config["calibration"]  # a folder from before
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not what was saved"):
+        load(folder)
+
+
+def test_the_fit_finds_the_truth_of_a_made_world_and_is_that_of_scikit_learn():
+    answers = made_answers()
+    found = fit([answers, answers._replace(language="ja")])
+    assert (found.scale, found.bias) == (pytest.approx(12, abs=0.5), pytest.approx(-6, abs=0.3))
+    other = LogisticRegression(C=np.inf, max_iter=1000).fit(answers.cosines.reshape(-1, 1), answers.correct.flatten())
+    assert found.scale == pytest.approx(other.coef_[0, 0], rel=1e-3)
+    with pytest.raises(ValueError, match="0 of 30000 validation hits are correct"):
+        fit([answers._replace(correct=torch.zeros_like(answers.correct))])
+
+
+def test_reliability_is_what_its_names_say():
+    answers = made_answers()
+    truth = Calibration(scale=12.0, bias=-6.0)
+    p = truth.probability(answers.cosines)
+    found = reliability(answers, p, truth.probability(answers.best_wrong), 0.9)
+    assert found.ece < 0.02  # the true probabilities: nothing but chance is left
+    assert found.brier == pytest.approx((p * (1 - p)).mean().item(), abs=0.005)
+    assert found.brier < found.brier_constant == pytest.approx(found.true * (1 - found.true), abs=1e-6)
+    assert found.refused == pytest.approx((p[:, 0] < 0.9).double().mean().item())
+    assert found.refused_without >= found.refused > found.refused_right
+    shifted = reliability(answers, (p + 0.3).clamp(max=1), p[:, 0], 0.9)
+    assert shifted.ece > 0.15
+
+
+def test_the_calibration_error_is_the_weighted_distance_of_the_bins():
+    probabilities = torch.tensor([0.05, 0.05, 0.95, 1.0], dtype=torch.float64)
+    correct = torch.tensor([0, 1, 1, 1], dtype=torch.float64)
+    expected = 2 / 4 * abs(0.5 - 0.05) + 2 / 4 * abs(1 - 0.975)
+    assert calibration_error(probabilities, correct) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_card_has_one_row_per_language_and_as_many_cells_as_heads():
+    answers = made_answers(100)
+    p = answers.cosines
+    text = section(Calibration(scale=12.0, bias=-6.0), [reliability(answers, p, p[:, 0], 0.1)] * 2)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert text.startswith(HEADING)
+    assert len(rows) == 4
+    assert {row.count("|") for row in rows} == {13}

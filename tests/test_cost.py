@@ -1,0 +1,186 @@
+"""Arithmetic against what torch counts, on the meta device where it can: nothing is computed for it."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_run import write_recipe
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from training import train_clip
+from training.config import OptimSection, read_recipe
+from training.cost import block_bytes, loss_flops, muon_flops, plan, step_cost, text_flops, vision_flops
+from training.optim import optimizers, orthogonalise
+from vlm.clip import CLIP
+from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
+from vlm.layers import Block
+
+SIZES = ["mini", "B/32", "B/16", "L/14"]
+
+
+def counted(function) -> int:
+    """FLOPs of matrix products, attention written out, as torch counts them."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_flops_of_pictures_are_those_torch_counts(size):
+    config = named_size(size)
+    config = replace(config, text=replace(config.text, depth=1))
+    with torch.device("meta"):
+        clip = CLIP(config)
+        pictures = torch.empty(2, 3, *config.vision.image_shape)
+    work = vision_flops(config.vision, config.embed_dim)
+    assert 2 * work.forward == pytest.approx(counted(lambda: clip.encode_image(pictures)), rel=0.01)
+    assert 2 * work.both == pytest.approx(counted(lambda: clip.encode_image(pictures).sum().backward()), rel=0.01)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_flops_of_texts_are_those_torch_counts(size):
+    config = named_size(size)
+    text = replace(config.text, depth=2, vocab_size=300, eot_id=1)  # real numbers: not too many
+    vision = VisionConfig(image_size=8, patch_size=8, width=8, depth=1, num_heads=1, mlp_dim=8)
+    config = replace(config, text=text, vision=vision)
+    clip = CLIP(config)
+    for tokens in (config.text.context_length, 9):
+        ids = torch.full((2, tokens), 5)
+        ids[:, -1] = 1
+        work = text_flops(config.text, config.embed_dim, tokens)
+        assert 2 * work.forward == pytest.approx(counted(lambda ids=ids: clip.encode_text(ids)), rel=0.01)
+        both = counted(lambda ids=ids: clip.encode_text(ids).sum().backward())
+        assert 2 * work.both == pytest.approx(both, rel=0.01)
+
+
+def test_flops_with_patch_dropout_and_other_pools_are_those_torch_counts():
+    sizes = VisionConfig(image_size=64, patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=200)
+    for vision in (replace(sizes, pool="attention", class_token=False), replace(sizes, pool="mean")):
+        clip = CLIP(CLIPConfig(embed_dim=48, vision=vision, text=TextConfig(width=16, num_heads=2, depth=1)))
+        pictures, keep = torch.zeros(4, 3, 64, 64), torch.arange(20).expand(4, -1)
+        work = vision_flops(vision, 48, kept=20)
+        both = counted(lambda clip=clip, p=pictures, k=keep: clip.encode_image(p, k).sum().backward())
+        assert 4 * work.both == pytest.approx(both, rel=0.01)
+
+
+def test_the_tiled_loss_computes_the_similarities_once_more_than_the_dense_one():
+    images, texts = torch.randn(2, 192, 32).unbind(0)
+
+    def dense() -> None:
+        logits = images.requires_grad_() @ texts.requires_grad_().T
+        (F.cross_entropy(logits, torch.arange(192)) + F.cross_entropy(logits.T, torch.arange(192))).backward()
+
+    assert loss_flops(192, 32) == counted(dense) + 2 * 192 * 192 * 32
+
+
+def test_flops_of_muon_are_those_torch_counts():
+    for rows, columns in ((24, 24), (24, 96), (96, 24)):
+        assert muon_flops(rows, columns) == counted(lambda n=rows, m=columns: orthogonalise(torch.randn(1, n, m)))
+
+
+def kept_bytes(block: torch.nn.Module, z: torch.Tensor, *args: torch.Tensor) -> int:
+    """Of all storages that autograd holds, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    held: dict[int, int] = {}
+
+    def hold(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    alive = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (alive.append(t), hold(t))[1], lambda t: t):
+        block(z, *args)
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_block_keeps_is_what_autograd_holds(packed):
+    B, n, D, F, h = 3, 40, 64, 256, 4
+    block = Block(D, h, F, activation="gelu", norm_eps=1e-5, causal=packed)
+    z = torch.randn(B * n, D) if packed else torch.randn(B, n, D)
+    found = kept_bytes(block, z.requires_grad_(), *([torch.full((B,), n)] if packed else []))
+    assert B * block_bytes(D, F, h, n, half=False, packed=packed) == pytest.approx(found, rel=0.03)
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_memory_of_weights_and_optimizer_is_what_they_hold(run_folder, matrices):
+    recipe = read_recipe(write_recipe(run_folder, optim={"matrices": matrices}, run={"ema_decay": 0.9}))
+    config = named_size("mini")
+    clip = CLIP(config)
+    steppers = optimizers(clip, OptimSection(matrices=matrices))
+    for p in clip.parameters():
+        p.grad = torch.zeros_like(p)
+    for stepper in steppers:
+        stepper.step()
+    tensors = [t for s in steppers for state in s.state.values() for t in state.values() if torch.is_tensor(t)]
+    memory = step_cost(config, recipe, 1).memory
+    assert memory["optimizer"] == pytest.approx(sum(t.nbytes for t in tensors if t.ndim), rel=1e-3)
+    assert memory["weights"] == memory["gradients"] == sum(p.nbytes for p in clip.parameters())
+
+
+def test_what_is_cut_into_pieces_takes_less_memory_and_what_is_computed_twice_more_time(run_folder):
+    config = named_size("B/32")
+
+    def cost(gpus: int = 1, **run: object):
+        recipe = read_recipe(write_recipe(run_folder, optim={"matrices": "adamw"}, run={"batch_size": 64, **run}))
+        return step_cost(config, recipe, gpus)
+
+    whole, eight, chunked = cost(), cost(8), cost(accumulate=8)
+    assert sum(eight.flops.values()) == pytest.approx(sum(whole.flops.values()) / 8, rel=1e-6)
+    assert cost(8, shard=True).memory["weights"] == pytest.approx(whole.memory["weights"] / 8)
+    assert chunked.memory["activations"] < whole.memory["activations"] / 4
+    forward = 64 * (whole.vision.forward + whole.text.forward)
+    assert sum(chunked.flops.values()) - sum(whole.flops.values()) == pytest.approx(forward)
+    assert cost(checkpoint_activations=True).memory["activations"] < whole.memory["activations"] / 4
+    half = cost(precision="bfloat16").memory["activations"]
+    assert whole.memory["activations"] / 2 < half < whole.memory["activations"]
+
+
+def test_the_plan_is_arithmetic_that_a_reader_can_repeat(run_folder):
+    recipe = read_recipe(write_recipe(run_folder, run={"batch_size": 64, "steps": 1000, "precision": "bfloat16"}))
+    config = named_size("B/16")
+    lines = plan(config, recipe, gpus=8, tflops=312, efficiency=0.4, gib=80)
+    cost = step_cost(config, recipe, 8)
+    seconds = sum(cost.flops.values()) / (312e12 * 0.4)
+    text = "\n".join(lines)
+    assert f"= {seconds:.3g} s a step" in text
+    assert f"{8 * seconds * 1000 / 3600:.1f} GPU-hours" in text
+    assert "Measured here: nothing of this" in text
+    with pytest.raises(ValueError, match=r"efficiency in \(0, 1\], got 312 and 2"):
+        plan(config, recipe, gpus=8, tflops=312, efficiency=2)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train_clip", *words])
+    return train_clip.main()
+
+
+def test_a_dry_run_for_gpus_that_are_not_here_trains_nothing(run_folder, tmp_path, monkeypatch, capsys):
+    recipe = write_recipe(run_folder, model={"size": "B/16", "vision": None, "text": None, "embed_dim": None},
+                          data={"train": "nowhere"}, run={"batch_size": 4096, "precision": "auto"})  # fmt: skip
+    assert run(monkeypatch, str(recipe), "--dry-run", "--gpus", "8", "--gpu", "a100", "--caption-tokens", "12") == 0
+    out = capsys.readouterr().out
+    assert "TFLOP / (312 TFLOP/s x 0.4)" in out
+    assert "512 on each of 8 GPUs" in out
+    assert "12 tokens\n" in out
+    assert run(monkeypatch, str(recipe), "--dry-run", "--gpus", "8", "--tflops", "100", "--efficiency", "0.5") == 0
+    assert "TFLOP / (100 TFLOP/s x 0.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "8"], "train_clip: error: Which GPUs? Name one of a100, h100, h200, l4 (--gpu a100)"),
+        (["--gpus", "3", "--gpu", "a100"], "train_clip: error: batch_size 16 cannot be cut into"),
+        (["--gpus", "0", "--gpu", "a100"], "train_clip: error: batch_size 16 cannot be cut into"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_one_line_and_code_1(run_folder, monkeypatch, capsys, words, message):
+    assert run(monkeypatch, str(write_recipe(run_folder)), "--dry-run", *words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(message) and err.count("\n") == 1

@@ -1,0 +1,156 @@
+"""A cache of decoded pictures gives back what was put in, or nothing: whoever writes, and whenever it is killed."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.pixel_cache import PixelCache
+
+COUNT, SHAPE = 40, (3, 64, 64)
+FORK = multiprocessing.get_context("fork")
+
+
+def picture(index: int) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 256, SHAPE, dtype=np.uint8)
+
+
+def cache(folder: Path, key: str = "a") -> PixelCache:
+    return PixelCache(folder, COUNT, SHAPE, key)
+
+
+def test_what_was_put_is_got_now_later_and_by_others(tmp_path: Path) -> None:
+    ours = cache(tmp_path / "new" / "folder")
+    other = cache(tmp_path / "new" / "folder")
+    assert len(ours) == 0 and ours.get(7) is None
+    ours.put(7, picture(7))
+    ours.put(0, np.zeros(SHAPE, np.uint8))  # black is a picture, not a gap
+    for reader in (ours, other, cache(tmp_path / "new" / "folder"), pickle.loads(pickle.dumps(ours))):
+        for index, wanted in ((7, picture(7)), (0, np.zeros(SHAPE))):
+            got = reader.get(index)
+            assert got is not None and np.array_equal(got, wanted)
+        assert len(reader) == 2 and reader.get(8) is None
+
+
+def test_the_callers_copy_is_its_own(tmp_path: Path) -> None:
+    ours = cache(tmp_path)
+    ours.put(3, picture(3))
+    first = ours.get(3)
+    assert first is not None
+    first[:] = 0
+    again = ours.get(3)
+    assert again is not None and np.array_equal(again, picture(3))
+
+
+def test_another_key_count_or_shape_is_another_cache(tmp_path: Path) -> None:
+    cache(tmp_path).put(1, picture(1))
+    others = [
+        cache(tmp_path, "b"),
+        PixelCache(tmp_path, COUNT + 1, SHAPE, "a"),
+        PixelCache(tmp_path, COUNT, (3, 32, 128), "a"),  # as many bytes
+    ]
+    assert [other.get(1) for other in others] == [None, None, None]
+    assert len({other.path for other in others} | {cache(tmp_path).path}) == 4
+
+
+def test_pixels_stored_transposed_come_back_right(tmp_path: Path) -> None:
+    ours, turned = cache(tmp_path), np.moveaxis(np.ascontiguousarray(np.moveaxis(picture(1), 0, 2)), 2, 0)
+    assert not turned.flags.c_contiguous
+    ours.put(1, turned)
+    got = ours.get(1)
+    assert got is not None and np.array_equal(got, picture(1))
+
+
+def test_a_row_that_was_half_written_is_not_there(tmp_path: Path) -> None:
+    """What a power cut may leave: the sum on disk, the pixels not, or only some."""
+    ours = cache(tmp_path)
+    ours.put(5, picture(5))
+    with ours.path.open("r+b") as file:
+        file.seek(5 * picture(5).nbytes + 4096)
+        file.write(bytes(4096))
+    assert ours.get(5) is None
+    ours.put(5, picture(5))
+    assert ours.get(5) is not None
+
+
+def test_four_processes_that_write_the_same_rows_leave_them_right(tmp_path: Path) -> None:
+    processes = [FORK.Process(target=_fill, args=(tmp_path, seed)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    ours = cache(tmp_path)
+    assert [process.exitcode for process in processes] == [0] * 4 and len(ours) == COUNT
+    assert _wrong(ours) == []
+
+
+def _fill(folder: Path, seed: int) -> None:
+    ours = cache(folder)
+    for index in np.random.default_rng(seed).permutation(COUNT):
+        got = ours.get(int(index))
+        assert got is None or np.array_equal(got, picture(int(index)))  # also while others write
+        ours.put(int(index), picture(int(index)))
+
+
+def test_a_killed_writer_leaves_rows_that_are_right_or_absent(tmp_path: Path) -> None:
+    rng, seen = np.random.default_rng(0), set[int]()
+    for _ in range(6):
+        process = FORK.Process(target=_rewrite_for_ever, args=(tmp_path,))
+        process.start()
+        time.sleep(0.01 + rng.random() * 0.03)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        ours = cache(tmp_path)
+        assert _wrong(ours) == []
+        seen.add(len(ours))
+    assert max(seen) > 0
+
+
+def _rewrite_for_ever(folder: Path) -> None:
+    ours, pictures = cache(folder), [picture(index) for index in range(COUNT)]
+    while True:
+        for index in range(COUNT):
+            ours.put(index, np.zeros(SHAPE, np.uint8))
+            ours.put(index, pictures[index])
+
+
+def _wrong(ours: PixelCache) -> list[int]:
+    """Rows that are neither absent, nor black, nor the picture."""
+    rows = [(index, ours.get(index)) for index in range(COUNT)]
+    return [i for i, got in rows if got is not None and got.any() and not np.array_equal(got, picture(i))]
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    ours = cache(tmp_path)
+    with pytest.raises(ValueError, match=r"holds uint8 \(3, 64, 64\); got uint8 \(3, 32, 32\)"):
+        ours.put(0, np.zeros((3, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match="got float64"):
+        ours.put(0, np.zeros(SHAPE))
+    for index in (-1, COUNT):
+        with pytest.raises(IndexError):
+            ours.get(index)
+        with pytest.raises(IndexError):
+            ours.put(index, picture(0))
+    with pytest.raises(ValueError, match="Is the data set empty"):
+        PixelCache(tmp_path, 0, SHAPE, "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Name another folder"):
+        cache(tmp_path / "file")
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = cache(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(ValueError, match=r"No space left on device\. It needs 0\.0 GiB; make room"):
+        ours.put(0, picture(0))
+    assert ours.get(0) is None

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.report_figures import Letters, Mistake, draw_confusion, draw_mistakes, draw_reliability, letters
+from vlm import figures
+from vlm.figures import Language
+from vlm.metrics import reliability
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_words_are_those_of_the_language_and_other_names_give_another_picture(language: Language, tmp_path: Path):
+    """A missing glyph would be a warning, which is an error here; boxes would be equal pictures."""
+    pen = letters(language)
+    if language == "ja" and not figures.pen("ja").japanese:
+        assert pen == letters("en")
+        return
+    draw_confusion([[3, 1], [0, 2]], ["犬", "猫"] if pen.font else ["dog", "cat"], pen, tmp_path / "a.png")
+    draw_confusion([[3, 1], [0, 2]], ["鳥", "魚"] if pen.font else ["bird", "fish"], pen, tmp_path / "b.png")
+    a, b = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
+    assert a.shape != b.shape or bool((a != b).any())
+
+
+def test_without_a_japanese_font_classes_are_numbered_not_boxes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(figures, "FONTS", ("no such font.ttf",))
+    pen = letters("ja")
+    assert pen.font is None and pen.words["answer"] == "answer"
+    assert pen.writable(["犬", "cat"]) == ["class 0", "cat"]
+    draw_confusion([[3, 1], [0, 2]], pen.writable(["犬", "cat"]), pen, tmp_path / "a.png")
+
+
+def test_confusion_is_darkest_where_most_of_a_class_goes(tmp_path: Path):
+    pen = Letters(letters("en").words, None)
+    draw_confusion([[8, 0, 0], [0, 4, 0], [0, 0, 1]], ["a", "b", "c"], pen, tmp_path / "right.png")
+    draw_confusion([[0, 8, 0], [0, 0, 4], [1, 0, 0]], ["a", "b", "c"], pen, tmp_path / "wrong.png")
+    right, wrong = pixels(tmp_path / "right.png"), pixels(tmp_path / "wrong.png")
+    dark = [((part[..., 2] - part[..., 0]) > 60).nonzero() for part in (right, wrong)]  # "Blues" at its deep end
+    corners = [np.corrcoef(rows, columns)[0, 1] for rows, columns in dark]
+    assert corners[0] > 0.7 > corners[1]
+
+
+def test_many_classes_are_drawn_without_names(tmp_path: Path):
+    draw_confusion(np.eye(60, dtype=int).tolist(), [str(n) for n in range(60)], letters("en"), tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").shape[0] < 2500
+
+
+def test_reliability_shows_both_curves_and_empty_bins_do_not_matter(tmp_path: Path):
+    probabilities = torch.tensor([[0.9, 0.1], [0.95, 0.05], [0.55, 0.45]])
+    bins = reliability(probabilities, torch.tensor([0, 1, 0]))
+    draw_reliability(bins, bins, (0.2, 0.1), letters("en"), tmp_path / "a.png")
+    picture = pixels(tmp_path / "a.png")
+    red = (picture[..., 0] - picture[..., 2] > 100).any()
+    blue = (picture[..., 2] - picture[..., 0] > 100).any()
+    assert red and blue
+
+
+def test_the_contact_sheet_shows_each_mistake_and_grows_with_them(tmp_path: Path):
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    mistakes = [Mistake(Image.new("RGB", (16, 16), colour), "dog", "cat", 0.9) for colour in colours]
+    draw_mistakes(mistakes, letters("en"), tmp_path / "three.png", columns=2)
+    draw_mistakes([], letters("en"), tmp_path / "none.png", columns=2)
+    three, none = pixels(tmp_path / "three.png"), pixels(tmp_path / "none.png")
+    for colour in colours:
+        assert (three == colour).all(-1).sum() > 500
+        assert not (none == colour).all(-1).any()
+    assert three.shape[0] > none.shape[0]

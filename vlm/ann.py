@@ -1,0 +1,219 @@
+"""Approximate search for millions of vectors: FAISS narrows down, the stored float16 vectors decide.
+
+FAISS keeps 4 bits for every 2 numbers of a vector, in lists around centroids (IVF, PQ fast scan; Jegou et al. 2011).
+A search looks into the nearest lists, takes the best candidates by those codes and scores them exactly.  How many
+lists, is measured when it is built: as few as give the wanted recall against exact search.
+
+On disk it is plain arrays (safetensors) from which FAISS's lists are filled anew.  FAISS's own files are never read:
+its reader trusts what they say about sizes.  Row r of the arrays is row r of the vectors, so a vector that is added
+later is searched exactly until the next build.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from vlm.exact_search import nearest
+
+if TYPE_CHECKING:
+    import faiss
+
+TARGET = 0.985  # recall@10 that a build looks for, of the harder kind of query
+_CANDIDATES = 400  # scored exactly, or 4 K
+_TOP = 10
+_BLOCK = 65536
+_TRAIN_PER_LIST = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Ann:
+    """Codes of the first `rows` vectors of an index."""
+
+    centroids: np.ndarray  # float32 (lists, E)
+    codebooks: np.ndarray  # float32 (E / 2, 16, 2)
+    lists: np.ndarray  # int32 (rows,)
+    codes: np.ndarray  # uint8 (rows, E / 4 rounded up)
+    probes: int  # lists that a search looks into
+    recall: dict[str, float]  # @10 against exact search, by kind of query
+    index: "faiss.IndexIVFPQFastScan"
+
+    @property
+    def rows(self) -> int:
+        return len(self.lists)
+
+    def nearest(self, vectors: np.ndarray, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As `exact_search.nearest`, nearly; vectors behind the first `rows` exactly.  Row -1, score -inf: no more."""
+        wanted = min(self.rows, max(_CANDIDATES, 4 * k))
+        params = _faiss().SearchParametersIVF(nprobe=self.probes)
+        _, rows = self.index.search(queries.numpy(), wanted, params=params)  # (Q, wanted)
+        picked = torch.from_numpy(vectors[np.maximum(rows, 0)]).float()  # (Q, wanted, E)
+        scores = (picked @ queries[:, :, None])[:, :, 0]
+        scores[torch.from_numpy(rows < 0)] = -torch.inf
+        late, late_rows = nearest(vectors[self.rows :], queries, k)
+        scores = torch.cat([scores, late], 1)
+        found = torch.cat([torch.from_numpy(rows), late_rows + self.rows], 1)
+        best, order = scores.topk(min(k, scores.shape[1]))
+        return best, found.gather(1, order)
+
+    def save(self, file: Path) -> None:
+        """Whole or not at all, whatever happens meanwhile."""
+        arrays = {"centroids": self.centroids, "codebooks": self.codebooks, "lists": self.lists, "codes": self.codes}
+        about = {"probes": str(self.probes), **{f"recall {kind}": str(value) for kind, value in self.recall.items()}}
+        unfinished = file.with_suffix(".unfinished")
+        save_file(arrays, unfinished, about)
+        with open(unfinished, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(unfinished, file)
+
+
+class OpenedAnn:
+    """The approximate index in a file, None where there is none; read again when the file is another."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Path, int] | None = None
+        self._ann: Ann | None = None
+
+    def at(self, file: Path, embed_dim: int) -> Ann | None:
+        try:
+            state = file, file.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        if state != self._state:
+            self._ann, self._state = load(file, embed_dim), state
+        return self._ann
+
+
+def load(file: Path, embed_dim: int) -> Ann:
+    """What `save` wrote; anything else is a ValueError."""
+    try:
+        with safe_open(file, "numpy") as opened:
+            about: dict[str, str] = opened.metadata() or {}
+            arrays = {name: opened.get_tensor(name) for name in ("centroids", "codebooks", "lists", "codes")}
+        probes = int(about["probes"])
+        recall = {key.removeprefix("recall "): float(about[key]) for key in about if key.startswith("recall ")}
+        _check(arrays, probes, embed_dim)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"'{file}' is no approximate index of this model ({error}). Delete it, or build it again: vlm index --ann"
+        ) from error
+    return Ann(**arrays, probes=probes, recall=recall, index=_fill(arrays))
+
+
+def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None], target: float = TARGET) -> Ann:
+    """float16 unit vectors (rows, E); queries are sampled vectors, and `texts` (Q, E).  Minutes per million.
+
+    Queries of texts lie elsewhere than pictures, and are harder: the lists that they need are what is measured.
+    """
+    rows, embed_dim = vectors.shape
+    lists = int(4 * rows**0.5)
+    if rows < 40 * 16 or lists < 1:
+        raise ValueError(f"{rows} vectors are too few for an approximate index; exact search is fast up to a million.")
+    lists = max(1, min(lists, rows // 40))  # FAISS asks for 39 points per centroid
+    faiss, draw = _faiss(), np.random.default_rng(0)
+    sample = np.sort(draw.choice(rows, min(rows, lists * _TRAIN_PER_LIST), replace=False))
+    training = vectors[sample].astype(np.float32)
+    say(f"{lists} lists, from {len(training)} of {rows} vectors")
+    clusters = faiss.Kmeans(embed_dim, lists, niter=10, spherical=True, max_points_per_centroid=_TRAIN_PER_LIST, seed=0)
+    clusters.train(training)
+    quantizer, product = faiss.IndexFlatIP(embed_dim), faiss.ProductQuantizer(embed_dim, _parts(embed_dim), 4)
+    quantizer.add(clusters.centroids)
+    product.train(training[: 256 * 256])
+    arrays = {
+        "centroids": clusters.centroids,
+        "codebooks": faiss.vector_to_array(product.centroids).reshape(product.M, 16, product.dsub),
+        "lists": np.empty(rows, np.int32),
+        "codes": np.empty((rows, product.code_size), np.uint8),
+    }
+    for start in range(0, rows, _BLOCK):
+        block = vectors[start : start + _BLOCK].astype(np.float32)
+        arrays["lists"][start : start + _BLOCK] = quantizer.search(block, 1)[1][:, 0]
+        arrays["codes"][start : start + _BLOCK] = product.compute_codes(block)
+    ann = Ann(**arrays, probes=1, recall={}, index=_fill(arrays))
+    queries = {"pictures": torch.from_numpy(vectors[np.sort(draw.choice(rows, min(rows, 500), replace=False))]).float()}
+    if texts is not None and len(texts):
+        queries["texts"] = texts
+    return _tune(ann, vectors, queries, target, say)
+
+
+def _tune(ann: Ann, vectors: np.ndarray, queries: dict[str, Tensor], target: float, say: Callable[[str], None]) -> Ann:
+    """Twice the lists until the recall is reached, or half of them are looked into."""
+    truth = {kind: nearest(vectors, sample, _TOP + 1)[0] for kind, sample in queries.items()}
+    probes = 8
+    while True:
+        ann = replace(ann, probes=min(probes, len(ann.centroids)))
+        found = {kind: ann.nearest(vectors, sample, _TOP + 1)[0] for kind, sample in queries.items()}
+        left_out = {"pictures": 1, "texts": 0}  # a vector that is asked for finds itself: that does not count
+        recall = {kind: recall_of(found[kind], truth[kind], left_out[kind]) for kind in queries}
+        say(f"{ann.probes} lists a query: " + ", ".join(f"recall@10 {value:.4f} ({k})" for k, value in recall.items()))
+        ann = replace(ann, recall=recall)
+        if min(recall.values()) >= target or probes * 2 > len(ann.centroids) // 2:
+            return ann
+        probes *= 2
+
+
+def recall_of(found: Tensor, exact: Tensor, left_out: int = 0) -> float:
+    """Scores (Q, K), best first -> the share of the best 10 behind `left_out` that was found; ties count."""
+    last = min(left_out + _TOP, exact.shape[1])
+    good = found[:, left_out:last] >= exact[:, last - 1 : last] - 1e-6
+    return good.sum().item() / (len(exact) * (last - left_out))
+
+
+def _check(arrays: dict[str, np.ndarray], probes: int, embed_dim: int) -> None:
+    parts, rows = _parts(embed_dim), len(arrays["lists"])
+    wanted = {
+        "centroids": (np.float32, (len(arrays["centroids"]), embed_dim)),
+        "codebooks": (np.float32, (parts, 16, embed_dim // parts)),
+        "lists": (np.int32, (rows,)),
+        "codes": (np.uint8, (rows, (parts + 1) // 2)),
+    }
+    for name, (dtype, shape) in wanted.items():
+        if arrays[name].dtype != dtype or arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, wanted {np.dtype(dtype)} {shape}")
+    if not 1 <= probes <= len(arrays["centroids"]):
+        raise ValueError(f"it has {len(arrays['centroids'])} lists and looks into {probes}")
+    if rows and not 0 <= arrays["lists"].min() <= arrays["lists"].max() < len(arrays["centroids"]):
+        raise ValueError("it names lists that it does not have")
+
+
+def _fill(arrays: dict[str, np.ndarray]) -> "faiss.IndexIVFPQFastScan":
+    faiss = _faiss()
+    centroids, codebooks = arrays["centroids"], arrays["codebooks"]
+    lists, embed_dim = centroids.shape
+    quantizer = faiss.IndexFlatIP(embed_dim)
+    quantizer.add(centroids)
+    plain = faiss.IndexIVFPQ(quantizer, embed_dim, lists, len(codebooks), 4, faiss.METRIC_INNER_PRODUCT)
+    plain.by_residual = False
+    faiss.copy_array_to_vector(codebooks.ravel(), plain.pq.centroids)
+    order = np.argsort(arrays["lists"], kind="stable").astype(np.int64)
+    ends = np.cumsum(np.bincount(arrays["lists"], minlength=lists))
+    codes = arrays["codes"][order]
+    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        if end > start:
+            pointers = faiss.swig_ptr(order[start:end]), faiss.swig_ptr(codes[start:end])
+            plain.invlists.add_entries(number, int(end - start), *pointers)
+    plain.ntotal, plain.is_trained = len(order), True
+    fast = faiss.IndexIVFPQFastScan(plain)
+    fast.own_fields = False
+    fast.referenced_objects = [quantizer, plain]  # alive as long as it is
+    return fast
+
+
+def _parts(embed_dim: int) -> int:
+    """Two numbers share a code, where there is an even number of them."""
+    return embed_dim // 2 if embed_dim % 2 == 0 else embed_dim
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError("An approximate index needs FAISS. Install it: pip install 'vlm[retrieval]'") from error
+    return faiss

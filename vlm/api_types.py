@@ -1,0 +1,170 @@
+"""What `vlm serve` takes and gives: the fields of every request and answer, with their limits."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+
+from vlm.query import MAX_CHARACTERS
+
+MAX_PICTURES = 32  # of one request
+MAX_TEXTS = 1000
+MAX_LABELS = 1000
+MAX_HITS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture file that came with a request."""
+
+    data: bytes
+    name: str | None = None  # as the client calls an uploaded file; never a path here
+
+
+def _picture(value: Any) -> Picture:
+    if isinstance(value, Picture):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"a picture is its file's bytes in base64, got {type(value).__name__}")
+    try:
+        return Picture(base64.b64decode(value.rpartition("base64,")[2], validate=True))  # a data: URL is welcome
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("a picture is its file's bytes in base64, not a path or an address; this is none") from error
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("the text contains a NUL, which no text does; take it out")
+    return text
+
+
+_BASE64 = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+PictureField = Annotated[Picture, PlainValidator(_picture), _BASE64]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_no_nul)]
+Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_no_nul)]
+
+
+class Asked(BaseModel):
+    """What all requests have in common: an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TermAsked(Asked):
+    """One part of a sum."""
+
+    text: Text | None = None
+    picture: PictureField | None = None
+    weight: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.text is None) == (self.picture is None):
+            raise ValueError("a term is either a text or a picture")
+        return self
+
+
+class SearchAsked(Asked):
+    """Exactly one of text, picture and terms, and limits like those of `vlm search`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"text": "赤い + 車 - 人", "k": 5},
+                {"terms": [{"text": "red"}, {"text": "people", "weight": -0.5}], "glob": "2024/*"},
+            ]
+        }
+    )
+    text: Text | None = Field(None, description='words, or a sum of words: "赤い + 車 - 人"')
+    picture: PictureField | None = Field(None, description="to find others like it")
+    terms: list[TermAsked] | None = Field(
+        None, min_length=1, max_length=20, description="a sum of texts and pictures, each with a weight; in JSON only"
+    )
+    k: int = Field(10, ge=1, le=MAX_HITS, description="how many")
+    glob: Line | None = Field(None, description="only paths like this, * crosses folders: 2024/*.jpg")
+    since: Line | None = Field(None, description="only pictures taken then or later: 2024-05-01")
+    until: Line | None = Field(None, description="only pictures taken then or earlier")
+    min_side: int | None = Field(None, ge=1, le=2**31, description="only pictures at least so high and wide, pixels")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        given = [name for name in ("text", "picture", "terms") if getattr(self, name) is not None]
+        if len(given) != 1:
+            came = " and ".join(given) or "none"
+            raise ValueError(f"wanted exactly one of text, picture and terms, got {came}")
+        return self
+
+
+class ClassifyAsked(Asked):
+    """Pictures and the labels to choose from."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pictures": ["iVBORw0KGgo..."], "labels": ["犬", "猫", "a bird"], "k": 2}]}
+    )
+    pictures: list[PictureField] = Field(min_length=1, max_length=MAX_PICTURES)
+    labels: list[Line] = Field(min_length=1, max_length=MAX_LABELS, description="in any language the model reads")
+    templates: list[Line] | None = Field(
+        None, min_length=1, max_length=100, description="sentences with {} where the label goes; default: by language"
+    )
+    k: int | None = Field(None, ge=1, le=MAX_LABELS, description="labels per picture, default all")
+
+
+class EmbedAsked(Asked):
+    """Texts, pictures or both."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["犬", "a dog"]}]})
+    texts: list[Text] = Field([], max_length=MAX_TEXTS)
+    pictures: list[PictureField] = Field([], max_length=MAX_PICTURES)
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not self.texts and not self.pictures:
+            raise ValueError("there is nothing to embed; give texts or pictures")
+        return self
+
+
+class SearchHit(BaseModel):
+    """As `vlm search --json`."""
+
+    path: str
+    score: float = Field(description="cosine")
+    rank: int = Field(description="from 1")
+    probability: float | None = Field(description="that this is a match; null where the model cannot say")
+
+
+class LabelScore(BaseModel):
+    """As `vlm classify --json`."""
+
+    path: str = Field(description="the name of the uploaded file, or pictures[0], pictures[1] ...")
+    label: str
+    score: float = Field(description="probability")
+    rank: int = Field(description="from 1")
+
+
+class Embeddings(BaseModel):
+    """Unit vectors, in the order of the request."""
+
+    model: str
+    fingerprint: str = Field(description="vectors of different fingerprints do not compare")
+    texts: list[list[float]]
+    pictures: list[list[float]]
+
+
+class Health(BaseModel):
+    """A new picture has just been drawn, decoded and embedded."""
+
+    status: str = Field(description="ok")
+    model: str = Field(description="that answers")
+    fingerprint: str
+    embed_dim: int
+    device: str
+    indexed: int | None = Field(description="pictures in the index that this model can find; null: no index")
+    milliseconds: float = Field(description="to decode and embed the picture, with the wait for others")
+
+
+class Problem(BaseModel):
+    """One line that says what came, what was wanted, what to do."""
+
+    error: str

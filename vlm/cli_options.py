@@ -1,0 +1,40 @@
+"""What the commands share: options that mean the same everywhere, and rows for people or for programs."""
+
+import argparse
+import json
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import Any
+
+Run = Callable[[Namespace], None]  # what a command returns when it has declared its arguments
+
+MODEL_HELP = "mini, a folder, openclip:NAME/TAG or hf:ORG/NAME; default %(default)s"
+
+
+def add_model(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini", help=MODEL_HELP)
+
+
+def add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a list of objects for programs to read")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text}")
+    return int(text)
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for row in rows:
+        print(line(row))
+
+
+def user_language() -> str:
+    """`ja` where the user's locale says so, else `en`."""
+    chosen = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
+    return "ja" if chosen.startswith("ja") else "en"
