@@ -21,7 +21,7 @@ from torch import Tensor
 import vlm
 from demo.gallery import SAMPLES, Sample, sample, samples
 from demo.texts import NoAnswer
-from vlm.preprocess import find_images
+from vlm.picture_finding import find_images
 from vlm.query import Term
 
 THUMBNAIL = 192  # pixels

@@ -18,7 +18,8 @@ from torch import Tensor
 from tests.odd_pictures import ODD_PICTURES, four_corners, noise, write_odd_pictures
 from vlm import preprocess
 from vlm.config import PreprocessConfig
-from vlm.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, Preprocess, find_images, open_image
+from vlm.picture_finding import find_images
+from vlm.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, Preprocess, open_image
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
@@ -325,26 +326,6 @@ def test_an_error_crosses_processes_and_keeps_to_one_line() -> None:
 
 
 # Folders
-
-
-def test_find_images_walks_in_order_and_stays_inside(tmp_path: Path) -> None:
-    outside = tmp_path / "outside.png"
-    root = tmp_path / "root"
-    inside = ["B.PNG", "a/z.jpeg", "a.jpg", "c.svg", "猫/犬.webp"]
-    for name in [*inside, "notes.txt", ".hidden/x.png", "a/.x.png"]:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    outside.touch()
-    (root / "leaves.png").symlink_to(outside)
-    (root / "loop").symlink_to(root)
-    (root / "ring.png").symlink_to(root / "ring.png")
-    (root / "stays.png").symlink_to(root / "a.jpg")
-    assert list(find_images(root)) == sorted(root / name for name in [*inside, "stays.png"])
-
-
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
-    (absent,) = find_images(tmp_path / "absent")
-    assert refusal(absent).reason == "missing"
 
 
 def test_find_images_finds_every_odd_picture(odd: dict[str, Path]) -> None:

@@ -354,11 +354,15 @@ def test_a_search_while_another_process_prunes_answers(
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
-def test_links_that_lead_outside_are_passed_over(index: EmbeddingIndex, picture_folder: Path, tmp_path: Path):
+def test_links_that_lead_outside_are_skipped_and_listed(index: EmbeddingIndex, picture_folder: Path, tmp_path: Path):
     noise(20, 20).save(tmp_path / "secret.png")
     (picture_folder / "link.png").symlink_to(tmp_path / "secret.png")
     (picture_folder / "up").symlink_to(tmp_path, target_is_directory=True)
-    assert counts(index.add_folder(picture_folder)) == (6, 0, 0, 0, 0)
+    added = index.add_folder(picture_folder)
+    assert (counts(added), added.found) == ((6, 0, 0, 0, 2), 8)
+    assert {Path(error.name).name: error.reason for error in added.skipped} == dict.fromkeys(
+        ("link.png", "up"), "outside the folder"
+    )
 
 
 def test_one_file_has_one_name_however_it_is_written(index: EmbeddingIndex, picture_folder: Path):

@@ -22,7 +22,7 @@ from vlm.preprocess import ImageSource, Reason
 Captions = dict[str, tuple[list[str], list[str]]]
 # what a column is -> its name or names: {"image": "filepath", "caption": ["title", "alt"]}
 ColumnNames = Mapping[str, str | Sequence[str]]
-SampleReason = Reason | Literal["outside the folder", "no caption", "bad row"]
+SampleReason = Reason | Literal["no caption", "bad row"]
 
 
 class BrokenSample(ValueError):

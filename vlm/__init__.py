@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from vlm.exports import export
     from vlm.loss import clip_loss, siglip_loss
     from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
-    from vlm.preprocess import ImageError, Preprocess, find_images, open_image
+    from vlm.picture_finding import find_images
+    from vlm.preprocess import ImageError, Preprocess, open_image
     from vlm.retrieval import EmbeddingIndex, Hit
     from vlm.text import TextTransformer
     from vlm.tokenizer import Tokenizer, load_tokenizer
@@ -43,7 +44,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "clip_loss": "loss",
     "convert": "checkpoint",
     "export": "exports",
-    "find_images": "preprocess",
+    "find_images": "picture_finding",
     "load": "checkpoint",
     "load_classifier": "checkpoint",
     "load_tokenizer": "tokenizer",

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import stat
+import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,11 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vlm.preprocess import MAX_BYTES, ImageError, Preprocess, open_image
 from vlm.vector_store import Content, Record
+
+_AT_ONCE = 0.01  # seconds: a batch that was ready takes less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +37,25 @@ class Read(NamedTuple):
 
 
 def read_batches(jobs: Sequence[Job], preprocess: Preprocess, batch_size: int, workers: int) -> Iterator[list[Read]]:
-    """In order; `workers` processes decode ahead, 0: this one does."""
+    """In order; `workers` processes decode ahead, 0: this one does.
+
+    As long as any of the last few batches had to be waited for, torch has one thread here: the processors are the
+    workers'.
+    """
     workers = min(workers, len(jobs) // batch_size)  # a process takes longer to start than a batch takes to read
     reader = _Reader(jobs, preprocess)
-    yield from DataLoader(reader, batch_size, num_workers=workers, collate_fn=_as_they_are)
+    loader = iter(DataLoader(reader, batch_size, num_workers=workers, collate_fn=_as_they_are))
+    threads = torch.get_num_threads()
+    waits: deque[float] = deque(maxlen=workers)  # workers finish in groups: one batch says nothing
+    asked = time.perf_counter()
+    try:
+        for reads in loader:
+            waits.append(time.perf_counter() - asked)
+            torch.set_num_threads(1 if any(wait > _AT_ONCE for wait in waits) else threads)
+            yield reads
+            asked = time.perf_counter()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Reader(Dataset[Read]):

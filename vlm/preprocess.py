@@ -4,8 +4,6 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -29,6 +27,7 @@ IMAGE_SUFFIXES = frozenset(
 Reason = Literal[
     "missing",
     "not a file",
+    "outside the folder",
     "unreadable",
     "empty file",
     "too many bytes",
@@ -115,38 +114,6 @@ def _open(source: ImageSource) -> _Opened:
             return _read_header(_read_stream(source), "<stream>")
     wanted = "wanted a path, bytes, a binary file, a PIL picture or a uint8 array"
     raise ImageError(f"<{type(source).__name__}>", "not a picture", wanted)
-
-
-def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Pictures by suffix below `folder`, in path order; hidden names and links that lead outside are passed over.
-
-    A folder that cannot be listed is yielded itself: opening it gives the `ImageError` that says so.
-    """
-    root = Path(folder)
-    yield from _walk(root, root.resolve())
-
-
-def _walk(folder: Path, root: Path) -> Iterator[Path]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(path, root)
-        elif path.suffix.lower() in IMAGE_SUFFIXES and not (entry.is_symlink() and _leads_outside(path, root)):
-            yield path
-
-
-def _leads_outside(link: Path, root: Path) -> bool:
-    try:
-        return not link.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # a ring of links
-        return True
 
 
 class Preprocess:

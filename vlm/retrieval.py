@@ -25,8 +25,9 @@ from vlm.ann import Ann, OpenedAnn, build
 from vlm.embedder import Embedder
 from vlm.exact_search import nearest
 from vlm.near_duplicates import group_near
+from vlm.picture_finding import find_images, links_outside
 from vlm.picture_reading import Job, Read, read_batches
-from vlm.preprocess import ImageError, ImageSource, Reason, find_images
+from vlm.preprocess import ImageError, ImageSource, Reason
 from vlm.query import Query, is_one_text, read_query
 from vlm.vector_store import Filter, Record, VectorStore
 
@@ -94,7 +95,7 @@ class EmbeddingIndex:
         self,
         folder: str | os.PathLike[str],
         *,
-        batch_size: int = 64,
+        batch_size: int = 32,
         workers: int | None = None,
         progress: bool = False,
     ) -> Added:
@@ -113,10 +114,12 @@ class EmbeddingIndex:
         vanished = sorted(path for path in map(Path, gone) if not any(path.is_relative_to(at) for at in unlisted))
         self._store.mark_missing(map(str, vanished))
         added = self._add(found, batch_size, workers, progress)
-        return replace(added, vanished=vanished, skipped=self.broken(root))
+        outside = links_outside(root)
+        skipped = [*self.broken(root), *outside]
+        return replace(added, found=added.found + len(outside), vanished=vanished, skipped=skipped)
 
     def add(
-        self, pictures: Iterable[str | os.PathLike[str]], *, batch_size: int = 64, workers: int | None = None
+        self, pictures: Iterable[str | os.PathLike[str]], *, batch_size: int = 32, workers: int | None = None
     ) -> Added:
         """These files."""
         paths = [_absolute(picture) for picture in pictures]

@@ -1,0 +1,53 @@
+"""Which pictures a folder holds, without leaving it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlm.preprocess import IMAGE_SUFFIXES, ImageError
+
+
+def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Pictures by suffix below `folder`, in path order; hidden names and links that lead outside are passed over.
+
+    A folder that cannot be listed is yielded itself: opening it gives the `ImageError` that says so.
+    """
+    root = Path(folder)
+    return (path for path, outside in _walk(root, root.resolve()) if not outside)
+
+
+def links_outside(folder: str | os.PathLike[str]) -> list[ImageError]:
+    """What `find_images` passes over because it leads out of `folder`, to pictures or folders, or in a circle."""
+    root = Path(folder)
+    return [
+        ImageError(str(path), "outside the folder", f"it leads to {os.readlink(path)}")
+        for path, outside in _walk(root, root.resolve())
+        if outside
+    ]
+
+
+def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """(path, whether it is a link that leads out of `root`)."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder, False
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(path, root)
+        elif entry.is_symlink() and _leads_outside(path, root):
+            if path.suffix.lower() in IMAGE_SUFFIXES or path.is_dir():
+                yield path, True
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            yield path, False
+
+
+def _leads_outside(link: Path, root: Path) -> bool:
+    try:
+        return not link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a ring of links
+        return True
