@@ -68,6 +68,8 @@ def test_told_to_stop_it_answers_what_it_was_asked(tiny_embedder: Embedder, phot
                 for _ in range(100):  # it listens before it can answer
                     if (await client.get("/health")).status_code == 200:
                         break
+                # open eight connections: one that waits to be accepted is dropped by a server that stops
+                await asyncio.gather(*(client.get("/health") for _ in range(8)))
                 labels = [f"label {n}" for n in range(300)]
                 body = {"pictures": [base64_of(png(1))], "labels": labels, "k": 1}
                 asked = [asyncio.create_task(client.post("/classify", json=body)) for _ in range(8)]
