@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.picture_finding import find_images, links_outside
+from vlm.picture_finding import find_images, survey
 from vlm.preprocess import ImageError, open_image
 
 
@@ -22,8 +22,9 @@ def test_pictures_come_in_order_and_from_inside_and_links_that_leave_are_listed(
     (root / "loop").symlink_to(root)
     (root / "ring.png").symlink_to(root / "ring.png")
     (root / "stays.png").symlink_to(root / "a.jpg")
-    assert list(find_images(root)) == sorted(root / name for name in [*inside, "stays.png"])
-    listed = {error.name: error for error in links_outside(root)}
+    found, outside_links = survey(root)
+    assert found == list(find_images(root)) == sorted(root / name for name in [*inside, "stays.png"])
+    listed = {error.name: error for error in outside_links}
     assert set(listed) == {str(root / name) for name in ("leaves.png", "up", "ring.png")}
     assert {error.reason for error in listed.values()} == {"outside the folder"}
     assert str(outside) in listed[str(root / "leaves.png")].detail

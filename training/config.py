@@ -5,6 +5,7 @@ import math
 import re
 import tomllib
 import typing
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -155,16 +156,16 @@ class RunSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopRecipe(StrictConfig):
+class LoopRecipe(StrictConfig, ABC):
     """What every recipe has, as training/loop.py reads it."""
 
     optim: OptimSection = OptimSection()
     run: RunSection = RunSection()
 
     @property
+    @abstractmethod
     def workers(self) -> int:
         """Loader processes."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         run, optim = self.run, self.optim

@@ -16,14 +16,15 @@ def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
     return (path for path, outside in _walk(root, root.resolve()) if not outside)
 
 
-def links_outside(folder: str | os.PathLike[str]) -> list[ImageError]:
-    """What `find_images` passes over because it leads out of `folder`, to pictures or folders, or in a circle."""
-    root = Path(folder)
-    return [
-        ImageError(str(path), "outside the folder", f"it leads to {os.readlink(path)}")
-        for path, outside in _walk(root, root.resolve())
-        if outside
-    ]
+def survey(folder: str | os.PathLike[str]) -> tuple[list[Path], list[ImageError]]:
+    """What `find_images` finds, and the links it passes over: to pictures or folders outside, or in a circle."""
+    root, inside, outside = Path(folder), list[Path](), list[ImageError]()
+    for path, leads_out in _walk(root, root.resolve()):
+        if leads_out:
+            outside.append(ImageError(str(path), "outside the folder", f"it leads to {os.readlink(path)}"))
+        else:
+            inside.append(path)
+    return inside, outside
 
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:

@@ -25,7 +25,7 @@ from vlm.ann import Ann, OpenedAnn, build
 from vlm.embedder import Embedder
 from vlm.exact_search import nearest
 from vlm.near_duplicates import group_near
-from vlm.picture_finding import find_images, links_outside
+from vlm.picture_finding import survey
 from vlm.picture_reading import Job, Read, read_batches
 from vlm.preprocess import ImageError, ImageSource, Reason
 from vlm.query import Query, is_one_text, read_query
@@ -108,13 +108,12 @@ class EmbeddingIndex:
         if "\0" in str(root) or not root.is_dir():
             raise ValueError(f"There is no folder {str(folder)!r}.")
         root = root.resolve()
-        found = list(find_images(root))
+        found, outside = survey(root)
         unlisted = [path for path in found if path.is_dir() and not path.is_symlink()]
         gone = self._store.present_below(str(root)) - set(map(str, found))
         vanished = sorted(path for path in map(Path, gone) if not any(path.is_relative_to(at) for at in unlisted))
         self._store.mark_missing(map(str, vanished))
         added = self._add(found, batch_size, workers, progress)
-        outside = links_outside(root)
         skipped = [*self.broken(root), *outside]
         return replace(added, found=added.found + len(outside), vanished=vanished, skipped=skipped)
 
