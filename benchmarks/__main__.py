@@ -11,6 +11,9 @@ MEASUREMENTS = [
     ["resume_torture", *(["--quick"] if QUICK else [])],
     ["decoding", *(["--quick"] if QUICK else [])],
     ["index_speed", *(["--quick"] if QUICK else [])],
+    ["exact_search"],
+    ["folder_index"],
+    ["serve_load", *(["--quick"] if QUICK else [])],
     ["overlap", *(["--steps", "30"] if QUICK else [])],
 ]
 

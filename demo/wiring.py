@@ -74,7 +74,8 @@ def picture_box(label: str, placeholder: str, height: int) -> gr.Image:
 def on(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
     """`action` gets pictures as Gradio's record of the upload: `vlm.open_image` alone decides what is a picture.
 
-    What the visitor can put right becomes one line in the last of `outputs`.
+    Text boxes start with value="": without, one that was never shown (a closed accordion) sends None.  What
+    the visitor can put right becomes one line in the last of `outputs`.
     """
 
     @wraps(action)

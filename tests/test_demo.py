@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
 
+import gradio
 import pyarrow.parquet
 import pytest
 import torch
@@ -359,6 +360,11 @@ def _ask(address: str, actions: Actions, tmp_path: Path) -> None:
 
     endpoints: Any = client.view_api(return_format="dict", print_info=False)
     assert {"/classify", "/classify_all", "/where", "/search", "/similar"} <= set(endpoints["named_endpoints"])
+
+
+def test_a_text_box_that_nobody_opened_sends_the_empty_text(actions: Actions) -> None:
+    values = {block.value for block in build(actions).blocks.values() if isinstance(block, gradio.Textbox)}
+    assert values == {""}  # without a value, one inside a closed accordion sends None
 
 
 def test_the_api_pages_say_what_the_page_offers(actions: Actions) -> None:

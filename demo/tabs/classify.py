@@ -46,6 +46,7 @@ def tab(actions: Actions) -> None:
             where = html("", "where")
         with gr.Column(min_width=300):
             labels = gr.Textbox(
+                value="",
                 label=text("labels"),
                 info=text("labels_hint"),
                 placeholder=text("labels_placeholder"),
@@ -58,7 +59,12 @@ def tab(actions: Actions) -> None:
             with gr.Accordion(text("templates"), open=False):
                 choices = html(views.templates(list(TEMPLATES)))
                 templates = gr.Textbox(
-                    label=text("templates"), placeholder=BY_LANGUAGE, lines=4, max_lines=8, elem_id="templates"
+                    value="",
+                    label=text("templates"),
+                    placeholder=BY_LANGUAGE,
+                    lines=4,
+                    max_lines=8,
+                    elem_id="templates",
                 )
             with gr.Accordion(text("several"), open=False):
                 pictures = gr.File(

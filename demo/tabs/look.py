@@ -28,7 +28,11 @@ def tab(actions: Actions) -> None:
             picture = picture_box("picture", "drop_picture", height=300)
             examples = html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
             typed = gr.Textbox(
-                label=text("look_text"), placeholder=text("look_text_placeholder"), max_lines=1, elem_id="look-text"
+                value="",
+                label=text("look_text"),
+                placeholder=text("look_text_placeholder"),
+                max_lines=1,
+                elem_id="look-text",
             )
             button = gr.Button(text("look_button"), variant="primary", elem_id="look-button")
         with gr.Column(min_width=300):

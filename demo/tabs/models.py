@@ -49,7 +49,11 @@ def tab(actions: Actions) -> None:
                 for label, value in (("first_model", names[0]), ("second_model", names[-1]))
             )
             labels = gr.Textbox(
-                label=text("labels"), placeholder=text("labels_placeholder"), lines=3, elem_id="compare-labels"
+                value="",
+                label=text("labels"),
+                placeholder=text("labels_placeholder"),
+                lines=3,
+                elem_id="compare-labels",
             )
             button = gr.Button(text("compare_button"), variant="primary", elem_id="compare-button")
     compared = html(views.nothing_yet("compare_empty"), "compared")
@@ -108,7 +112,11 @@ def _elsewhere(actions: Actions) -> None:
         return
     html(views.intro("remote_note"))
     name = gr.Textbox(
-        label=text("remote_id"), placeholder="openclip:ViT-B-32/laion2b_s34b_b79k", max_lines=1, elem_id="remote-id"
+        value="",
+        label=text("remote_id"),
+        placeholder="openclip:ViT-B-32/laion2b_s34b_b79k",
+        max_lines=1,
+        elem_id="remote-id",
     )
     with gr.Row():
         ask = gr.Button(text("remote_size_button"), elem_id="remote-size-button")

@@ -31,6 +31,7 @@ def tab(actions: Actions) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             query = gr.Textbox(
+                value="",
                 label=text("query"),
                 info=text("query_hint"),
                 placeholder=text("query_placeholder"),
@@ -119,9 +120,11 @@ def _filters(own: bool) -> list[Any]:
         if not own:
             return [gr.CheckboxGroup(choices=styles(), label=text("styles"), elem_id="styles")]
         return [
-            gr.Textbox(label=text("name_filter"), placeholder="2024/*.jpg", max_lines=1, elem_id="name-filter"),
-            gr.Textbox(label=text("since"), placeholder="2024-05-01", max_lines=1, elem_id="since"),
-            gr.Textbox(label=text("until"), placeholder="2024-05-31", max_lines=1, elem_id="until"),
+            gr.Textbox(
+                value="", label=text("name_filter"), placeholder="2024/*.jpg", max_lines=1, elem_id="name-filter"
+            ),
+            gr.Textbox(value="", label=text("since"), placeholder="2024-05-01", max_lines=1, elem_id="since"),
+            gr.Textbox(value="", label=text("until"), placeholder="2024-05-31", max_lines=1, elem_id="until"),
             gr.Number(label=text("min_side"), minimum=0, precision=0, elem_id="min-side"),
         ]
 
