@@ -11,6 +11,7 @@ from gradio.events import api
 from gradio_client.utils import is_file_obj_with_meta
 
 from demo import views
+from demo.gallery import EXAMPLES, sample
 from demo.texts import TEXTS, NoAnswer, english
 
 MODEL = "model"  # one computation at a time: all events share this queue
@@ -69,6 +70,12 @@ def picture_box(label: str, placeholder: str, height: int) -> gr.Image:
         buttons=[],
         elem_classes="picture",
     )
+
+
+def picture_and_examples(height: int = 300) -> tuple[gr.Image, gr.HTML]:
+    """A place for the visitor's picture, and ours below it to click on."""
+    picture = picture_box("picture", "drop_picture", height)
+    return picture, html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
 
 
 def on(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:

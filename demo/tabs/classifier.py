@@ -6,11 +6,10 @@ import gradio as gr
 
 from demo import inside, inside_views, views
 from demo.actions import Actions, read_picture
-from demo.gallery import EXAMPLES, sample
 from demo.searching import computing, known_sample
 from demo.tabs.classify import RankedLabel
 from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, on, path_of, picture_box, plainly, text
+from demo.wiring import Upload, endpoint, html, on, path_of, picture_and_examples, plainly, text
 
 
 class ClassifierAnswer(TypedDict):
@@ -27,8 +26,7 @@ def tab(actions: Actions) -> None:
         html(inside_views.classifier_note(None))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture = picture_box("picture", "drop_picture", height=300)
-            examples = html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
+            picture, examples = picture_and_examples()
         with gr.Column(min_width=300):
             chosen = gr.Dropdown(
                 names,

@@ -7,10 +7,10 @@ import gradio as gr
 
 from demo import views
 from demo.actions import Actions, Ranked, sentences
-from demo.gallery import EXAMPLES, sample
+from demo.gallery import EXAMPLES
 from demo.searching import known_sample
 from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_box, plainly, text
+from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
 from vlm.zero_shot import label_sentences
 
 ENGLISH = "\n".join(label_sentences("{}"))
@@ -41,8 +41,7 @@ def tab(actions: Actions) -> None:
     html(views.intro("classify_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture = picture_box("picture", "drop_picture", height=300)
-            examples = html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
+            picture, examples = picture_and_examples()
             where = html("", "where")
         with gr.Column(min_width=300):
             labels = gr.Textbox(

@@ -6,10 +6,9 @@ import gradio as gr
 
 from demo import inside, inside_views, views
 from demo.actions import Actions, read_picture, read_text
-from demo.gallery import EXAMPLES, sample
 from demo.searching import computing, known_sample
 from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, on, path_of, picture_box, plainly, text
+from demo.wiring import Upload, endpoint, html, on, path_of, picture_and_examples, plainly, text
 
 
 class Inside(TypedDict):
@@ -25,8 +24,7 @@ def tab(actions: Actions) -> None:
     html(views.intro("look_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture = picture_box("picture", "drop_picture", height=300)
-            examples = html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
+            picture, examples = picture_and_examples()
             typed = gr.Textbox(
                 value="",
                 label=text("look_text"),

@@ -7,12 +7,12 @@ import gradio as gr
 
 from demo import inside_views, remote, views
 from demo.actions import Actions, read_labels, read_picture
-from demo.gallery import EXAMPLES, sample
+from demo.gallery import EXAMPLES
 from demo.models import Timed, compare
 from demo.searching import computing, known_sample
 from demo.tabs.classify import RankedLabel
 from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_box, plainly, text
+from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
 
 
 class ListedModel(TypedDict):
@@ -34,8 +34,7 @@ def tab(actions: Actions) -> None:
     html(views.intro("models_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture = picture_box("picture", "drop_picture", height=240)
-            examples = html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
+            picture, examples = picture_and_examples(240)
         with gr.Column(min_width=300):
             first, second = (
                 gr.Dropdown(
