@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 from gradio_client import Client, handle_file
 
 from demo.gallery import SAMPLES, samples
@@ -101,7 +102,7 @@ def _client(port: int, server: subprocess.Popen[bytes]) -> Client:
     for _ in range(300):
         try:
             return Client(f"http://127.0.0.1:{port}", verbose=False, download_files=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, httpx.HTTPError):
             if server.poll() is not None:
                 break
             time.sleep(1)
