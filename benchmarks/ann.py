@@ -24,8 +24,8 @@ from torch import Tensor
 import vlm
 from benchmarks.picture_vectors import TRAIN, VALIDATION
 from training.pairs import Pairs, open_pairs
-from vlm.ann import build, load, recall_of
-from vlm.exact_search import nearest
+from vlm.index.ann import build, load, recall_of
+from vlm.index.exact_search import nearest
 
 K, SECONDS = 10, 4.0
 RECALL, SPEED = 0.98, 10.0  # what must hold

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.exact_search import nearest
-from vlm.vector_store import Content, Filter, Record, VectorStore
+from vlm.index.exact_search import nearest
+from vlm.index.vector_store import Content, Filter, Record, VectorStore
 
 EMBED_DIM, K, ROUNDS, BATCH = 512, 10, 25, 64
 ADD = 20_000  # vectors a commit

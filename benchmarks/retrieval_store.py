@@ -1,4 +1,4 @@
-"""The store of `vlm/vector_store.py` beside LanceDB: time, size and what a crash leaves, at COUNT vectors of 512.
+"""The store of `vlm/index/vector_store.py` beside LanceDB: time, size and what a crash leaves, at COUNT vectors of 512.
 
     pip install lancedb && python -m benchmarks.retrieval_store [COUNT] >> benchmarks/retrieval_store.md
 
@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vlm.exact_search import nearest
-from vlm.vector_store import Content, Filter, Record, VectorStore
+from vlm.index.exact_search import nearest
+from vlm.index.vector_store import Content, Filter, Record, VectorStore
 
 EMBED_DIM = 512
 BATCH = 1000

@@ -15,8 +15,8 @@ from demo.models import Shelf
 from demo.searching import Collection, Filters, Hit, OwnFolder, Samples, computing
 from demo.texts import NoAnswer
 from vlm.embedding_cache import CachedEmbedder
+from vlm.index.query import Term, parse_terms
 from vlm.preprocess import MAX_BYTES
-from vlm.query import Term, parse_terms
 from vlm.zero_shot import label_sentences
 
 MAX_LABELS = 200

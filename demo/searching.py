@@ -21,8 +21,8 @@ from torch import Tensor
 import vlm
 from demo.gallery import SAMPLES, Sample, sample, samples
 from demo.texts import NoAnswer
+from vlm.index.query import Term
 from vlm.picture_finding import find_images
-from vlm.query import Term
 
 THUMBNAIL = 192  # pixels
 computing = RLock()  # one computation at a time on the device, whichever page asks

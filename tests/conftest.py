@@ -112,8 +112,8 @@ def client(tiny_embedder: Embedder, photos: Path) -> "Iterator[TestClient]":
     """`vlm serve` on that index, without a network."""
     from starlette.testclient import TestClient  # a web framework, for these tests alone
 
-    from vlm.server import LOOPBACK_NAMES, create_app
-    from vlm.service import Service
+    from vlm.serving.server import LOOPBACK_NAMES, create_app
+    from vlm.serving.service import Service
 
     app = create_app(Service(tiny_embedder, photos), hosts=LOOPBACK_NAMES)
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:

@@ -7,11 +7,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from vlm.ann import Ann, OpenedAnn, build, load, recall_of
 from vlm.embedder import Embedder
-from vlm.exact_search import nearest
+from vlm.index.ann import Ann, OpenedAnn, build, load, recall_of
+from vlm.index.exact_search import nearest
+from vlm.index.vector_store import Content, Record
 from vlm.retrieval import EmbeddingIndex
-from vlm.vector_store import Content, Record
 
 WIDTH = 32
 

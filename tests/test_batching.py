@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vlm.batching import Batcher
+from vlm.serving.batching import Batcher
 
 
 def test_concurrent_callers_share_batches_and_get_their_own_answers():

@@ -76,8 +76,8 @@ def test_many_files_are_written_in_parts_that_sort(
     index: EmbeddingIndex, other: EmbeddingIndex, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     index.add_folder(picture_folder)
-    monkeypatch.setattr("vlm.embedding_files._PER_FILE", 2)
-    monkeypatch.setattr("vlm.embedding_files._BATCH", 1)
+    monkeypatch.setattr("vlm.index.embedding_files._PER_FILE", 2)
+    monkeypatch.setattr("vlm.index.embedding_files._BATCH", 1)
     index.save_embeddings(tmp_path / "out")
     arrays = sorted((tmp_path / "out" / "img_emb").iterdir())
     assert len(arrays) == -(-len(index) // 2) > 1

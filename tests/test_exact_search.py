@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm import exact_search
-from vlm.exact_search import cosines, nearest
+from vlm.index import exact_search
+from vlm.index.exact_search import cosines, nearest
 
 
 def unit(count: int, width: int, seed: int) -> Tensor:

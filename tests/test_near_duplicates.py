@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlm import near_duplicates
-from vlm.near_duplicates import fold, group_near
+from vlm.index import near_duplicates
+from vlm.index.near_duplicates import fold, group_near
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from vlm.query import is_one_text, parse_terms, read_query
+from vlm.index.query import is_one_text, parse_terms, read_query
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from odd_pictures import ODD_PICTURES, four_corners, noise, write_odd_pictures
 from PIL import Image
 
 from vlm.calibration import Calibration
-from vlm.contact_sheet import contact_sheet
+from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder
-from vlm.query import Query
+from vlm.index.query import Query
+from vlm.index.vector_store import VectorStore
 from vlm.retrieval import Added, EmbeddingIndex
-from vlm.vector_store import VectorStore
 
 LONG = "dog " * 25_000_000  # 100 MB
 

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from vlm.embedder import Embedder
 from vlm.retrieval import EmbeddingIndex
-from vlm.server import create_app
-from vlm.service import Service
+from vlm.serving.server import create_app
+from vlm.serving.service import Service
 
 SECRET = "こっそり-secret"
 

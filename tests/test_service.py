@@ -14,8 +14,8 @@ from vlm.checkpoint import save
 from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.retrieval import EmbeddingIndex
-from vlm.server import create_app
-from vlm.service import Service
+from vlm.serving.server import create_app
+from vlm.serving.service import Service
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: str | Path) -> list[dict[str, Any]]:

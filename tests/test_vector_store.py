@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.ann import load
 from vlm.embedder import Embedder
-from vlm.exact_search import cosines
+from vlm.index.ann import load
+from vlm.index.exact_search import cosines
+from vlm.index.vector_store import Content, Filter, Record, VectorStore
 from vlm.retrieval import EmbeddingIndex
-from vlm.vector_store import Content, Filter, Record, VectorStore
 
 CRASHED_WRITER = """
 import itertools, sys
 from pathlib import Path
 import numpy as np
-from vlm.vector_store import Content, Record, VectorStore
+from vlm.index.vector_store import Content, Record, VectorStore
 
 store = VectorStore(Path(sys.argv[1]))
 model = store.model("fingerprint", "model", 64)
@@ -40,7 +40,7 @@ for number in itertools.count(start):
         print(f"pruned {number}", flush=True)
         file, vectors = store.ann_file(model), store.vectors(model)
         if len(vectors) >= 640:
-            from vlm.ann import build
+            from vlm.index.ann import build
 
             store.put_ann(model, file, build(vectors, None, lambda line: None).save)
             print("built", flush=True)

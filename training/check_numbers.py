@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.check_scan import Counts, Doubt, Seen
-from vlm.near_duplicates import group_near
+from vlm.index.near_duplicates import group_near
 
 NEAR = 0.995  # cosine of two thumbnails
 UNIFORM = 2.0  # levels of spread

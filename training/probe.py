@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 
-from vlm.cli_options import positive, user_language
+from vlm.commands.options import positive, user_language
 
 
 def main() -> int:

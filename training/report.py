@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli_options import positive, user_language
+from vlm.commands.options import positive, user_language
 
 if TYPE_CHECKING:
     from training.labelled import Answers, ClassSet, Labelled

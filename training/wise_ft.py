@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vlm.cli_options import positive
+from vlm.commands.options import positive
 
 if TYPE_CHECKING:
     from training.labelled import Labelled

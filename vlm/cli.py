@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli_interop import convert, export
-from vlm.cli_options import MODEL_HELP, Run, add_json, positive, print_rows, user_language
-from vlm.cli_retrieval import index, search
-from vlm.cli_serve import serve
+from vlm.commands.interop import convert, export
+from vlm.commands.options import MODEL_HELP, Run, add_json, positive, print_rows, user_language
+from vlm.commands.retrieval import index, search
+from vlm.commands.serve import serve
 
 if TYPE_CHECKING:
     from torch import Tensor

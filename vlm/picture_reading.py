@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from vlm.index.vector_store import Content, Record
 from vlm.preprocess import MAX_BYTES, ImageError, Preprocess, open_image
-from vlm.vector_store import Content, Record
 
 _AT_ONCE = 0.01  # seconds: a batch that was ready takes less
 

@@ -20,16 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm import embedding_files
-from vlm.ann import Ann, OpenedAnn, build
 from vlm.embedder import Embedder
-from vlm.exact_search import nearest
-from vlm.near_duplicates import group_near
+from vlm.index import embedding_files
+from vlm.index.ann import Ann, OpenedAnn, build
+from vlm.index.exact_search import nearest
+from vlm.index.near_duplicates import group_near
+from vlm.index.query import Query, is_one_text, read_query
+from vlm.index.vector_store import Filter, Record, VectorStore
 from vlm.picture_finding import survey
 from vlm.picture_reading import Job, Read, read_batches
 from vlm.preprocess import ImageError, ImageSource, Reason
-from vlm.query import Query, is_one_text, read_query
-from vlm.vector_store import Filter, Record, VectorStore
 
 _BLOCK = 2048  # vectors that are float32 at a time: they stay in the cache
 _ANYTHING = Filter()

@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm.api_types import ClassifyAsked, EmbedAsked, Picture, SearchAsked
-from vlm.batching import Batcher
 from vlm.embedder import Embedder
 from vlm.embedding_cache import CachedEmbedder, digest_of
+from vlm.index.query import parse_terms
 from vlm.preprocess import ImageError, picture_size
-from vlm.query import parse_terms
 from vlm.retrieval import EmbeddingIndex, Query
+from vlm.serving.api_types import ClassifyAsked, EmbedAsked, Picture, SearchAsked
+from vlm.serving.batching import Batcher
 from vlm.zero_shot import ZeroShotClassifier, label_sentences
 
 MAX_PIXELS = 40_000_000  # of one picture

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli_options import Run, add_json, add_model, positive, print_rows
+from vlm.commands.options import Run, add_json, add_model, positive, print_rows
 
 if TYPE_CHECKING:
     from vlm.preprocess import ImageError
@@ -120,7 +120,7 @@ def search(parser: ArgumentParser) -> Run:
 
 
 def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
-    from vlm.contact_sheet import contact_sheet
+    from vlm.commands.contact_sheet import contact_sheet
 
     query = Path(args.query) if _is_picture(args.query) else args.query
     limits = {"glob": args.glob, "since": args.since, "until": args.until, "min_side": args.min_side}
@@ -139,7 +139,7 @@ def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
 def _opened_index(args: Namespace) -> "Iterator[EmbeddingIndex]":
     """That of --index, or one of --folder that is gone afterwards; with pictures in it."""
     from vlm.checkpoint import load
-    from vlm.query import read_query
+    from vlm.index.query import read_query
     from vlm.retrieval import EmbeddingIndex
 
     if args.index and not args.index.is_dir():

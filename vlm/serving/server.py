@@ -1,4 +1,4 @@
-"""The HTTP around `vlm.service`: who may ask, how much at once, and one line of JSON for whatever goes wrong."""
+"""The HTTP around service.py: who may ask, how much at once, and one line of JSON for whatever goes wrong."""
 
 import hmac
 import json
@@ -18,8 +18,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlm.api_page import api_page
-from vlm.api_types import (
+from vlm.serving.api_page import api_page
+from vlm.serving.api_types import (
     MAX_LABELS,
     MAX_PICTURES,
     Asked,
@@ -33,7 +33,7 @@ from vlm.api_types import (
     SearchAsked,
     SearchHit,
 )
-from vlm.service import Service
+from vlm.serving.service import Service
 
 MAX_BYTES = 32 * 2**20  # of one request
 MAX_WAITING = 256  # requests under way

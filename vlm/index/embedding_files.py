@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm.vector_store import Content, Record
+from vlm.index.vector_store import Content, Record
 
 _BATCH = 4096  # rows in memory, and in one commit
 _PER_FILE = 250_000

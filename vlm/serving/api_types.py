@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from vlm.query import MAX_CHARACTERS
+from vlm.index.query import MAX_CHARACTERS
 
 MAX_PICTURES = 32  # of one request
 MAX_TEXTS = 1000

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from vlm.exact_search import nearest
+from vlm.index.exact_search import nearest
 
 if TYPE_CHECKING:
     import faiss

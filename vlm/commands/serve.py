@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from vlm.cli_options import Run, add_model, positive
+from vlm.commands.options import Run, add_model, positive
 
 
 def serve(parser: ArgumentParser) -> Run:
@@ -33,12 +33,12 @@ def serve(parser: ArgumentParser) -> Run:
         if args.index is not None and not args.index.is_dir():
             raise ValueError(f"There is no index '{args.index}'. Make one: vlm index FOLDER --index {args.index}")
         try:
-            from vlm.server import LOOPBACK_NAMES, create_app
-            from vlm.server import run as run_server
+            from vlm.serving.server import LOOPBACK_NAMES, create_app
+            from vlm.serving.server import run as run_server
         except ModuleNotFoundError as error:
             raise ValueError(f"vlm serve needs {error.name}. Install it: pip install 'vlm[retrieval]'") from error
         from vlm.checkpoint import load
-        from vlm.service import Service
+        from vlm.serving.service import Service
 
         with _listen(args.host, args.port) as listener:
             embedder = load(args.model)

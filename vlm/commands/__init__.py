@@ -1,0 +1,1 @@
+"""The commands of vlm/cli.py, one module for each family."""
