@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check train bench clean
+.PHONY: demo test test-all test-lowest check docs train bench clean
 
 demo: $(READY)  ## the demo on the bundled model, in the browser
 	$(BIN)/python -m demo
@@ -16,11 +17,21 @@ test: $(READY)  ## at most 5 minutes on 2 cores
 test-all: $(READY)  ## end to end and long, at most an hour
 	$(BIN)/python -m pytest -m "long or not long"
 
+test-lowest: $(READY)  ## the fast tests with the oldest packages that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --resolution lowest-direct --python $(LOWEST) -o $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) -r $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -e .
+	$(LOWEST)/bin/python -m pytest
+
 check: $(READY)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+docs: $(READY)  ## the site, into site/; a broken link or equation ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 train: $(READY)  ## the bundled model, from nothing
 	$(BIN)/python -m training.train_clip training/recipes/mini.toml --out runs/mini --resume auto
@@ -37,4 +48,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) runs build dist site .pytest_cache .ruff_cache

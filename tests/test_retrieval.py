@@ -287,7 +287,7 @@ def test_an_interruption_loses_one_batch_at_most(
 def test_worker_processes_read_the_same(tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path):
     write_odd_pictures(picture_folder)
     with EmbeddingIndex.open(tmp_path / "one", tiny_embedder) as one:
-        alone = one.add_folder(picture_folder, workers=0)
+        alone = one.add_folder(picture_folder, workers=0, batch_size=4)
         with EmbeddingIndex.open(tmp_path / "two", tiny_embedder) as two:
             together = two.add_folder(picture_folder, workers=2, batch_size=4)
             assert counts(together) == counts(alone)

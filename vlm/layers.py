@@ -23,13 +23,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """`lengths` (B,): z holds rows of different lengths back to back, (sum of lengths, D), no padding anywhere."""
-        if lengths is not None:
-            return self.drop(self.proj(self._packed(z, lengths)))
-        q, k, v = self._heads(z)  # each (B, h, N, Dh)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.drop(self.proj(_join_heads(out)))  # (B, N, D)
+    def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+        """`lengths` (B,): z holds rows of different lengths back to back, (sum of lengths, D), no padding anywhere.
+
+        `only` (B,): the one token of each row that asks, while all are read; its answers alone come back, (B, D).
+        """
+        rows = self.qkv(z) if lengths is None else _unpack(self.qkv(z), lengths)  # (B, N, 3 D)
+        q, k, v = self._split(rows)  # each (B, h, N, Dh)
+        seen = lengths  # (B,): how much of its row a token may read
+        if only is not None:
+            q = q[torch.arange(len(q), device=q.device), :, only][:, :, None]  # (B, h, 1, Dh)
+        if self.causal:  # no real token sees the padding behind it
+            seen = None if only is None else only + 1
+        mask = None if seen is None else _first(seen, rows.shape[1])[:, None, None]  # (B, 1, 1, N)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and only is None)
+        if only is not None:
+            return self.drop(self.proj(out.flatten(1)))  # (B, D)
+        joined = _join_heads(out) if lengths is None else out.transpose(1, 2)[_first(lengths, out.shape[2])].flatten(1)
+        return self.drop(self.proj(joined))  # (B, N, D), or (sum of lengths, D)
 
     def weights(self, z: Tensor) -> Tensor:
         """The attention map A = softmax(q k^T / sqrt(Dh)), (B, h, N, N).  Book eq. (7).
@@ -48,20 +59,12 @@ class Attention(nn.Module):
         return self._heads(z)[2]
 
     def _heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, N, D = z.shape
-        q, k, v = self.qkv(z).view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        return self._split(self.qkv(z))
 
-    def _packed(self, z: Tensor, lengths: Tensor) -> Tensor:
-        """Everything runs on real tokens only; the scores alone, cheap at these lengths, on a padded rectangle."""
-        B, T, D = lengths.shape[0], int(lengths.max()), z.shape[1]
-        real = torch.arange(T, device=z.device) < lengths[:, None]  # (B, T)
-        rows = self.qkv(z)  # (sum of lengths, 3 D)
-        qkv = rows.new_zeros(B, T, 3 * D).index_put((real,), rows)
-        q, k, v = qkv.view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        mask = None if self.causal else real[:, None, None, :]  # causal: no real token sees the padding behind it
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
-        return _join_heads(out)[real]  # (sum of lengths, D)
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, 3 D) -> q, k, v, each (B, h, N, Dh)."""
+        q, k, v = rows.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 class Mlp(nn.Module):
@@ -101,8 +104,10 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_dim, activation, dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
-        z = z + self.drop_path(self.attn(self.norm1(z), lengths))
+    def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+        """`lengths` and `only` as in `Attention.forward`."""
+        answers = self.attn(self.norm1(z), lengths, only)
+        z = (z if only is None else _take(z, lengths, only)) + self.drop_path(answers)
         return z + self.drop_path(self.mlp(self.norm2(z)))
 
 
@@ -193,3 +198,21 @@ def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
 def _join_heads(heads: Tensor) -> Tensor:
     """(B, h, N, Dh) -> (B, N, D).  Book eq. (8)."""
     return heads.transpose(1, 2).flatten(2)
+
+
+def _first(counts: Tensor, N: int) -> Tensor:
+    """(B, N), true for the first counts[b] of row b."""
+    return torch.arange(N, device=counts.device) < counts[:, None]
+
+
+def _unpack(packed: Tensor, lengths: Tensor) -> Tensor:
+    """(sum of lengths, F) -> (B, N, F), zeros behind each row: the scores, cheap at these lengths, are a rectangle."""
+    N = int(lengths.max())
+    return packed.new_zeros(len(lengths), N, packed.shape[1]).index_put_((_first(lengths, N),), packed)
+
+
+def _take(z: Tensor, lengths: Tensor | None, only: Tensor) -> Tensor:
+    """Token only[b] of every row b, (B, D)."""
+    if lengths is None:
+        return z[torch.arange(len(z), device=z.device), only]
+    return z[lengths.cumsum(0) - lengths + only]

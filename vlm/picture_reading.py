@@ -3,9 +3,8 @@
 import hashlib
 import os
 import stat
-import time
+import sys
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,14 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vlm.index.vector_store import Content, Record
 from vlm.preprocess import MAX_BYTES, ImageError, Preprocess, open_image
-
-_AT_ONCE = 0.01  # seconds: a batch that was ready takes less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +33,19 @@ class Read(NamedTuple):
 
 
 def read_batches(jobs: Sequence[Job], preprocess: Preprocess, batch_size: int, workers: int) -> Iterator[list[Read]]:
-    """In order; `workers` processes decode ahead, 0: this one does.
-
-    As long as any of the last few batches had to be waited for, torch has one thread here: the processors are the
-    workers'.
-    """
+    """In order; `workers` processes decode ahead, 0: this one does."""
     workers = min(workers, len(jobs) // batch_size)  # a process takes longer to start than a batch takes to read
     reader = _Reader(jobs, preprocess)
-    loader = iter(DataLoader(reader, batch_size, num_workers=workers, collate_fn=_as_they_are))
-    threads = torch.get_num_threads()
-    waits: deque[float] = deque(maxlen=workers)  # workers finish in groups: one batch says nothing
-    asked = time.perf_counter()
-    try:
-        for reads in loader:
-            waits.append(time.perf_counter() - asked)
-            torch.set_num_threads(1 if any(wait > _AT_ONCE for wait in waits) else threads)
-            yield reads
-            asked = time.perf_counter()
-    finally:
-        torch.set_num_threads(threads)
+    yield from DataLoader(reader, batch_size, num_workers=workers, collate_fn=_as_they_are, worker_init_fn=_step_back)
+
+
+def _step_back(worker: int) -> None:
+    """A worker takes the processors while the model waits for pictures, and leaves them alone while it computes.
+
+    Two threads of a matrix product go at the pace of the slower one: a decoder beside it would cost twice its own time.
+    """
+    if sys.platform != "win32":
+        os.nice(10)
 
 
 class _Reader(Dataset[Read]):

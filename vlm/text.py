@@ -43,9 +43,13 @@ class TextTransformer(nn.Module):
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
         positions = real.nonzero()[:, 1]
         z = self.token_embed(ids[real]) + self.pos_embed[positions]  # (sum of lengths, D)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             z = block(z, lengths)
-        return self._pool(z, lengths, ids)
+        if self.config.pool == "mean":
+            return self._mean(last(z, lengths), lengths)
+        ends = self._ends(ids) if self.config.pool == "eot" else lengths - 1
+        return self.norm(last(z, lengths, ends))  # the other tokens have no say any more
 
     def lengths(self, ids: Tensor) -> Tensor:
         """Tokens of each row up to and with its end-of-text, (B,); T for models that read the padding."""
@@ -68,12 +72,9 @@ class TextTransformer(nn.Module):
     def _full_rows(self, ids: Tensor) -> Tensor:
         return nn.functional.pad(ids, (0, self.config.context_length - ids.shape[1]), value=self.config.pad_id)
 
-    def _pool(self, z: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
-        """(sum of lengths, D) -> (B, D): each row's end-of-text, its position T-1, or the mean of its tokens."""
-        if self.config.pool == "mean":
-            row = torch.repeat_interleave(torch.arange(len(lengths), device=z.device), lengths)
-            z = z if self.config.norm_after_pool else self.norm(z)
-            mean = z.new_zeros(len(lengths), z.shape[1]).index_add(0, row, z) / lengths[:, None]
-            return self.norm(mean) if self.config.norm_after_pool else mean
-        ends = self._ends(ids) if self.config.pool == "eot" else lengths - 1
-        return self.norm(z[lengths.cumsum(0) - lengths + ends])
+    def _mean(self, z: Tensor, lengths: Tensor) -> Tensor:
+        """(sum of lengths, D) -> (B, D)."""
+        row = torch.repeat_interleave(torch.arange(len(lengths), device=z.device), lengths)
+        z = z if self.config.norm_after_pool else self.norm(z)
+        mean = z.new_zeros(len(lengths), z.shape[1]).index_add(0, row, z) / lengths[:, None]
+        return self.norm(mean) if self.config.norm_after_pool else mean

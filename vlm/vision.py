@@ -97,9 +97,12 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """`keep` (B, K) int64: the patches that stay (patch dropout, FLIP, Li et al. 2023); None keeps all."""
         z = self.embed(images, keep)  # (B, N, D)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             z = block(z)
-        return self._pool(z)  # (B, D)
+        if self.config.pool == "class":  # the patches have no say any more
+            return self.norm(last(z, only=torch.zeros(len(z), dtype=torch.int64, device=z.device)))
+        return self._pool(last(z))  # (B, D)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """z_0: patch embeddings + positions, the class token first, (B, N, D).  Book eq. (4)(5)."""
