@@ -1,0 +1,71 @@
+"""Two libraries on one machine: the same weights for both, captions as people write them, rounds in turns, ratios."""
+
+import datetime
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from pyarrow.parquet import read_table
+
+from benchmarks.loss_memory import processor
+
+PICTURE_WORDS = Path(__file__).parents[1] / "training/picture_words"
+ROUNDS = 9
+QUICK_ROUNDS = 2
+
+
+def english_captions(keywords: int) -> list[str]:
+    """The training pictures' names, each followed by its first `keywords` keywords, with commas between."""
+    table = read_table(PICTURE_WORDS / "train.parquet", columns=["captions_en", "keywords_en"])
+    rows = (row for row in table.to_pylist() if row["captions_en"])
+    return list(dict.fromkeys(", ".join([row["captions_en"][0], *row["keywords_en"][:keywords]]) for row in rows))
+
+
+def in_turns(variants: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds of a call, `rounds` of each variant, A B C A B C ...; one call before the first round is not counted."""
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - start) / calls
+
+    for work in variants.values():
+        work()
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, work in variants.items():
+            taken[name].append(seconds(work))
+    return taken
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Theirs / ours, round by round, smallest first."""
+    return sorted(their / our for their, our in zip(theirs, ours, strict=True))
+
+
+HEAD = "| {} | ms, median | best | this / vlm: median of rounds | smallest to largest | best / best |"
+
+
+def head(what: str) -> str:
+    return f"{HEAD.format(what)}\n|---|---:|---:|---:|---:|---:|"
+
+
+def row(name: str, taken: Sequence[float], ours: Sequence[float]) -> str:
+    """One variant beside `ours`."""
+    beside = ratios(taken, ours)
+    return (
+        f"| {name} | {statistics.median(taken) * 1e3:.1f} | {min(taken) * 1e3:.1f} | {statistics.median(beside):.2f} "
+        f"| {beside[0]:.2f} to {beside[-1]:.2f} | {min(taken) / min(ours):.2f} |"
+    )
+
+
+def about(command: str, packages: Iterable[str], threads: int) -> str:
+    """Date, machine, versions: the line below a table's title."""
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    machine = f"{processor()}, {threads} of {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+    return f"{datetime.date.today()}, {machine}, Python {platform.python_version()}, {versions}; `{command}`\n"
