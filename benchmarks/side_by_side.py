@@ -19,10 +19,11 @@ QUICK_ROUNDS = 2
 
 
 def english_captions(keywords: int) -> list[str]:
-    """The training pictures' names, each followed by its first `keywords` keywords, with commas between."""
+    """a drawing of NAME, KEYWORD, ...: the training pictures' names, each with its first `keywords` keywords."""
     table = read_table(PICTURE_WORDS / "train.parquet", columns=["captions_en", "keywords_en"])
     rows = (row for row in table.to_pylist() if row["captions_en"])
-    return list(dict.fromkeys(", ".join([row["captions_en"][0], *row["keywords_en"][:keywords]]) for row in rows))
+    names = (", ".join([row["captions_en"][0], *row["keywords_en"][:keywords]]) for row in rows)
+    return list(dict.fromkeys(f"a drawing of {name}" for name in names))
 
 
 def in_turns(variants: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1) -> dict[str, list[float]]:
@@ -48,20 +49,24 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
     return sorted(their / our for their, our in zip(theirs, ours, strict=True))
 
 
-HEAD = "| {} | ms, median | best | this / vlm: median of rounds | smallest to largest | best / best |"
+def head(what: str, *more: str) -> str:
+    names = [what, "ms, median", "best", "this / vlm: median of rounds", "smallest to largest", "best / best", *more]
+    return f"| {' | '.join(names)} |\n|---|{'---:|' * (len(names) - 1)}"
 
 
-def head(what: str) -> str:
-    return f"{HEAD.format(what)}\n|---|---:|---:|---:|---:|---:|"
-
-
-def row(name: str, taken: Sequence[float], ours: Sequence[float]) -> str:
+def row(name: str, taken: Sequence[float], ours: Sequence[float], *more: str) -> str:
     """One variant beside `ours`."""
     beside = ratios(taken, ours)
-    return (
-        f"| {name} | {statistics.median(taken) * 1e3:.1f} | {min(taken) * 1e3:.1f} | {statistics.median(beside):.2f} "
-        f"| {beside[0]:.2f} to {beside[-1]:.2f} | {min(taken) / min(ours):.2f} |"
-    )
+    cells = [
+        name,
+        f"{statistics.median(taken) * 1e3:.1f}",
+        f"{min(taken) * 1e3:.1f}",
+        f"{statistics.median(beside):.2f}",
+        f"{beside[0]:.2f} to {beside[-1]:.2f}",
+        f"{min(taken) / min(ours):.2f}",
+        *more,
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def about(command: str, packages: Iterable[str], threads: int) -> str:

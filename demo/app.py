@@ -45,7 +45,7 @@ def build(actions: Actions) -> gr.Blocks:
         html(views.masthead())
         html(views.model_note(actions.source))
         for name, module in TABS.items():
-            with gr.Tab(text(name), id=name):
+            with gr.Tab(text(name), id=name, elem_id=f"tab-{name}"):
                 module.tab(actions)
     page.queue(default_concurrency_limit=1, max_size=512)
     return page
@@ -64,7 +64,11 @@ def launch(
     `language`: ja, en, or auto for the browser's.  `host` and `port`: None asks GRADIO_SERVER_NAME and
     GRADIO_SERVER_PORT, else 127.0.0.1 and the first free port from 7860 on.
     """
-    settings = {"start": None if language == "auto" else language, "tabs": [TEXTS[name] for name in TABS]}
+    settings = {
+        "start": None if language == "auto" else language,
+        "tabs": [TEXTS[name] for name in TABS],
+        "parts": [said for key, said in TEXTS.items() if key.startswith("part_")],
+    }
     script = (HERE / "page.js").read_text(encoding="utf-8")
     gr.set_static_paths([SAMPLES])
     threading.Thread(target=actions.warm_up, daemon=True).start()

@@ -28,7 +28,7 @@ def classifier_answer(name: str, given: Answer) -> str:
     note = both("top_note", count=f"{given.classes:,}", chance=f"{1 / given.classes:.1%}")
     return (
         f'{classifier_note(name)}<h2 class="heading spaced">{both("top_classes")}</h2>{ranked_list(given.top)}'
-        f'<p class="fine">{note}</p><div class="figures one">{_figure("rollout", _picture(given.rollout.figure))}</div>'
+        f'<p class="fine">{note}</p><div class="figures one">{_figure("rollout", _picture(given.rollout.figure), tab="classifier")}</div>'
     )
 
 
@@ -82,7 +82,7 @@ def side_by_side(answers: Sequence[Timed]) -> str:
 def card(markdown: str) -> str:
     """A model card, perhaps a stranger's: its HTML is shown as text and its pictures are not fetched."""
     page = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
-    return f'<article class="card" tabindex="0">{_inert(page)}</article>'
+    return f'<article class="card" tabindex="0" aria-label="{_label("card_heading")}">{_inert(page)}</article>'
 
 
 def locked() -> str:
@@ -117,11 +117,15 @@ def _bytes(size: int | None) -> dict[str, str]:
     return {language: text.format(megabytes=f"{size / MEGABYTE:,.0f}") for language, text in known.items()}
 
 
-def _figure(name: str, inside: str, caption: str | None = None) -> str:
+def _figure(name: str, inside: str, caption: str | None = None, tab: str = "look") -> str:
     """Every figure says what it shows, and where the book has it."""
     said = caption if caption is not None else both(f"fig_{name}")
     reference = f'<span class="reference">{both(f"ref_{name}")}</span>'
-    return f'<figure class="figure-{name}">{inside}<figcaption>{said} {reference}</figcaption></figure>'
+    note = f"{tab}-{name}-note"  # names the figure for screen readers, in the page's language
+    return (
+        f'<figure class="figure-{name}" aria-labelledby="{note}">{inside}'
+        f'<figcaption id="{note}">{said} {reference}</figcaption></figure>'
+    )
 
 
 def _patch_buttons(seen: Seen) -> str:

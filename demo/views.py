@@ -97,8 +97,9 @@ def where(label: str, picture: Image.Image) -> str:
     picture.save(written, "WEBP", quality=85)
     data = base64.b64encode(written.getvalue()).decode()
     return (
-        f'<figure class="where">{heading("where")}<img src="data:image/webp;base64,{data}" alt="">'
-        f'<figcaption class="fine">{both("where_note", label=label)}</figcaption></figure>'
+        f'<figure class="where" aria-labelledby="where-note">{heading("where")}'
+        f'<img src="data:image/webp;base64,{data}" alt="">'
+        f'<figcaption class="fine" id="where-note">{both("where_note", label=label)}</figcaption></figure>'
     )
 
 
@@ -109,8 +110,9 @@ def table(rows: Sequence[Row]) -> str:
         + (
             f'<td colspan="2">{both(row.no.key, **row.no.values)}</td>'
             if row.no is not None
-            else f"<td>{both('none_fits_short') if row.none_fits else escape(row.ranking[0].label)}</td>"
-            f'<td class="number">{row.ranking[0].probability:.1%}</td>'
+            else f'<td colspan="2">{both("none_fits_short")}</td>'
+            if row.none_fits  # a probability among labels of which none fits says nothing
+            else f'<td>{escape(row.ranking[0].label)}</td><td class="number">{row.ranking[0].probability:.1%}</td>'
         )
         + "</tr>"
         for row in rows

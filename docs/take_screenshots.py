@@ -1,6 +1,7 @@
-"""The demo's screenshots, `docs/images/demo-TAB-{ja,en}.png`, from a demo that is running.
+"""The demo's screenshots, `docs/images/demo-TAB-{ja,en}.png`, from a demo that is running (runs/groups-wise:
+docs/eight-groups.md).
 
-python -m demo &
+python -m demo --classifier runs/groups-wise &
 python docs/take_screenshots.py http://127.0.0.1:7860
 """
 
@@ -22,7 +23,8 @@ def main(address: str) -> None:
             page = browser.new_page(locale=locale, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
             page.goto(address)
             page.locator(".examples button").first.click()
-            page.locator(".bars").wait_for()
+            page.locator("#ranking .label").first.click()  # where it is
+            page.locator("#where img").wait_for()
             _save(page, f"demo-classify-{language}")
             page.get_by_role("tab").nth(1).click()
             page.locator(".suggestions button").first.click()

@@ -1,6 +1,7 @@
 """Tiny seeded parts that many tests share.  Nothing here needs a network or takes a second."""
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from vlm.tokenizer import SentencePieceTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its maker unless told before its import
 
 SENTENCES = [
     "a dog", "a cat", "a bird in the sky", "a red apple", "the sun over the sea", "a drawing of a house",

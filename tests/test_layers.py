@@ -208,3 +208,18 @@ def test_the_sum_of_all_branches_starts_smaller_than_the_stream() -> None:
         sizes.append(float((z - start).detach().std()))
     assert max(sizes) < 1
     assert sizes[1] / sizes[0] == pytest.approx(1, abs=0.25)
+
+
+@causal_or_not
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_one_token_that_asks_hears_what_it_would_among_all(causal: bool, packed: bool) -> None:
+    """Output, and gradients of what was read and of the weights."""
+    block, lengths, only = make_block(causal=causal), torch.tensor([3, 8, 1, 5]), torch.tensor([2, 4, 0, 0])
+    z = torch.randn(17, D, dtype=torch.float64) if packed else torch.randn(4, 8, D, dtype=torch.float64)
+    place = lengths.cumsum(0) - lengths + only if packed else (torch.arange(4), only)
+    z, weight = z.requires_grad_(), torch.randn(4, D, dtype=torch.float64)
+    among_all, alone = block(z, lengths if packed else None)[place], block(z, lengths if packed else None, only)
+    torch.testing.assert_close(alone, among_all)
+    wanted, found = ((out * weight).sum() for out in (among_all, alone))
+    leaves = [z, *block.parameters()]
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))

@@ -101,11 +101,12 @@ def test_a_short_cut_of_the_clip_cleaning_changes_nothing() -> None:
 
     from vlm.tokenizer import _CLEAN  # pyright: ignore[reportPrivateUsage]
 
-    alphabet = [chr(code) for code in range(0xD800) if _CLEAN.fullmatch(chr(code))]
+    alphabet = [chr(code) for code in [*range(0xD800), *range(0xE000, 0x110000)] if _CLEAN.fullmatch(chr(code))]
     ascii_only = [char for char in alphabet if char.isascii()]
+    beyond_kanji = [char for char in alphabet if not char.isalnum()]  # emoji and what joins them
     rng = random.Random(0)
     for _ in range(2000):
-        text = "".join(rng.choice(rng.choice([alphabet, ascii_only])) for _ in range(30))
+        text = "".join(rng.choice(rng.choice([alphabet, ascii_only, beyond_kanji])) for _ in range(30))
         assert html.unescape(html.unescape(ftfy.fix_text(text))) == text
 
 

@@ -48,9 +48,21 @@ class Work(NamedTuple):
         return self.forward + self.backward
 
 
-def block_flops(width: int, mlp_dim: int, tokens: int) -> float:
-    """Forward, one row: 2 n (4 D D + 2 D F) in the linear layers, 4 n n D in the attention."""
-    return 2 * tokens * (4 * width**2 + 2 * width * mlp_dim) + 4 * tokens**2 * width
+def block_flops(width: int, mlp_dim: int, tokens: int, asking: int | None = None) -> float:
+    """Forward, one row: 2 n (4 D D + 2 D F) in the linear layers, 4 n n D in the attention.
+
+    `asking`: for so many tokens only (None: all), of which all are read: the last block before a class or end token.
+    """
+    asking = tokens if asking is None else asking
+    linear = 2 * tokens * 3 * width**2 + 2 * asking * (width**2 + 2 * width * mlp_dim)
+    return linear + 4 * asking * tokens * width
+
+
+def tower_flops(config: VisionConfig | TextConfig, tokens: int) -> float:
+    """All blocks, forward, one row."""
+    sizes = (config.width, config.mlp_dim, tokens)
+    last = block_flops(*sizes, asking=1 if config.pool in ("class", "eot", "last") else None)
+    return (config.depth - 1) * block_flops(*sizes) + last
 
 
 def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Work:
@@ -60,14 +72,14 @@ def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) 
     tokens = patches + config.class_token
     cut = 2 * patches * config.in_channels * config.patch_size**2 * D
     pool = 4 * tokens * D**2 + 4 * tokens * D + 2 * D**2 + 4 * D * F if config.pool == "attention" else 0
-    forward = cut + config.depth * block_flops(D, F, tokens) + pool + 2 * D * embed_dim
+    forward = cut + tower_flops(config, tokens) + pool + 2 * D * embed_dim
     return Work(forward, 2 * forward - cut)  # pixels need no gradient
 
 
 def text_flops(config: TextConfig, embed_dim: int, tokens: int | None = None) -> Work:
     """Of one text of that many tokens, None: a full row, the projection into E included."""
     tokens = config.context_length if tokens is None or config.pad_to_context else tokens
-    forward = config.depth * block_flops(config.width, config.mlp_dim, tokens) + 2 * config.width * embed_dim
+    forward = tower_flops(config, tokens) + 2 * config.width * embed_dim
     return Work(forward, 2 * forward)
 
 

@@ -22,10 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlm.backends import Backend, check, run_by
 from vlm.calibration import Calibration
 from vlm.clip import CLIP
 from vlm.config import Activation, CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
+from vlm.model_card import short_card
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import load_tokenizer
 from vlm.vision import CosineHead, ViTClassifier
@@ -60,7 +62,7 @@ def save(
             tokenizer.save(new)
         save_file(stored, new / "model.safetensors", metadata={"format": "pt"})
         _write_json(new / "config.json", config)
-        (new / "README.md").write_text(card or _card(folder.name, config, weights), encoding="utf-8")
+        (new / "README.md").write_text(card or short_card(folder.name, config, weights), encoding="utf-8")
         names = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
         (new / "manifest.json").write_text(_manifest({name: _sha256(new / name) for name in names}), encoding="utf-8")
 
@@ -69,6 +71,7 @@ def load(
     source: str | Path,
     *,
     device: str | torch.device = "cpu",
+    backend: Backend = "torch",
     num_heads: int | None = None,
     activation: Activation | None = None,
     norm_eps: float | None = None,
@@ -76,8 +79,10 @@ def load(
 ) -> Embedder:
     """`mini`, a folder we saved, or a foreign model (`vlm/interop`) -> Embedder, float32, ready to use.
 
-    The options after `device` are for foreign models: what neither weights nor config say, and another picture size.
+    `backend`: "onnx" and "int8" run the encoders by ONNX Runtime (`vlm/backends.py`), on the CPU; int8 rounds.
+    The options after it are for foreign models: what neither weights nor config say, and another picture size.
     """
+    check(backend)
     folder = _own_folder(source)
     if folder is None:
         from vlm.interop import load_foreign  # only those who need it wait for it
@@ -101,7 +106,10 @@ def load(
         calibration = Calibration.from_dict(config["calibration"]) if config.get("calibration") else None
     name = str(source) if ":" in str(source) else Path(source).expanduser().absolute().name  # "hf:org/name" stays whole
     prepare = Preprocess(preprocess) if preprocess else None
-    return Embedder(model.to(device).eval(), tokenizer, prepare, name=name, calibration=calibration)
+    embedder = Embedder(model.to(device).eval(), tokenizer, prepare, name=name, calibration=calibration)
+    if backend != "torch":
+        embedder.model = run_by(embedder.model, backend, key=embedder.fingerprint)
+    return embedder
 
 
 def load_classifier(
@@ -371,29 +379,3 @@ def _manifest(files: dict[str, str]) -> str:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _card(name: str, config: dict[str, Any], model: nn.Module) -> str:
-    """A model card that says only what is certain."""
-    clip = config["kind"] == "clip"
-    task = "zero-shot-image-classification" if clip else "image-classification"
-    opener = "load" if clip else "load_classifier"
-    what = "A CLIP model" if clip else f"A ViT that tells {len(config['labels'])} classes apart"
-    size = sum(weight.numel() for weight in model.parameters())
-    return f"""---
-library_name: vlm
-pipeline_tag: {task}
----
-
-# {name}
-
-{what}, {size / 1e6:.1f} million parameters.
-
-```python
-import vlm
-
-model = vlm.{opener}("{name}")
-```
-
-Data, recipe and measured accuracy are not recorded here: `vlm.save(model, folder, card=...)` writes them.
-"""

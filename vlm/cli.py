@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.commands.interop import convert, export
-from vlm.commands.options import MODEL_HELP, Run, add_json, positive, print_rows, user_language
+from vlm.commands.options import MODEL_HELP, Run, add_backend, add_json, positive, print_rows, user_language
 from vlm.commands.retrieval import index, search
 from vlm.commands.serve import serve
 
@@ -35,10 +35,13 @@ def classify(parser: ArgumentParser) -> Run:
     )
     parser.add_argument("-k", type=positive, help="labels per picture; default all of --labels, 5 of a classifier")
     parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP.replace("%(default)s", "mini"))
+    add_backend(parser)
     add_json(parser)
 
     def run(args: Namespace) -> None:
         if args.classifier:
+            if args.backend != "torch":
+                raise ValueError("--backend runs the model that reads --labels; a classifier has torch. Leave it out.")
             if args.templates:
                 raise ValueError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
             if args.model:
@@ -49,7 +52,8 @@ def classify(parser: ArgumentParser) -> Run:
             from vlm.checkpoint import load
             from vlm.zero_shot import ZeroShotClassifier
 
-            zero_shot = ZeroShotClassifier(load(args.model or "mini"), args.labels, args.templates)
+            embedder = load(args.model or "mini", backend=args.backend)
+            zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
             labels, probabilities = zero_shot.labels, zero_shot(args.pictures)
         count = args.k or (5 if args.classifier else len(labels))
         rows: list[dict[str, Any]] = []

@@ -35,6 +35,7 @@ class CLIP(nn.Module):
         return F.normalize(self.text_proj(self.text(ids)), dim=-1)
 
     def forward(self, images: Tensor, ids: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unit vectors of a batch of pairs, (B, C, H, W) and (B, T) -> (B, E) twice."""
         return self.encode_image(images, keep), self.encode_text(ids)
 
     def logits(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:

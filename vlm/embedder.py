@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm.backends import OnnxCLIP
 from vlm.calibration import Calibration
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig
@@ -63,6 +64,7 @@ class Embedder:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.logit_scale.device
 
     @property
@@ -72,13 +74,18 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits, others for any other weight or setting: their vectors do not compare.  Reads all weights."""
+        """16 hex digits, others for any other weight or setting: their vectors do not compare.  Reads all weights.
+
+        Backend onnx keeps it, since its vectors are the same to 1e-5; int8 has one of its own.
+        """
         digest = hashlib.sha256()
         preprocess = self._preprocess.config.to_dict() if self._preprocess else None
         digest.update(json.dumps([self.model.config.to_dict(), preprocess], sort_keys=True).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if isinstance(self.model, OnnxCLIP):
+            digest.update(self.model.rounding.encode())
         return digest.hexdigest()[:16]
 
     def embed_images(self, pictures: Iterable[ImageSource], batch_size: int = 32) -> Tensor:

@@ -23,6 +23,7 @@ class CachedEmbedder(Embedder):
         self._known: OrderedDict[str | bytes, Tensor] = OrderedDict()  # the one used last stands last
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """As `Embedder.embed_texts`; a text embedded lately is not embedded again."""
         if isinstance(texts, str):
             return super().embed_texts(texts)  # which says what is wrong
         embed = super().embed_texts
@@ -58,4 +59,5 @@ class CachedEmbedder(Embedder):
 
 
 def digest_of(file: bytes) -> bytes:
+    """sha256: what names a file by its content."""
     return hashlib.sha256(file).digest()

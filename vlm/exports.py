@@ -1,16 +1,13 @@
 """Our models in other libraries' formats: folders that OpenCLIP, Hugging Face, timm and ONNX Runtime open."""
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from vlm.clip import CLIP
-from vlm.config import VisionConfig
+from vlm import onnx_towers
 from vlm.embedder import Embedder
 from vlm.interop import huggingface, huggingface_vit, openclip, openclip_config, timm
 from vlm.interop.foreign import write_json
@@ -103,74 +100,10 @@ def _timm(model: Embedder | ViTClassifier, folder: Path) -> None:
 
 def _onnx(model: Embedder | ViTClassifier, folder: Path) -> None:
     if isinstance(model, ViTClassifier):
-        _write_onnx(folder / "image.onnx", model, _pictures(model.vision.config), ("pixels", "logits"), ("batch",))
+        onnx_towers.write_classifier(model, folder / "image.onnx")
         return
-    config = model.model.config
-    _write_onnx(
-        folder / "image.onnx", _ImageTower(model.model), _pictures(config.vision), ("pixels", "embeds"), ("batch",)
-    )
-    ids = torch.full((2, max(2, config.text.context_length - 1)), config.text.eot_id)
-    _write_onnx(folder / "text.onnx", _TextTower(model.model), ids, ("ids", "embeds"), ("batch", "length"))
-
-
-def _pictures(config: VisionConfig) -> Tensor:
-    return torch.zeros(2, config.in_channels, *config.image_shape)
-
-
-def _write_onnx(path: Path, tower: nn.Module, example: Tensor, names: tuple[str, str], free: tuple[str, ...]) -> None:
-    """`free`: names of the leading axes that may have any length."""
-    size = sum(weight.numel() * weight.element_size() for weight in tower.parameters())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
-        torch.onnx.export(
-            tower.eval(),
-            (example,),
-            path,
-            input_names=names[:1],
-            output_names=names[1:],
-            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in enumerate(free)},),
-            dynamo=True,
-            external_data=size > _ONE_FILE,
-            verbose=False,
-        )
-
-
-_ONE_FILE = 1_500_000_000  # bytes; a protobuf ends at 2 GiB
-
-
-class _ImageTower(nn.Module):
-    """pixels (B, 3, H, W) -> unit vectors (B, E)."""
-
-    def __init__(self, model: CLIP):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model.encode_image(pixels)
-
-
-class _TextTower(nn.Module):
-    """ids (B, T) -> unit vectors (B, E), over whole rows: `TextTransformer`'s packing has no static graph."""
-
-    def __init__(self, model: CLIP):
-        super().__init__()
-        config = model.config.text
-        if not config.causal and not config.pad_to_context:
-            raise ValueError("ONNX export: a text tower without mask that does not read its padding is not supported.")
-        if config.pool == "mean":
-            raise ValueError("ONNX export: text pool 'mean' is not supported.")
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        text, config = self.model.text, self.model.config.text
-        if config.pad_to_context:
-            ids = nn.functional.pad(ids, (0, config.context_length - ids.shape[1]), value=config.pad_id)
-        z = text.token_embed(ids) + text.pos_embed[: ids.shape[1]]  # (B, T, D)
-        for block in text.blocks:
-            z = block(z)
-        ends = (ids == config.eot_id).int().argmax(1) if config.pool == "eot" else torch.full_like(ids[:, 0], -1)
-        features = text.norm(z[torch.arange(z.shape[0]), ends])  # (B, D)
-        return nn.functional.normalize(self.model.text_proj(features), dim=-1)
+    onnx_towers.write_images(model.model, folder / "image.onnx")
+    onnx_towers.write_texts(model.model, folder / "text.onnx")
 
 
 _WRITERS = {"openclip": _openclip, "huggingface": _huggingface, "timm": _timm, "onnx": _onnx}

@@ -118,6 +118,7 @@ def draw_attention(vision: VisionTransformer, images: Tensor, picture: Image.Ima
 
 
 def draw_rollout(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
+    """Attention rollout over the picture."""
     grid = visualize.rollout_map(vision, images)[0]
     return _sheet("rollout", pen, [[enlarged(picture, 192), overlay(picture, grid, 192)]], [pen.words["picture"], ""])
 
@@ -130,10 +131,12 @@ def draw_relevance(picture: Image.Image, maps: Mapping[str, Tensor], pen: Pen) -
 
 
 def draw_positions(vision: VisionTransformer, pen: Pen) -> Image.Image:
+    """One tile per patch: how similar its position is to all others."""
     return _sheet("positions", pen, position_tiles(vision))
 
 
 def draw_filters(vision: VisionTransformer, pen: Pen) -> Image.Image:
+    """The main components of the patch projection, seven a row."""
     tiles = filter_tiles(vision)
     return _sheet("filters", pen, [tiles[start : start + 7] for start in range(0, len(tiles), 7)])
 
@@ -181,6 +184,7 @@ def position_tiles(vision: VisionTransformer) -> list[list[Image.Image]]:
 
 
 def filter_tiles(vision: VisionTransformer) -> list[Image.Image]:
+    """The same, a picture each."""
     filters, _ = visualize.patch_filters(vision)  # (K, C, P, P)
     if filters.shape[1] != 3:
         filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.config import Activation, Projection
+from vlm.linear import Linear
 
 
 class Attention(nn.Module):
@@ -19,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
@@ -72,9 +73,9 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, mlp_dim: int, activation: Activation, dropout: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(width, mlp_dim)
+        self.fc1 = Linear(width, mlp_dim)
         self.act = _ACTIVATIONS[activation]()
-        self.fc2 = nn.Linear(mlp_dim, width)
+        self.fc2 = Linear(mlp_dim, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -121,9 +122,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.latent = nn.Parameter(torch.zeros(1, 1, width))
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_dim, activation)
 

@@ -24,7 +24,9 @@ class Peers(Protocol):
     """The processes that share a batch, n rows each, N in all, in the order of their ranks."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Which of the processes this one is, from 0."""
+        ...
 
     def gather(self, rows: Tensor) -> Tensor:
         """(n, ...) of this process -> (N, ...) of all."""
@@ -41,9 +43,11 @@ class Alone:
     rank = 0
 
     def gather(self, rows: Tensor) -> Tensor:
+        """One process has all the rows."""
         return rows
 
     def sum_home(self, rows: Tensor) -> Tensor:
+        """One process has the whole sum."""
         return rows
 
 

@@ -21,6 +21,8 @@ from vlm.preprocess import MAX_BYTES, ImageError, Preprocess, open_image
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
+    """A file to read."""
+
     path: str
     size: int  # bytes and ns, as they were before reading: a file that changes meanwhile is found by the next run
     mtime: int
@@ -28,6 +30,8 @@ class Job:
 
 
 class Read(NamedTuple):
+    """A file that was read."""
+
     record: Record
     pixels: np.ndarray | None  # uint8 (3, H, W); None: broken, or known
 

@@ -43,7 +43,9 @@ Reason = Literal[
 class Readable(Protocol):
     """A binary stream: an open file, an upload, `io.BytesIO`."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes."""
+        ...
 
 
 Decoding = Literal["exact", "scaled"]

@@ -73,6 +73,7 @@ class EmbeddingIndex:
         return cls(VectorStore(_absolute(folder)), embedder)
 
     def close(self) -> None:
+        """Let go of the files; what was added is on disk already."""
         self._store.close()
 
     def __enter__(self) -> Self:

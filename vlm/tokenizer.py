@@ -112,6 +112,7 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
     def save(self, folder: Path) -> None:
+        """The settings and the SentencePiece model."""
         super().save(folder)
         (folder / MODEL_FILE).write_bytes(self.to_bytes())
 
@@ -158,14 +159,14 @@ def _without_lone_surrogates(text: str) -> str:
     return text
 
 
-# Text that ftfy and html.unescape leave as it is: printable ASCII without '&', kana, CJK punctuation, common kanji.
-_CLEAN = re.compile(r"[ -%'-~ぁ-ゖァ-ヺー-ヾ、。々「-】一-鿿]*")
+# Text that ftfy and html.unescape leave as it is: printable ASCII without '&', kana, CJK punctuation, kanji, emoji.
+_CLEAN = re.compile(r"[ -%'-~ぁ-ゖァ-ヺー-ヾ、。々「-】一-鿿\u200d\u20e3\ufe0f\u2600-\u27bf\U0001f1e6-\U0001faff]*")
 # OpenAI's pattern without its two control symbols.  No run is longer than 1000, so that the time stays bounded.
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}{1,1000}|\p{N}|[^\s\p{L}\p{N}]{1,1000}", regex.IGNORECASE)
 CLIP_BPE_FILE = Path(__file__).parent / "assets" / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
 _CLIP_VOCAB = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, begin, end
-_CACHE_SIZE = 1 << 16  # chunks between spaces ...
-_LONGEST_CACHED = 64  # ... of at most so many characters
+_CACHE_SIZE = 1 << 16  # texts, and words ...
+_LONGEST_CACHED = 256  # ... of at most so many characters
 
 
 class CLIPTokenizer(Tokenizer):
@@ -188,28 +189,22 @@ class CLIPTokenizer(Tokenizer):
         )
         self._begin_id = _CLIP_VOCAB - 2
         self._merges = _clip_merges()
-        self._cache: dict[str, list[int]] = {}
+        self._texts: dict[str, list[int]] = {}  # captions come again every epoch, labels every call
+        self._words: dict[str, list[int]] = {}
 
     def _pieces(self, text: str) -> list[int]:
-        ids = [self._begin_id]
-        for chunk in _clip_clean(text).split():
-            known = self._cache.get(chunk)
-            ids += self._remember(chunk) if known is None else known
-            if len(ids) >= self.context_length:
-                break
-        return ids
+        known = self._texts.get(text)
+        return _remember(self._texts, text, self._read(text)) if known is None else known
 
-    def _remember(self, chunk: str) -> list[int]:
-        """The ids of a text without spaces, at least `context_length` of them if there are more."""
-        ids: list[int] = []
-        for match in _WORDS.finditer(chunk):
-            ids += self._word(match[0])
+    def _read(self, text: str) -> list[int]:
+        """At least `context_length` ids if there are more."""
+        ids = [self._begin_id]
+        for match in _WORDS.finditer(" ".join(_clip_clean(text).split())):
+            word = match[0]
+            known = self._words.get(word)
+            ids += _remember(self._words, word, self._word(word)) if known is None else known
             if len(ids) >= self.context_length:
                 break
-        if len(self._cache) == _CACHE_SIZE:
-            self._cache.clear()
-        if len(chunk) <= _LONGEST_CACHED:
-            self._cache[chunk] = ids
         return ids
 
     def _word(self, word: str) -> list[int]:
@@ -228,6 +223,14 @@ class CLIPTokenizer(Tokenizer):
     def _text(self, ids: list[int]) -> str:
         pieces = _clip_pieces()
         return b"".join(pieces[id] for id in ids if id != self._begin_id).decode("utf-8", "replace").strip()
+
+
+def _remember(cache: dict[str, list[int]], text: str, ids: list[int]) -> list[int]:
+    if len(cache) == _CACHE_SIZE:
+        cache.clear()
+    if len(text) <= _LONGEST_CACHED:
+        cache[text] = ids
+    return ids
 
 
 def _clip_clean(text: str) -> str:

@@ -35,6 +35,7 @@ class JsonTokenizer(Tokenizer):
             )
 
     def save(self, folder: Path) -> None:
+        """The settings and tokenizer.json."""
         super().save(folder)
         (folder / JSON_FILE).write_text(self._model.to_str(), encoding="utf-8")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlm.config import CosineHeadConfig, VisionConfig
 from vlm.layers import AttentionPool, Block, init_blocks, projection
+from vlm.linear import linear
 
 if TYPE_CHECKING:
     from vlm.preprocess import Preprocess
@@ -35,7 +36,7 @@ class PatchEmbed(nn.Module):
         patches = self.cut(images)  # (B, Np, C P P)
         if keep is not None:
             patches = take_tokens(patches, keep)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
     def cut(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, Np, C P P), row by row from the top left."""
@@ -177,6 +178,7 @@ class CosineHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Logits (B, M): scaled cosines of features (B, D) with the class vectors."""
         return super().forward(F.normalize(self.proj(input), dim=-1))
 
 
@@ -212,6 +214,7 @@ class ViTClassifier(nn.Module):
         self.head = head if head is not None else _zero_head(config.width, num_classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits (B, M) of pictures (B, C, H, W)."""
         return self.head(self.vision(images, keep))
 
 

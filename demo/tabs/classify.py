@@ -42,7 +42,6 @@ def tab(actions: Actions) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             picture, examples = picture_and_examples()
-            where = html("", "where")
         with gr.Column(min_width=300):
             labels = gr.Textbox(
                 value="",
@@ -55,6 +54,7 @@ def tab(actions: Actions) -> None:
             )
             button = gr.Button(text("classify_button"), variant="primary", elem_id="classify-button")
             ranking = html(views.nothing_yet("ranking_empty"), "ranking")
+            where = html("", "where")
             with gr.Accordion(text("templates"), open=False):
                 choices = html(views.templates(list(TEMPLATES)))
                 templates = gr.Textbox(

@@ -118,8 +118,8 @@ def _elsewhere(actions: Actions) -> None:
         elem_id="remote-id",
     )
     with gr.Row():
-        ask = gr.Button(text("remote_size_button"), elem_id="remote-size-button")
-        agree = gr.Button(text("remote_button"), elem_id="remote-button")
+        ask = gr.Button(text("remote_size_button"), elem_id="remote-size-button", min_width=240)
+        agree = gr.Button(text("remote_button"), elem_id="remote-button", min_width=240)
     state = html("", "remote-state")
 
     def size(typed: str) -> str:

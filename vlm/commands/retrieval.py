@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from vlm.commands.options import Run, add_json, add_model, positive, print_rows
+from vlm.commands.options import Run, add_backend, add_json, add_model, positive, print_rows
 
 if TYPE_CHECKING:
     from vlm.preprocess import ImageError
@@ -32,6 +32,7 @@ def index(parser: ArgumentParser) -> Run:
     )
     large.add_argument("--to-embeddings", type=Path, metavar="DIR", help="write all vectors in clip-retrieval's layout")
     add_model(parser)
+    add_backend(parser)
     add_json(parser)
 
     def run(args: Namespace) -> None:
@@ -40,7 +41,7 @@ def index(parser: ArgumentParser) -> Run:
         from vlm.checkpoint import load
         from vlm.retrieval import Added, EmbeddingIndex
 
-        embedder = load(args.model)
+        embedder = load(args.model, backend=args.backend)
         if args.fast_decode:
             embedder.preprocess.decoding = "scaled"
         with EmbeddingIndex.open(args.index, embedder) as opened:
@@ -103,6 +104,7 @@ def search(parser: ArgumentParser) -> Run:
     only.add_argument("--html", type=Path, metavar="FILE", help="write a page of the pictures found")
     parser.add_argument("--paths", action="store_true", help="print paths only")
     add_model(parser)
+    add_backend(parser)
     add_json(parser)
 
     def run(args: Namespace) -> None:
@@ -144,7 +146,10 @@ def _opened_index(args: Namespace) -> "Iterator[EmbeddingIndex]":
 
     if args.index and not args.index.is_dir():
         raise ValueError(f"There is no index '{args.index}'. Make one: vlm index FOLDER --index {args.index}")
-    with TemporaryDirectory() as own, EmbeddingIndex.open(args.index or own, load(args.model)) as opened:
+    with (
+        TemporaryDirectory() as own,
+        EmbeddingIndex.open(args.index or own, load(args.model, backend=args.backend)) as opened,
+    ):
         if args.folder:
             if args.query is not None and _is_picture(args.query):
                 opened.embed_query(Path(args.query))  # before the long part: it may be broken

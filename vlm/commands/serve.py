@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from vlm.commands.options import Run, add_model, positive
+from vlm.commands.options import Run, add_backend, add_model, positive
 
 
 def serve(parser: ArgumentParser) -> Run:
@@ -22,6 +22,7 @@ def serve(parser: ArgumentParser) -> Run:
     parser.add_argument("--max-megabytes", type=positive, default=32, help="of a request, default %(default)s")
     parser.add_argument("--max-megapixels", type=positive, default=40, help="of a picture, default %(default)s")
     add_model(parser)
+    add_backend(parser)
 
     def run(args: Namespace) -> None:
         token = None if args.no_token else (args.token if args.token is not None else os.environ.get("VLM_TOKEN"))
@@ -41,7 +42,7 @@ def serve(parser: ArgumentParser) -> Run:
         from vlm.serving.service import Service
 
         with _listen(args.host, args.port) as listener:
-            embedder = load(args.model)
+            embedder = load(args.model, backend=args.backend)
             service = Service(embedder, args.index, max_pixels=args.max_megapixels * 1_000_000)
             hosts = LOOPBACK_NAMES if local else None
             app = create_app(service, token=token, hosts=hosts, max_bytes=args.max_megabytes * 2**20)

@@ -47,6 +47,7 @@ class Ann:
 
     @property
     def rows(self) -> int:
+        """How many vectors have codes."""
         return len(self.lists)
 
     def nearest(self, vectors: np.ndarray, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,7 @@ class OpenedAnn:
         self._ann: Ann | None = None
 
     def at(self, file: Path, embed_dim: int) -> Ann | None:
+        """The index in `file`, None where there is none; read again only when the file has changed."""
         try:
             state = file, file.stat().st_mtime_ns
         except FileNotFoundError:

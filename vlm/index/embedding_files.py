@@ -22,6 +22,8 @@ _FINGERPRINT, _EMBED_DIM = b"vlm.fingerprint", b"vlm.embed_dim"
 
 
 class Batch(NamedTuple):
+    """Some rows of a folder of vectors."""
+
     records: list[Record]
     vectors: np.ndarray  # float32 (B, E), unit length
 

@@ -71,6 +71,7 @@ class Filter:
     min_side: int | None = None  # pixels of the shorter side
 
     def sql(self) -> tuple[str, list[str | int]]:
+        """The conditions as SQL, and the values for its question marks."""
         conditions, values = ["NOT file.missing"], []
         taken = "coalesce(content.taken, datetime(file.mtime / 1000000000, 'unixepoch', 'localtime'))"
         if self.glob is not None:
@@ -115,6 +116,7 @@ class VectorStore:
             raise ValueError(f"'{folder}' is an index of format {version}, this program reads {_FORMAT}. Update vlm.")
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()
 
     # ---- writing ---------------------------------------------------------------------------------------------------
@@ -150,6 +152,7 @@ class VectorStore:
             )
 
     def mark_missing(self, paths: Iterable[str]) -> None:
+        """These paths are gone; they are found again if they come back."""
         with self._writing():
             self._db.executemany("UPDATE file SET missing = 1 WHERE path = ?", [(os.fsencode(path),) for path in paths])
 
@@ -228,6 +231,7 @@ class VectorStore:
             self._db.execute("COMMIT")
 
     def rows(self, model: int) -> int:
+        """How many vectors the file of this model holds, those of forgotten contents too."""
         return self._one("SELECT coalesce(max(row) + 1, 0) FROM vector WHERE model = ?", model)
 
     def vectors(self, model: int) -> np.ndarray:
@@ -239,6 +243,7 @@ class VectorStore:
         return self.folder / f"{self._vector_file(model).stem.replace('vectors', 'ann')}.safetensors"
 
     def has_vector(self, model: int, digest: bytes) -> bool:
+        """Whether this content has been embedded by this model."""
         joined = "SELECT count(*) FROM vector JOIN content ON content.id = vector.content"
         return bool(self._one(f"{joined} WHERE model = ? AND digest = ?", model, digest))
 

@@ -28,6 +28,7 @@ from vlm.interop.tables import (
 
 
 def pair(theirs: str, ours: str) -> Table:
+    """A weight and its bias under both names."""
     return ((f"{theirs}.weight", f"{ours}.weight"), (f"{theirs}.bias", f"{ours}.bias"))
 
 

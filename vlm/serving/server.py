@@ -59,6 +59,7 @@ class Answer(JSONResponse):
     """Names of files that are not UTF-8 stay valid JSON, as the commands print them."""
 
     def render(self, content: Any) -> bytes:
+        """UTF-8; names of files that are none stay valid JSON."""
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
@@ -73,6 +74,7 @@ class Door:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers what is refused, and passes the rest on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

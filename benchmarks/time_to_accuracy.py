@@ -1,0 +1,212 @@
+"""Time to accuracy: minutes of training, from nothing, until texts find pictures as well as by OpenCLIP's trainer.
+
+    python -m benchmarks.time_to_accuracy prepare runs/race/data
+    python -m benchmarks.time_to_accuracy peer runs/race/data runs/race/peer --minutes 60 --lr 1e-3 --batch-size 256 \\
+        --warmup 100 --patch-dropout 0.5 -- --aug-cfg "scale=(0.5,1.0)"
+    python -m benchmarks.time_to_accuracy ours training/recipes/mini.toml runs/race/ours --minutes 60
+    python -m benchmarks.time_to_accuracy table runs/race/peer/curve.jsonl runs/race/ours/curve.jsonl \\
+        > benchmarks/time_to_accuracy.md
+
+The peer is `open_clip_train.main` as it is, with a model of the same sizes, the same vocabulary, pictures, processors;
+what follows `--` goes to it.  Score: text->image R@1 on val_style (pictures of an artist not in training), the names in
+English and in Japanese.  benchmarks/open_clip_run.py says what the peer is given, benchmarks/timed_runs.py how time is
+taken.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.open_clip_run import Settings, prepare
+from benchmarks.timed_runs import Point, pairs_a_second, read_curve, run_ours, run_peer, score_run
+
+IMAGE = Path(__file__).parents[1] / "docs/images/time-to-accuracy.png"
+SCORES: dict[str, Callable[[Point], float]] = {
+    "English": lambda point: point.en,
+    "Japanese": lambda point: point.ja,
+    "mean of both": lambda point: (point.en + point.ja) / 2,
+}
+CHANCE: dict[str, Callable[[dict[str, Any]], float]] = {
+    "English": lambda about: about["chance_en"],
+    "Japanese": lambda about: about["chance_ja"],
+    "mean of both": lambda about: (about["chance_en"] + about["chance_ja"]) / 2,
+}
+
+
+class Reached(NamedTuple):
+    """Where a run first scores as much as it was to."""
+
+    score: float
+    minutes: float
+
+
+def main() -> int:
+    words, extra = split(sys.argv[1:])
+    arguments = parser().parse_args(words)
+    if extra and arguments.what != "peer":
+        parser().error("what follows -- goes to OpenCLIP's trainer: it goes with peer")
+    try:
+        match arguments.what:
+            case "prepare":
+                lines = prepare(arguments.data, arguments.pictures)
+                print(f"{lines} lines in {arguments.data}/train.csv", file=sys.stderr)
+            case "peer":
+                settings = Settings(
+                    arguments.lr,
+                    arguments.batch_size,
+                    arguments.warmup,
+                    arguments.patch_dropout,
+                    arguments.precision,
+                    arguments.weight_decay,
+                    extra,
+                )
+                run_peer(arguments.data, arguments.out, arguments.minutes, settings, arguments.threads)
+                print(score_run(arguments.out))
+            case "ours":
+                run_ours(
+                    arguments.recipe,
+                    arguments.out,
+                    arguments.minutes,
+                    arguments.threads,
+                    arguments.every,
+                    arguments.steps,
+                )
+                print(score_run(arguments.out))
+            case "score":
+                print(score_run(arguments.out))
+            case _:
+                peer, ours = (read_curve(path) for path in (arguments.peer, arguments.ours))
+                print(table(peer, ours))
+                draw(peer, ours, arguments.image)
+    except (ValueError, subprocess.CalledProcessError) as error:
+        print(f"time_to_accuracy: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What stands before -- and what behind."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], tuple(words[end + 1 :])
+
+
+def parser() -> argparse.ArgumentParser:
+    own = argparse.ArgumentParser(
+        prog="python -m benchmarks.time_to_accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = own.add_subparsers(dest="what", required=True)
+    one = parts.add_parser("prepare", help="picture-words as OpenCLIP's trainer reads it")
+    one.add_argument("data", type=Path)
+    one.add_argument("--pictures", type=int, help="only so many, to try the programs")
+    one = parts.add_parser("peer", help="train with OpenCLIP, and score; after -- more for it")
+    one.add_argument("data", type=Path, help="what prepare wrote")
+    one.add_argument("out", type=Path)
+    one.add_argument("--lr", type=float, required=True)
+    one.add_argument("--batch-size", type=int, required=True)
+    one.add_argument("--warmup", type=int, required=True, help="steps")
+    one.add_argument("--patch-dropout", type=float, default=0.0, help="share of patches left out (0)")
+    one.add_argument("--precision", default="amp_bf16", help="amp_bf16 or fp32 (amp_bf16)")
+    one.add_argument("--weight-decay", type=float, default=0.2, help="0.2, OpenCLIP's own default")
+    _timed(one)
+    one = parts.add_parser("ours", help="train with this library, and score")
+    one.add_argument("recipe", type=Path)
+    one.add_argument("out", type=Path)
+    one.add_argument("--every", type=int, default=50, help="steps from checkpoint to checkpoint (50)")
+    one.add_argument("--steps", type=int, help="of the whole run; default: as many as fit into the minutes")
+    _timed(one)
+    one = parts.add_parser("score", help="score a run again")
+    one.add_argument("out", type=Path)
+    one = parts.add_parser("table", help="Markdown, and the figure")
+    one.add_argument("peer", type=Path, help="its curve.jsonl")
+    one.add_argument("ours", type=Path, help="its curve.jsonl")
+    one.add_argument("--image", type=Path, default=IMAGE)
+    return own
+
+
+def _timed(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--minutes", type=float, required=True, help="of training; the schedule ends there")
+    one.add_argument("--threads", type=int, default=2, help="of torch, in either library (2)")
+
+
+def best(points: Sequence[Point], score: Callable[[Point], float]) -> Reached:
+    """The highest score, and when it was first there."""
+    highest = max(points, key=lambda point: (score(point), -point.seconds))
+    return Reached(score(highest), highest.seconds / 60)
+
+
+def first_at(points: Sequence[Point], score: Callable[[Point], float], wanted: float) -> Reached | None:
+    """The first checkpoint with `wanted` or more; None if no one has it.  Nothing is interpolated."""
+    found = min((point for point in points if score(point) >= wanted), key=lambda point: point.seconds, default=None)
+    return None if found is None else Reached(score(found), found.seconds / 60)
+
+
+def table(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], list[Point]]) -> str:
+    (about_peer, theirs), (about_ours, own) = peer, ours
+    lines = [
+        "# Time to accuracy: OpenCLIP's trainer and this one, from nothing\n",
+        f"Text->image R@1 on val_style: {about_peer['queries']} names, {about_peer['pictures']} pictures of an artist "
+        "not in training. Minutes of training: steps, waiting for data included; starting, saving, scoring not.\n",
+        "| names | chance | OpenCLIP, best R@1 | at minute | vlm as much at minute | ratio | vlm, best | at minute |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, score in SCORES.items():
+        goal, highest = best(theirs, score), best(own, score)
+        reached = first_at(own, score, goal.score)
+        when, ratio = ("not reached", "-") if reached is None else _when(goal, reached)
+        lines.append(
+            f"| {name} | {CHANCE[name](about_peer):.4f} | {goal.score:.3f} | {goal.minutes:.1f} | {when} | {ratio} "
+            f"| {highest.score:.3f} | {highest.minutes:.1f} |"
+        )
+    lines += [
+        "\n| | parameters | batch | steps | pairs a second | loss, first to last checkpoint | 1 / temperature, last |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for about, points in (peer, ours):
+        lines.append(
+            f"| {about['library']} | {about['parameters'] / 1e6:.2f} M | {about['batch_size']} | {points[-1].step} "
+            f"| {pairs_a_second(about, points):.0f} | {points[0].loss:.2f} to {points[-1].loss:.2f} "
+            f"| {points[-1].logit_scale:.1f} |"
+        )
+    lines += [f"\n{about['library']}: {about['about']}" for about in (about_peer, about_ours)]
+    return "\n".join(lines)
+
+
+def _when(goal: Reached, reached: Reached) -> tuple[str, str]:
+    return f"{reached.minutes:.1f} (R@1 {reached.score:.3f})", f"{goal.minutes / reached.minutes:.2f}"
+
+
+def draw(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], list[Point]], image: Path) -> None:
+    """R@1 over minutes, the mean of both languages; few words, which serve in either."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    score = SCORES["mean of both"]
+    figure = Figure(figsize=(7, 4))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (about, points), colour in ((peer, "tab:gray"), (ours, "tab:blue")):
+        minutes = [0.0, *(point.seconds / 60 for point in points)]
+        chance = CHANCE["mean of both"](about)
+        axes.plot(minutes, [chance, *map(score, points)], color=colour, marker=".", label=about["library"])
+    goal = best(peer[1], score)
+    axes.axhline(goal.score, color="tab:gray", linewidth=0.8, linestyle="--")
+    reached = first_at(ours[1], score, goal.score)
+    for found in (goal, reached):
+        if found is not None:
+            axes.annotate(f"{found.minutes:.1f}", (found.minutes, found.score), (0, 6), textcoords="offset points")
+    chance = CHANCE["mean of both"](peer[0])
+    axes.axhline(chance, color="tab:red", linewidth=0.8, linestyle=":", label=f"chance {chance:.4f}")
+    axes.set(xlabel="min", ylabel="R@1, text → image, val_style", xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""How good the tests are: small mistakes in vlm/ and training/, one at a time; does the matching test file notice?
+
+    python -m tests.mutation_check --count 60 --seed 0        # needs cosmic-ray; some 10 minutes
+    python -m tests.mutation_check --count 60 --seed 0 --list  # only show them
+
+Cosmic Ray makes the mistakes (`<` for `<=`, `+` for `-`, `and` for `or`, a number off by one, `not` taken away, a
+default exchanged ...); a seeded draw takes one line after another, each line at most once.  All this happens in a
+copy of the checkout.  Type hints are left alone: no test can see them.  tests/equivalent_mutants.json lists
+mistakes that change nothing anybody can observe, each with the reason; they are drawn over.
+"""
+
+import argparse
+import ast
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import parso
+import parso.tree
+from cosmic_ray import plugins
+from cosmic_ray.mutating import mutate_code
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("vlm", "training", "demo", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "README.ja.md")
+SECONDS = 60  # longer than any of these test files: a mistake that never ends is caught
+LEFT_OUT = re.compile(
+    r"BinaryOperator_BitOr|Variable"  # int | None; operators that want arguments
+    r"|_(RShift|LShift|BitAnd|BitXor|BitOr|Is|IsNot)$"  # of numbers: they raise TypeError, too easy
+)
+TESTS = {  # where the name of the module does not say it
+    "training/calibrate.py": "test_calibration.py",
+    "training/card.py": "test_evaluate.py",
+    "training/check_findings.py": "test_check.py",
+    "training/check_numbers.py": "test_check.py",
+    "training/check_scan.py": "test_check.py",
+    "training/check_sheet.py": "test_check.py",
+    "training/class_stream.py": "test_classification.py",
+    "training/command.py": "test_train_clip.py",
+    "training/contrastive.py": "test_train_clip.py",
+    "training/embed.py": "test_shards.py",
+    "training/pairs.py": "test_data.py",
+    "training/parallel.py": "test_loop.py",
+    "training/record.py": "test_loop.py",
+    "training/run_folder.py": "test_train_clip.py",
+    "training/stream.py": "test_data.py",
+    "training/transforms.py": "test_classification.py",
+    "vlm/commands/options.py": "test_commands_retrieval.py",
+    "vlm/interop/big_vision.py": "test_interop_vits.py",
+    "vlm/interop/foreign.py": "test_interop_openclip.py",
+    "vlm/interop/hub.py": "test_interop_files.py",
+    "vlm/interop/huggingface_processor.py": "test_interop_huggingface.py",
+    "vlm/interop/huggingface_vit.py": "test_interop_vits.py",
+    "vlm/interop/openclip_config.py": "test_interop_openclip.py",
+    "vlm/interop/tables.py": "test_interop_openclip.py",
+    "vlm/interop/timm.py": "test_interop_vits.py",
+    "vlm/interop/tokens.py": "test_interop_tokenizers.py",
+    "vlm/interop/torchvision.py": "test_interop_vits.py",
+    "vlm/interop/vit_book.py": "test_interop_vits.py",
+    "vlm/serving/api_types.py": "test_server.py",
+    "vlm/signatures.py": "test_picture_finding.py",
+    "vlm/tokenizer_json.py": "test_interop_tokenizers.py",
+}
+
+
+class Mutant(NamedTuple):
+    file: str
+    line: int
+    before: str
+    after: str
+    code: str  # of the whole file
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.before.strip()}  ->  {self.after.strip()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    drawn = draw(args.count, random.Random(args.seed))
+    if args.list:
+        print("\n".join(map(str, drawn)))
+        return 0
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place)
+        for name in COPIED:
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        for file in sorted({mutant.file for mutant in drawn}):
+            if not passes(copy, file):
+                sys.exit(f"{test_file(file)} fails without any mistake: put that right first.")
+        survivors = [mutant for mutant in drawn if survives(copy, mutant)]
+    print(f"{len(drawn) - len(survivors)} of {len(drawn)} caught, seed {args.seed}. Survivors:")
+    print("\n".join(map(str, survivors)) or "none")
+    return 0
+
+
+def draw(count: int, chance: random.Random) -> list[Mutant]:
+    """Each line with something to exchange is equally likely, and so is each exchange in it."""
+    lines = [
+        (path.relative_to(ROOT).as_posix(), line)
+        for package in ("vlm", "training")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if test_file(path.relative_to(ROOT).as_posix())
+        for line in sorted(mutants(path.relative_to(ROOT).as_posix()))
+    ]
+    equivalent = {(row["file"], row["before"], row["after"]) for row in json.loads(EQUIVALENT.read_text("utf-8"))}
+    found: list[Mutant] = []
+    for file, line in chance.sample(lines, len(lines)):
+        mutant = build(file, *chance.choice(mutants(file)[line]))
+        if mutant and (mutant.file, mutant.before.strip(), mutant.after.strip()) not in equivalent:
+            found.append(mutant)
+        if len(found) == count:
+            break
+    return found
+
+
+EQUIVALENT = ROOT / "tests/equivalent_mutants.json"
+
+
+def test_file(file: str) -> str | None:
+    """test_training_config.py for training/config.py, test_training_formats.py for training/formats/tars.py."""
+    *packages, stem = Path(file).with_suffix("").parts
+    of_package = f"test_training_{packages[1]}.py" if packages[0] == "training" and packages[1:] else None
+    options = (TESTS.get(file), f"test_{packages[-1]}_{stem}.py", f"test_{stem}.py", of_package)
+    return next((option for option in options if option and (ROOT / "tests" / option).exists()), None)
+
+
+@cache
+def mutants(file: str) -> dict[int, list[tuple[str, int, int]]]:
+    """Line -> (operator, its how manieth occurrence in the file, line)."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    tree, found = parso.parse(text), dict[int, list[tuple[str, int, int]]]()
+    hints = set(type_hint_lines(text))
+    for name in sorted(plugins.operator_names()):
+        if LEFT_OUT.search(name):
+            continue
+        operator, number = plugins.get_operator(name)(), 0
+        for node in every(tree):
+            for start, _ in operator.mutation_positions(node):
+                if start[0] not in hints:
+                    found.setdefault(start[0], []).append((name, number, start[0]))
+                number += 1
+    return found
+
+
+def every(node: parso.tree.NodeOrLeaf) -> Iterator[parso.tree.NodeOrLeaf]:
+    """In the order in which Cosmic Ray counts."""
+    yield node
+    for child in getattr(node, "children", ()):
+        yield from every(child)
+
+
+def type_hint_lines(text: str) -> Iterator[int]:
+    """Lines of signatures without defaults, and of fields without values."""
+    for node in ast.walk(ast.parse(text)):
+        hints = []
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            arguments = [*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs]
+            hints = [node.returns, *(argument.annotation for argument in arguments)]
+            if node.args.defaults or any(node.args.kw_defaults):
+                continue
+        elif isinstance(node, ast.AnnAssign) and node.value is None:
+            hints = [node.annotation]
+        for hint in filter(None, hints):
+            yield from range(hint.lineno, (hint.end_lineno or hint.lineno) + 1)
+
+
+def build(file: str, name: str, number: int, line: int) -> Mutant | None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    try:
+        code = mutate_code(text, plugins.get_operator(name)(), number)
+    except AttributeError:  # Cosmic Ray 8.7 at `except module.Error`
+        return None
+    if code is None or code == text or not is_python(code):
+        return None
+    before, after = text.splitlines(), code.splitlines()
+    changed = next((i for i, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), line - 1)
+    return Mutant(file, changed + 1, before[changed], after[changed], code)
+
+
+def is_python(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
+
+
+def survives(copy: Path, mutant: Mutant) -> bool:
+    target = copy / mutant.file
+    original = target.read_text(encoding="utf-8")
+    target.write_text(mutant.code, encoding="utf-8")
+    start = time.perf_counter()
+    alive = passes(copy, mutant.file)
+    target.write_text(original, encoding="utf-8")
+    print(f"{'SURVIVES' if alive else 'caught'} {time.perf_counter() - start:5.1f} s  {mutant}", flush=True)
+    return alive
+
+
+def passes(copy: Path, file: str) -> bool:
+    test = f"tests/{test_file(file)}"
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    try:
+        return subprocess.run(command, cwd=copy, capture_output=True, timeout=SECONDS, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Linear layers that take the faster of the two float32 matrix products in PyTorch.
+
+PyTorch multiplies float32 matrices with MKL.  On AMD processors with AVX-512 MKL stays at half of what oneDNN reaches,
+which is there too, behind convolutions: a linear layer is a 1 x 1 convolution over a picture as wide as there are rows.
+On such processors, from some 100 rows on, that takes half the time, forward and backward; the sums are the same but for
+the order of their terms.  Anywhere else this is `torch.nn.Linear`.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEWEST_ROWS = 128  # below, cutting matrices into oneDNN's blocks takes longer than it gains
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b, (..., K) -> (..., N)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: x (..., K), weight (N, K), bias (N,) -> (..., N)."""
+    return _as_convolution(x, weight, bias) if _onednn_gains(x) else F.linear(x, weight, bias)
+
+
+def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The rows of x are the pixels, its columns the channels; only strides change, nothing is copied."""
+    pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, K, 1, rows), channels last in memory
+    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, N, 1, rows)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def _onednn_gains(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()  # nor exporting: other formats have a word for linear layers
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() >= FEWEST_ROWS * x.shape[-1]
+        and mkl_holds_back()
+        and not torch.is_autocast_enabled("cpu")  # bfloat16 has always been oneDNN's
+    )
+
+
+@cache
+def mkl_holds_back() -> bool:
+    """Whether this is such a processor: an AMD one with AVX-512, and both libraries are there."""
+    able = torch.cpu.get_capabilities()
+    maker_known = str(able.get("cpu_name", "")).startswith("AMD")
+    return bool(
+        maker_known
+        and able.get("avx512_f")
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+    )
