@@ -28,9 +28,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The rows of x are the pixels, its columns the channels; only strides change, nothing is copied."""
-    pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, K, 1, rows), channels last in memory
-    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, N, 1, rows)
+    """The rows of x are the pixels, its columns the channels; only strides change, nothing is copied.
+
+    They lie in 16 pictures where they can: of fewer, PyTorch gives oneDNN none as long as it has one thread.
+    """
+    rows = x.numel() // x.shape[-1]
+    pixels = x.reshape(1 if rows % 16 else 16, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (., K, 1, .), channels last
+    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (., N, 1, .)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vlm.linear import linear
+
 TILE = 1024  # rows and columns of similarities held at once: 4 MiB in float32
 _LOWEST = -80.0  # exp(-80) = 2e-35 counts for nothing; soon after, float32 turns denormal and takes twice the time
 
@@ -111,7 +113,7 @@ class _Similarities:
         for i in range(0, len(self.x), self.tile):
             rows = self.scale * self.x[i : i + self.tile]
             for j in range(0, len(self.y), self.tile):
-                yield slice(i, i + self.tile), slice(j, j + self.tile), rows @ self.y[j : j + self.tile].T
+                yield slice(i, i + self.tile), slice(j, j + self.tile), linear(rows, self.y[j : j + self.tile])
 
     def tiles_of_others(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """The same, with the pairs out of the running."""
@@ -138,8 +140,8 @@ class _Similarities:
         for r, c, z in self.tiles_of_others():
             g = (z - by_row[r, None]).clamp_(min=_LOWEST).exp_()
             g += z.sub_(by_column[c]).clamp_(min=_LOWEST).exp_()
-            dx[r].addmm_(g, self.y[c])
-            dy[c].addmm_(g.T, self.x[r])
+            dx[r] += linear(g, self.y[c].T)
+            dy[c] += linear(g.T, self.x[r].T)
         return dx, dy
 
 
@@ -200,8 +202,8 @@ def _siglip(
         if needed:
             g = z.sigmoid_()
             negate_same(r, c, g)
-            dx[r].addmm_(g, all_y[c])
-            dy[c].addmm_(g.T, x[r])
+            dx[r] += linear(g, all_y[c].T)
+            dy[c] += linear(g.T, x[r].T)
             dbias += g.sum()
     value = peers.gather(value[None] / n).mean()
     if not needed:
