@@ -1,11 +1,12 @@
 """Time and memory of the contrastive losses, forward and backward, beside OpenCLIP's, on one CPU thread (Linux).
 
-    python -m benchmarks.loss_memory > benchmarks/loss_memory.md
+    python -m benchmarks.loss_memory > benchmarks/loss_memory.md          (--quick: N = 1024 and 4096)
 
 Every measurement is a process of its own.  Memory is the highest resident size above that with the inputs in place, so
 it includes the gradients.  Time is the processor time of the process, the best of REPEATS that take turns.
 """
 
+import argparse
 import datetime
 import math
 import multiprocessing
@@ -37,21 +38,24 @@ RIVALS = {"clip_loss": "ClipLoss", "siglip_loss": "SigLipLoss"}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
     print(f"# Contrastive losses, E = {EMBED_DIM}, float32, scale 100, forward and backward, one thread\n")
     print(f"{datetime.date.today()}, {processor()}, {platform.system()}, Python {platform.python_version()}, ", end="")
     print(f"torch {torch.__version__}, open_clip_torch {version('open_clip_torch')}; ", end="")
-    print("`python -m benchmarks.loss_memory`\n")
+    print(f"`python -m benchmarks.loss_memory{' --quick' * quick}`\n")
     print("| N | loss | extra memory, MiB | OpenCLIP, MiB | share | time, s | OpenCLIP, s | share |")
     print("|---:|---|---:|---:|---:|---:|---:|---:|", flush=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.loss"])
     with context.Pool(1, maxtasksperchild=1) as pool:
-        for n in SIZES:
+        for n in SIZES[:2] if quick else SIZES:
             for pair in RIVALS.items():
                 taken = [[pool.apply(measure, (name, n)) for name in pair] for _ in range(REPEATS)]
                 ours, theirs = (tuple(map(min, zip(*results, strict=True))) for results in zip(*taken, strict=True))
                 print(row(n, pair[0], ours, theirs), flush=True)
-        for name in RIVALS:
+        for name in () if quick else RIVALS:
             print(row(LARGEST, name, pool.apply(measure, (name, LARGEST)), None), flush=True)
 
 

@@ -26,9 +26,10 @@ def classifier_note(name: str | None) -> str:
 
 def classifier_answer(name: str, given: Answer) -> str:
     note = both("top_note", count=f"{given.classes:,}", chance=f"{1 / given.classes:.1%}")
+    rollout = _figure("rollout", _picture(given.rollout.figure), tab="classifier")
     return (
         f'{classifier_note(name)}<h2 class="heading spaced">{both("top_classes")}</h2>{ranked_list(given.top)}'
-        f'<p class="fine">{note}</p><div class="figures one">{_figure("rollout", _picture(given.rollout.figure), tab="classifier")}</div>'
+        f'<p class="fine">{note}</p><div class="figures one">{rollout}</div>'
     )
 
 

@@ -68,7 +68,8 @@ document.addEventListener("keydown", (event) => {
 const ANSWERS = "#ranking, #where, #table, #found, #classifier-answer, #look-attention, #compared, #model-card";
 
 function showAnswers(changes) {
-  const parts = changes.map(({ target }) => target.closest?.(".html-container")); // not Gradio's sign of waiting
+  const changed = changes.map(({ target }) => (target.closest ? target : target.parentElement)); // a text has no closest
+  const parts = changed.map((part) => part?.closest(".html-container")); // not Gradio's sign of waiting
   for (const answer of new Set(parts.map((part) => part?.closest(ANSWERS)))) {
     if (!answer?.textContent.trim() || answer.querySelector(".nothing-yet")) continue;
     const { top, bottom, height } = answer.getBoundingClientRect();
@@ -78,9 +79,11 @@ function showAnswers(changes) {
 }
 
 new MutationObserver((changes) => {
-  nameTabs();
-  nameParts();
-  showAnswers(changes);
-}).observe(document.body, { childList: true, subtree: true, attributeFilter: ["aria-label"] });
+  if (changes.some(({ type }) => type !== "characterData")) {
+    nameTabs();
+    nameParts();
+  }
+  showAnswers(changes.filter(({ type }) => type !== "attributes"));
+}).observe(document.body, { childList: true, subtree: true, characterData: true, attributeFilter: ["aria-label"] });
 const language = sessionStorage.getItem(CHOICE) ?? page.start;
 if (language) speak(language);

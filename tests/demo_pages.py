@@ -114,6 +114,7 @@ def go(page: "Page", tab: str) -> "Locator":
     page.locator(f'[role="tab"][data-tab-id="{tab}"]').click()
     panel = page.locator(f"#tab-{tab}")
     panel.wait_for()
+    page.wait_for_timeout(250)  # a tab that is new sets its boxes once more: what is typed at once, by no hand, is lost
     return panel
 
 

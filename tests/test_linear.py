@@ -86,3 +86,14 @@ def test_only_wide_processors_of_another_maker_are_held_back(monkeypatch, name: 
 def test_the_function_and_the_layer_are_one(convolutions) -> None:
     layer, x = layer_of(24, 40), torch.randn(200, 24)
     assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
+
+
+def test_captions_of_all_lengths_meet_few_numbers_of_rows(convolutions, monkeypatch) -> None:
+    """oneDNN keeps code for each: a run over many lengths must not grow by each of them."""
+    met: set[int] = set()
+    conv2d = torch.nn.functional.conv2d
+    monkeypatch.setattr(module.F, "conv2d", lambda x, *rest: met.add(x.shape[0] * x.shape[-1]) or conv2d(x, *rest))
+    layer = layer_of(24, 40)
+    for rows in range(FEWEST_ROWS, 640):
+        assert layer(torch.ones(rows, 24)).shape == (rows, 40)
+    assert len(met) <= 640 // 16

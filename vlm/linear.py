@@ -28,14 +28,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The rows of x are the pixels, its columns the channels; only strides change, nothing is copied.
+    """The rows of x are the pixels, its columns the channels; only strides change.
 
-    They lie in 16 pictures where they can: of fewer, PyTorch gives oneDNN none as long as it has one thread.
+    They lie in 16 pictures: of fewer, PyTorch gives oneDNN none as long as it has one thread.  oneDNN writes and keeps
+    code for each number of rows it meets; batches of captions have too many numbers, so rows that do not fill 16
+    pictures are made up to a multiple of 64 with zeros.
     """
-    rows = x.numel() // x.shape[-1]
-    pixels = x.reshape(1 if rows % 16 else 16, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (., K, 1, .), channels last
-    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (., N, 1, .)
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    rows, columns = x.numel() // x.shape[-1], x.shape[-1]
+    lacking = -rows % 64 if rows % 16 else 0
+    filled = F.pad(x.reshape(rows, columns), (0, 0, 0, lacking)) if lacking else x
+    pixels = filled.reshape(16, 1, -1, columns).permute(0, 3, 1, 2)  # (16, K, 1, .), channels last in memory
+    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (16, N, 1, .)
+    return y.permute(0, 2, 3, 1).reshape(rows + lacking, -1)[:rows].view(*x.shape[:-1], -1)
 
 
 def _onednn_gains(x: Tensor) -> bool:
