@@ -115,6 +115,7 @@ def go(page: "Page", tab: str) -> "Locator":
     panel = page.locator(f"#tab-{tab}")
     panel.wait_for()
     page.wait_for_timeout(250)  # a tab that is new sets its boxes once more: what is typed at once, by no hand, is lost
+    page.evaluate("new Promise((idle) => requestIdleCallback(() => requestIdleCallback(idle)))")
     return panel
 
 

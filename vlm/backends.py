@@ -40,11 +40,13 @@ class OnnxCLIP(CLIP):
         self.train(model.training)
 
     def encode_image(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Pictures (B, C, H, W) -> (B, E), unit length; ValueError where `keep` is given."""
         if keep is not None:
             raise ValueError("ONNX Runtime reads whole pictures, not those of keep. Load the model with backend torch.")
         return self._run(self._images, images)
 
     def encode_text(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> (B, E), unit length."""
         return self._run(self._texts, ids)
 
     def _run(self, session: "InferenceSession", batch: Tensor) -> Tensor:

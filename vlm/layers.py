@@ -79,6 +79,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D), each token by itself."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(z)))))
 
 
@@ -129,6 +130,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(width, mlp_dim, activation)
 
     def forward(self, z: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
         B, N, D = z.shape
         q = self.q(self.latent).expand(B, 1, D).view(B, 1, self.num_heads, -1).transpose(1, 2)  # (B, h, 1, Dh)
         k, v = self.kv(z).view(B, N, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, h, N, Dh)
@@ -144,6 +146,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
+        """The branch of a residual block, (B, N, D), zero for some pictures of a batch in training."""
         if not self.training or self.rate == 0:
             return branch
         keep = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
@@ -154,6 +157,7 @@ class QuickGELU(nn.Module):
     """x sigmoid(1.702 x): the approximation OpenAI's CLIP was trained with (Hendrycks and Gimpel 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x sigmoid(1.702 x), any shape."""
         return x * torch.sigmoid(1.702 * x)
 
 

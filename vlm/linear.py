@@ -19,6 +19,7 @@ class Linear(nn.Linear):
     """y = x W^T + b, (..., K) -> (..., N)."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """(..., K) -> (..., N)."""
         return linear(input, self.weight, self.bias)
 
 

@@ -18,6 +18,7 @@ def add_model(parser: ArgumentParser) -> None:
 
 
 def add_backend(parser: ArgumentParser) -> None:
+    """`--backend`, of every command that embeds."""
     parser.add_argument(
         "--backend",
         choices=["torch", "onnx", "int8"],
