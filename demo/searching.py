@@ -136,6 +136,12 @@ class OwnFolder:
         """Index in the background; searches come between two batches."""
         self._thread.submit(self._begin)
 
+    def close(self) -> None:
+        """What is indexed by now stays; the thread ends."""
+        self._waiting.clear()
+        self._thread.submit(lambda: self._index and self._index.close()).result()
+        self._thread.shutdown()
+
     def like(self, key: str) -> Path:
         if key not in self._paths:
             raise NoAnswer("missing")

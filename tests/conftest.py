@@ -22,6 +22,7 @@ from vlm.tokenizer import SentencePieceTokenizer, Tokenizer
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
+pytest_plugins = ["demo_pages"]  # its fixtures
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its maker unless told before its import
 
 SENTENCES = [

@@ -1,4 +1,4 @@
-"""The demo in headless Chromium: fixtures that open it, and what a hand does on it (drop, tab, arrow)."""
+"""The demo in headless Chromium: fixtures that open it (conftest.py names them), and what a hand does on it."""
 
 import base64
 import re
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from demo_server import Server
+from demo_server import Server, serving
 
 import vlm
 from demo.gallery import SAMPLES
@@ -86,6 +86,14 @@ def opened(browser: "Browser") -> Iterator[Opener]:
     for context in contexts:
         context.close()
     assert not strays
+
+
+@pytest.fixture(scope="module")
+def mini_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo on the bundled model, for all tests of a file."""
+    with serving("mini", tmp_path_factory.mktemp("mini")) as running:
+        yield running
+    quiet(running)
 
 
 def quiet(server: Server) -> None:

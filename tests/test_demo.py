@@ -206,8 +206,8 @@ def test_an_own_folder_is_indexed_privately_and_searched(
     with pytest.raises(NoAnswer):
         own.similar(str(before[0]))  # a path is not a key
     assert sorted(pictures.iterdir()) == before
-    assert cache.stat().st_mode & 0o077 == 0
-    assert not cache_folder().is_relative_to(Path(__file__).parents[1])
+    assert cache.stat().st_mode & 0o077 == 0 and not cache_folder().is_relative_to(Path(__file__).parents[1])
+    own.own.close()
 
 
 def _until_indexed(own: OwnFolder) -> None:

@@ -13,10 +13,8 @@ from demo_pages import (
     JAPANESE,
     TABS,
     Opener,
-    browser,  # noqa: F401 - a fixture
     browser_tests,
     go,
-    opened,  # noqa: F401 - a fixture
     quiet,
     upload,
 )
@@ -39,7 +37,7 @@ def tiny(tiny_embedder: vlm.Embedder, tmp_path: Path) -> Iterator[Server]:
     quiet(server)
 
 
-def test_the_page_in_both_languages(tiny: Server, opened: Opener) -> None:  # noqa: F811
+def test_the_page_in_both_languages(tiny: Server, opened: Opener) -> None:
     for locale, language in [("ja-JP", "ja"), ("en-US", "en")]:
         page = opened(tiny, locale)
         _shows_only(page, language)
@@ -71,11 +69,7 @@ def _shows_only(page: "Page", language: str) -> None:
         assert len(other) < 12 or other not in shown, other
 
 
-def test_mistakes_are_one_line_in_the_language_of_the_page(
-    tiny: Server,
-    opened: Opener,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_mistakes_are_one_line_in_the_language_of_the_page(tiny: Server, opened: Opener, tmp_path: Path) -> None:
     page = opened(tiny, "ja-JP")
     notice = page.locator("[role=alert].notice >> visible=true")
 
@@ -108,7 +102,7 @@ def test_mistakes_are_one_line_in_the_language_of_the_page(
     says("nothing_to_search")
 
 
-def test_html_in_labels_stays_text(tiny: Server, opened: Opener) -> None:  # noqa: F811
+def test_html_in_labels_stays_text(tiny: Server, opened: Opener) -> None:
     page = opened(tiny, "en-US")
     labels = ["<img src=x onerror=alert(1)>", "${alert(2)}", "{{value}}", "`${1+1}`"]
     upload(go(page, "classify"), DOG)

@@ -10,12 +10,10 @@ from demo_pages import (
     LOCALES,
     TABS,
     Opener,
-    browser,  # noqa: F401 - a fixture
     browser_tests,
     go,
     needs_mini,
     open_part,
-    opened,  # noqa: F401 - a fixture
     quiet,
     save_classifier,
     tab_to,
@@ -118,10 +116,7 @@ FAINT = """() => {
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_clipped_too_wide_or_too_faint(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    width: int,
-    scheme: Literal["light", "dark"],
+    server: Server, opened: Opener, width: int, scheme: Literal["light", "dark"]
 ) -> None:
     language = "ja" if (width == 390) == (scheme == "light") else "en"
     page = opened(server, LOCALES[language], width, scheme)
@@ -138,7 +133,7 @@ def _has_room(page: "Page", width: int) -> None:
         assert page.evaluate(fault) == []
 
 
-def test_on_a_telephone_the_answer_comes_into_view(server: Server, opened: Opener) -> None:  # noqa: F811
+def test_on_a_telephone_the_answer_comes_into_view(server: Server, opened: Opener) -> None:
     page = opened(server, "ja-JP", 390)
     panel = go(page, "search")
     panel.locator(".suggestions button").first.click()
@@ -166,9 +161,7 @@ def accessible(page: "Page") -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_every_control_and_picture_has_a_name_in_the_language_of_the_page(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    language: str,
+    server: Server, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     not_words = {"English", "日本語", "Language / 言語", "dog.webp"}
@@ -186,7 +179,7 @@ def test_every_control_and_picture_has_a_name_in_the_language_of_the_page(
 # ---- keyboard ------------------------------------------------------------------------------------------------------
 
 
-def test_the_keyboard_alone_does_all_on_classify(server: Server, opened: Opener, tmp_path: Path) -> None:  # noqa: F811
+def test_the_keyboard_alone_does_all_on_classify(server: Server, opened: Opener, tmp_path: Path) -> None:
     page = opened(server, "en-US")
     panel, press = page.locator("#tab-classify"), page.keyboard.press
     with page.expect_file_chooser() as chooser:
@@ -236,7 +229,7 @@ def test_the_keyboard_alone_does_all_on_classify(server: Server, opened: Opener,
     page.locator("#classify-button", has_text=TEXTS["classify_button"]["ja"]).wait_for()
 
 
-def test_the_keyboard_alone_does_all_on_the_other_tabs(server: Server, opened: Opener) -> None:  # noqa: F811
+def test_the_keyboard_alone_does_all_on_the_other_tabs(server: Server, opened: Opener) -> None:
     page = opened(server, "en-US")
     press = page.keyboard.press
     tab_to(page, page.get_by_role("tab").first)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from demo_pages import (
     LOCALES,
     OCTOPUS,
     Opener,
-    browser,  # noqa: F401 - a fixture
     browser_tests,
     drop,
     drop_picture,
@@ -21,11 +19,9 @@ from demo_pages import (
     needs_mini,
     numbers,
     open_part,
-    opened,  # noqa: F401 - a fixture
-    quiet,
     upload,
 )
-from demo_server import Server, serving
+from demo_server import Server
 
 import vlm
 from demo import views
@@ -41,13 +37,6 @@ pytestmark = [*browser_tests, needs_mini]
 
 WORDS = {"ja": ["犬", "猫", "鳥"], "en": ["dog", "cat", "bird"]}
 HALF = 0.0005 + 1e-9  # the page shows a tenth of a percent
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving("mini", tmp_path_factory.mktemp("mini")) as running:
-        yield running
-    quiet(running)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +63,9 @@ def shown(page: "Page") -> dict[str, float]:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_typed_labels_and_a_dropped_picture_are_ranked_as_the_library_ranks_them(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    language: str,
+    mini_demo: Server, opened: Opener, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(mini_demo, LOCALES[language])
     embedder, labels = vlm.load("mini"), WORDS[language]
     drop_picture(go(page, "classify"), DOG)
     ask(page, labels, "、" if language == "ja" else ", ")
@@ -105,12 +92,8 @@ def alone(embedder: vlm.Embedder, picture: Path, labels: list[str]) -> list[floa
 
 
 @pytest.mark.parametrize("language", ["ja", "en"])
-def test_softmax_adds_up_to_one_and_sigmoid_judges_each_alone(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    language: str,
-) -> None:
-    page = opened(server, LOCALES[language])
+def test_softmax_adds_up_to_one_and_sigmoid_judges_each_alone(mini_demo: Server, opened: Opener, language: str) -> None:
+    page = opened(mini_demo, LOCALES[language])
     page.locator("#tab-classify .examples button").first.click()
     page.locator("#ranking .bars").wait_for()
     labels = EXAMPLES["classify"]["fxemoji/dog.webp"][language]
@@ -125,12 +108,8 @@ def test_softmax_adds_up_to_one_and_sigmoid_judges_each_alone(
 
 
 @pytest.mark.parametrize("language", ["ja", "en"])
-def test_templates_are_chosen_edited_and_obeyed(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    language: str,
-) -> None:
-    page = opened(server, LOCALES[language])
+def test_templates_are_chosen_edited_and_obeyed(mini_demo: Server, opened: Opener, language: str) -> None:
+    page = opened(mini_demo, LOCALES[language])
     embedder, labels = vlm.load("mini"), WORDS[language]
     panel = go(page, "classify")
     upload(panel, DOG)
@@ -156,12 +135,9 @@ def test_templates_are_chosen_edited_and_obeyed(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_a_label_that_is_clicked_shows_its_own_heat_map(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    actions: Actions,
-    language: str,
+    mini_demo: Server, opened: Opener, actions: Actions, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(mini_demo, LOCALES[language])
     upload(go(page, "classify"), DOG)
     ask(page, WORDS[language])
     for label in WORDS[language][:2]:
@@ -176,12 +152,9 @@ def test_a_label_that_is_clicked_shows_its_own_heat_map(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_several_dropped_pictures_are_a_table_and_a_csv_file(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    tmp_path: Path,
-    language: str,
+    mini_demo: Server, opened: Opener, tmp_path: Path, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(mini_demo, LOCALES[language])
     panel, labels = go(page, "classify"), ["りんご", "犬", "猫"] if language == "ja" else ["apple", "dog", "cat"]
     broken = tmp_path / "broken.webp"
     broken.write_text("not a picture")

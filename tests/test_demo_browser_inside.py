@@ -12,12 +12,10 @@ from demo_pages import (
     JAPANESE,
     LOCALES,
     Opener,
-    browser,  # noqa: F401 - a fixture
     browser_tests,
     drop_picture,
     go,
     numbers,
-    opened,  # noqa: F401 - a fixture
     quiet,
     save_classifier,
     upload,
@@ -74,10 +72,7 @@ def choose(page: "Page", box: str, name: str) -> None:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_the_classifier_answers_with_its_own_classes_and_rollout(
-    server: Server,
-    shelf: Shelf,
-    opened: Opener,  # noqa: F811
-    language: str,
+    server: Server, shelf: Shelf, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     panel = go(page, "classifier")
@@ -107,10 +102,7 @@ def test_the_classifier_answers_with_its_own_classes_and_rollout(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
-    server: Server,
-    shelf: Shelf,
-    opened: Opener,  # noqa: F811
-    language: str,
+    server: Server, shelf: Shelf, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     panel = go(page, "look")
@@ -150,10 +142,7 @@ def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_two_models_stand_side_by_side_each_with_its_own_ranking(
-    server: Server,
-    shelf: Shelf,
-    opened: Opener,  # noqa: F811
-    language: str,
+    server: Server, shelf: Shelf, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     panel, labels = go(page, "models"), ["犬", "猫"] if language == "ja" else ["dog", "cat"]
@@ -179,7 +168,7 @@ def test_two_models_stand_side_by_side_each_with_its_own_ranking(
     page.locator("#remote-state .notice", has_text=no).wait_for()
 
 
-def test_without_a_classifier_the_tab_says_how_to_make_one(tmp_path: Path, opened: Opener) -> None:  # noqa: F811
+def test_without_a_classifier_the_tab_says_how_to_make_one(tmp_path: Path, opened: Opener) -> None:
     with serving("mini", tmp_path, "--models", str(tmp_path)) as running:
         page = opened(running, "ja-JP")
         panel = go(page, "classifier")

@@ -1,7 +1,6 @@
 """The tab Search in headless Chromium: sums, pictures, filters, a folder of one's own; answers against definitions."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,11 @@ from demo_pages import (
     DOG,
     LOCALES,
     Opener,
-    browser,  # noqa: F401 - a fixture
     browser_tests,
     drop_picture,
     go,
     needs_mini,
     open_part,
-    opened,  # noqa: F401 - a fixture
     quiet,
 )
 from demo_server import Server, serving
@@ -36,13 +33,6 @@ SUMS = {
     "ja": ("果物 + 赤い - りんご", ["果物", "赤い", "りんご"]),
     "en": ("fruit + red - apple", ["fruit", "red", "apple"]),
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving("mini", tmp_path_factory.mktemp("mini")) as running:
-        yield running
-    quiet(running)
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +76,9 @@ def same(page: "Page", expected: list[str]) -> None:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_words_and_sums_find_what_the_definition_finds(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    embedder: vlm.Embedder,
-    gallery: Tensor,
-    language: str,
+    mini_demo: Server, opened: Opener, embedder: vlm.Embedder, gallery: Tensor, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(mini_demo, LOCALES[language])
     panel = go(page, "search")
     words = EXAMPLES["search"][0][language]
     search(page, words, "enter")
@@ -118,13 +104,9 @@ def test_words_and_sums_find_what_the_definition_finds(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_a_dropped_picture_finds_itself_and_a_hit_finds_others_like_it(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    embedder: vlm.Embedder,
-    gallery: Tensor,
-    language: str,
+    mini_demo: Server, opened: Opener, embedder: vlm.Embedder, gallery: Tensor, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(mini_demo, LOCALES[language])
     panel = go(page, "search")
     drop_picture(panel, DOG)
     search(page, "")
@@ -143,13 +125,9 @@ def test_a_dropped_picture_finds_itself_and_a_hit_finds_others_like_it(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_a_filter_keeps_one_artist_and_a_weak_answer_is_called_weak(
-    server: Server,
-    opened: Opener,  # noqa: F811
-    embedder: vlm.Embedder,
-    gallery: Tensor,
-    language: str,
+    mini_demo: Server, opened: Opener, embedder: vlm.Embedder, gallery: Tensor, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(mini_demo, LOCALES[language])
     panel = go(page, "search")
     open_part(panel, "filters", language)
     page.locator("#styles").get_by_label("twemoji", exact=True).check()
@@ -184,11 +162,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_an_own_folder_is_indexed_before_the_visitor_s_eyes_and_searched(
-    pictures: Path,
-    tmp_path: Path,
-    opened: Opener,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    language: str,
+    pictures: Path, tmp_path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch, language: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     count = len(samples()) + 1

@@ -6,6 +6,7 @@ The towers are written once for each model, as ONNX files in the user's cache; `
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -105,7 +106,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm"
 
 
-def _cached(name: str, write: Any, backend: str) -> Path:
+def _cached(name: str, write: Callable[[Path], None], backend: str) -> Path:
     """The folder `name` of the cache; written beside and renamed, so that it is whole or absent."""
     folder = cache_folder() / name
     if folder.is_dir():

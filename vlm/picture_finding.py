@@ -48,7 +48,5 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _leads_outside(link: Path, root: Path) -> bool:
-    try:
-        return not link.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # a ring of links
-        return True
+    end = Path(os.path.realpath(link))  # of a ring of links: still a link
+    return end.is_symlink() or not end.is_relative_to(root)

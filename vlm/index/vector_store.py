@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,21 +99,26 @@ class VectorStore:
         if not existing.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"'{folder}' is not an index. Name a folder that is one, is empty, or is not there yet.")
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._db = sqlite3.connect(existing, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            with self._writing():
-                version = self._one("PRAGMA user_version")
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {_FORMAT}")
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"'{existing}' cannot be opened: {error}. Is another program writing to it?") from error
-        if version not in (0, _FORMAT):
-            self._db.close()
-            raise ValueError(f"'{folder}' is an index of format {version}, this program reads {_FORMAT}. Update vlm.")
+        with ExitStack() as if_not_opened:
+            try:
+                self._db = sqlite3.connect(existing, timeout=60, isolation_level=None)
+                if_not_opened.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                with self._writing():
+                    version = self._one("PRAGMA user_version")
+                    if version == 0:
+                        for statement in _SCHEMA.split(";"):
+                            self._db.execute(statement)
+                        self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+            except sqlite3.DatabaseError as error:
+                busy = "Is another program writing to it?"
+                raise ValueError(f"'{existing}' cannot be opened: {error}. {busy}") from error
+            if version not in (0, _FORMAT):
+                raise ValueError(
+                    f"'{folder}' is an index of format {version}, this program reads {_FORMAT}. Update vlm."
+                )
+            if_not_opened.pop_all()
 
     def close(self) -> None:
         """Close the database."""
