@@ -22,7 +22,7 @@ MEASUREMENTS = [
     ["resume_torture", *SHORT],
     ["decoding", *SHORT],
     ["index_speed", *SHORT],
-    ["exact_search", *(["100000"] if QUICK else [])],
+    ["exact_search"],
     ["folder_index", *(["1000"] if QUICK else [])],
     ["serve_load", *SHORT],
     ["overlap", *(["--steps", "30"] if QUICK else [])],

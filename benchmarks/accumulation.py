@@ -6,18 +6,16 @@ OpenCLIP's loop (open_clip_train/train.py, train_one_epoch, accum_freq > 1) is f
 Memory is the highest resident size of a process of its own, above that with model and batch in place.
 """
 
-import datetime
 import math
 import multiprocessing
 import resource
 from functools import partial
-from importlib.metadata import version
 
 import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
-from benchmarks.loss_memory import processor, resident
+from benchmarks.machine import about, resident
 from training.accumulate import accumulate
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
@@ -29,8 +27,7 @@ SAMPLES = 16
 def main() -> None:
     torch.set_num_threads(1)
     print("# Accumulation\n")
-    print(f"{datetime.date.today()}, {processor()}, torch {torch.__version__}, open_clip_torch ", end="")
-    print(f"{version('open_clip_torch')}; `python -m benchmarks.accumulation`\n")
+    print(about("python -m benchmarks.accumulation", ["torch", "open_clip_torch"], 1))
     print(gradients_table())
     print(memory_table())
 

@@ -7,14 +7,10 @@ the index nor the search for the number of lists has seen.  Where vectors.npy is
 vector of it plus the difference of two views of another picture, over sqrt(2): the spread that augmentation has.
 """
 
-import datetime
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +18,7 @@ import torch
 from torch import Tensor
 
 import vlm
+from benchmarks.machine import about
 from benchmarks.picture_vectors import TRAIN, VALIDATION
 from training.pairs import Pairs, open_pairs
 from vlm.index.ann import build, load, recall_of
@@ -73,9 +70,7 @@ def main() -> None:
     queries = {"pictures": pictures, "captions": embedder.embed_texts(captions(unseen))}
     names = captions(known)
     texts = embedder.embed_texts(names[:: len(names) // 500])
-    processor = platform.processor() or platform.machine()
-    print(f"{datetime.date.today()}, {processor}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, ", end="")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, faiss {version('faiss-cpu')}\n")
+    print(about("python -m benchmarks.ann", ["torch", "faiss-cpu"], torch.get_num_threads()))
     made = f", {len(vectors) - real:,} made from them (see benchmarks/ann.py)" if real < len(vectors) else ""
     print(f"{len(vectors):,} vectors of {vectors.shape[1]}: {real:,} embeddings of augmented pictures{made}.\n")
     start = time.perf_counter()

@@ -8,13 +8,11 @@ one's of the same round.  Memory: what goes when the process ends (USS), after t
 """
 
 import argparse
-import datetime
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +23,8 @@ from pyarrow.parquet import read_table
 from torch import Tensor
 
 import vlm
-from benchmarks.loss_memory import processor
+from benchmarks.machine import about
+from benchmarks.side_by_side import ratios
 from vlm.backends import Backend
 
 THREADS = 2
@@ -44,10 +43,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     torch.set_num_threads(THREADS)
-    names = ("torch", "onnxruntime", "open_clip_torch")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
     print(f"# Back ends: the picture tower of {MODEL}, {THREADS} threads\n")
-    print(f"{datetime.date.today()}, {processor()}, {versions}; `python -m benchmarks.backends{' --quick' * quick}`\n")
+    command = f"python -m benchmarks.backends{' --quick' * quick}"
+    print(about(command, ["torch", "onnxruntime", "open_clip_torch"], THREADS))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         model = Path(folder) / "openclip"
@@ -136,13 +134,13 @@ def speed_table(model: Path, rounds: int) -> str:
                 seconds[name].append(taken * 1e3 / batch)
         theirs = seconds["OpenCLIP"]
         for name, ours in seconds.items():
-            ratios = sorted(their / our for their, our in zip(theirs, ours, strict=True))
+            beside = ratios(theirs, ours)
             apart = (first[name] - first["OpenCLIP"]).abs().max().item()
             cosine = (first[name] * first["OpenCLIP"]).sum(1).min().item()
-            middle = statistics.median(ratios)
+            middle = statistics.median(beside)
             lines.append(
                 f"| {batch} | {name} | {statistics.median(ours):.1f} | {min(ours):.1f} | {middle:.2f} "
-                f"| {ratios[0]:.2f} to {ratios[-1]:.2f} | {min(theirs) / min(ours):.2f} "
+                f"| {beside[0]:.2f} to {beside[-1]:.2f} | {min(theirs) / min(ours):.2f} "
                 f"| {apart:.0e} | {cosine:.4f} | {memory[name] / 1e6:.0f} |"
             )
     for connection in connections.values():

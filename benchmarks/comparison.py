@@ -3,7 +3,6 @@
 python -m benchmarks.comparison > benchmarks/comparison.md
 """
 
-import datetime
 import inspect
 import itertools
 import socket
@@ -12,7 +11,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +28,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 import vlm
-from benchmarks.loss_memory import processor
+from benchmarks.machine import about
 from training.accumulate import accumulate
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.tokenizer import CLIPTokenizer
@@ -47,9 +45,8 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     print("# What the comparison says, run\n")
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    print(f"{datetime.date.today()}, {processor()}, torch {torch.__version__}, {versions};")
-    print("`python -m benchmarks.comparison`: random models, so that nothing is downloaded.\n")
+    print(about("python -m benchmarks.comparison", ["torch", *PACKAGES]))
+    print("Random models, so that nothing is downloaded.\n")
     with tempfile.TemporaryDirectory() as place:
         folder = write_models(Path(place))
         section("Models that a name opens", ("library", "architectures", "sets of weights"), zoo())

@@ -25,8 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.loss_memory import resident
-from benchmarks.side_by_side import about
+from benchmarks.machine import about, resident
 from training.accumulate import accumulate
 from training.distributed import init_from_env
 from vlm.clip import CLIP
@@ -190,10 +189,17 @@ def draw(measured: Sequence[tuple[Curve, list[Cost]]]) -> None:
     for column, (curve, costs) in enumerate(measured):
         for which, unit in enumerate(("ms", "MiB")):
             axis = axes[which][column]
-            axis.loglog(curve.sizes, [cost[which] * (1e3, 1)[which] for cost in costs], "o-", color="#2b6cb0")
-            axis.set(xlabel=curve.size, ylabel=unit, title=f"{curve.what}\np = {exponent(curve, costs, which)}")
+            axis.plot(curve.sizes, [max(0.0, cost[which]) * (1e3, 1)[which] for cost in costs], "o-", color="#2b6cb0")
+            axis.set_xscale("log")
+            axis.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], rotation=30)
+            axis.set_xticks([], minor=True)
+            axis.set_yscale(("log", "linear")[which])
+            if which:
+                axis.set_ylim(bottom=0)
+            title = curve.what.replace("`", "")
+            axis.set(xlabel=curve.size, ylabel=unit, title=f"{title}\nexponent {exponent(curve, costs, which)}")
             axis.title.set_size(9)
-            axis.grid(alpha=0.3, which="both")
+            axis.grid(alpha=0.3)
     figure.savefig(FIGURE, dpi=100)
 
 

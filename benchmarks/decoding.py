@@ -7,16 +7,13 @@ time (user + system).  The ratio is the median over rounds of OpenCLIP's time / 
 """
 
 import argparse
-import datetime
 import io
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
@@ -24,8 +21,9 @@ from pyarrow.parquet import read_table
 from torch import Tensor
 
 import vlm
-from benchmarks.loss_memory import processor
+from benchmarks.machine import about
 from benchmarks.photographs import HEIGHT, WIDTH, as_jpeg, photograph
+from benchmarks.side_by_side import ratios
 from vlm.config import PreprocessConfig
 from vlm.preprocess import Preprocess
 
@@ -41,8 +39,7 @@ def main() -> None:
     files = [photograph(seed) for seed in range(4 if quick else 16)]
     sizes = [len(file) // 1024 for file in files]
     print("# A JPEG of 2000 x 1500 to 224 pixels, one thread\n")
-    print(f"{datetime.date.today()}, {processor()}, torch {torch.__version__}, Pillow {PIL.__version__}, ", end="")
-    print(f"open_clip_torch {version('open_clip_torch')}; `python -m benchmarks.decoding{' --quick' * quick}`\n")
+    print(about(f"python -m benchmarks.decoding{' --quick' * quick}", ["torch", "pillow", "open_clip_torch"], 1))
     print(f"{len(files)} made-up photographs of {min(sizes)} to {max(sizes)} KiB, {7 if quick else 9} rounds.\n")
     print(speed_table(files, rounds=7 if quick else 9))
     print(agreement_table(files, drawings(60 if quick else 547)))
@@ -79,11 +76,11 @@ def speed_table(files: list[bytes], rounds: int) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, ours in seconds.items():
-        ratios = sorted(their / our for their, our in zip(theirs, ours, strict=True))
+        beside = ratios(theirs, ours)
         mean, largest = levels_apart(prepares[name], prepares["OpenCLIP's transform"], files, config)
         lines.append(
-            f"| {name} | {statistics.median(ours) * 1e3:.1f} | {min(ours) * 1e3:.1f} | {statistics.median(ratios):.2f} "
-            f"| {ratios[0]:.2f} to {ratios[-1]:.2f} | {mean:.3f} | {largest:.0f} |"
+            f"| {name} | {statistics.median(ours) * 1e3:.1f} | {min(ours) * 1e3:.1f} | {statistics.median(beside):.2f} "
+            f"| {beside[0]:.2f} to {beside[-1]:.2f} | {mean:.3f} | {largest:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

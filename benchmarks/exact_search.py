@@ -6,8 +6,6 @@ Streaming: the same mapped bytes, added up as int64 by as many threads; rounds t
 work on the machine hits both.  sgemm: the better of a big square product, and 64 queries times 8192 float32 vectors.
 """
 
-import datetime
-import os
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import about
 from vlm.index.exact_search import nearest
 from vlm.index.vector_store import Content, Filter, Record, VectorStore
 
@@ -70,11 +69,6 @@ def wrong_ids(vectors: np.ndarray, queries: Tensor, found: Tensor) -> int:
     )
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "processor unknown")
-
-
 def measure(folder: Path, count: int) -> None:
     queries = unit(BATCH, -1)
     store = VectorStore(folder)
@@ -116,9 +110,8 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder) / "index", count)
-        load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, {torch.get_num_threads()} threads"
-        about = f"{datetime.date.today()}, {processor()}, {load}, torch {torch.__version__}, numpy {np.__version__}"
-        print(f"{about}\n\nExact search, {count:,} x {EMBED_DIM} float16, page cache warm, medians:\n")
+        print(about(f"python -m benchmarks.exact_search {count}", ["torch", "numpy"], torch.get_num_threads()))
+        print(f"Exact search, {count:,} x {EMBED_DIM} float16, page cache warm, medians:\n")
         measure(Path(folder) / "index", count)
 
 

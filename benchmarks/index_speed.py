@@ -7,8 +7,6 @@ On c cores a run can never take less wall time than its processor time / c.
 """
 
 import argparse
-import datetime
-import os
 import resource
 import statistics
 import tempfile
@@ -17,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import PIL
 import torch
 from PIL import Image
 from torchvision import transforms
 
 import vlm
-from benchmarks.loss_memory import processor
+from benchmarks.machine import about
 from benchmarks.photographs import photograph
 from vlm.config import PreprocessConfig, named_size
 from vlm.preprocess import Preprocess
@@ -42,12 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    counts, rounds = ({"mini": 192, "B/32": 128}, 3) if quick else ({"mini": 768, "B/32": 384}, 7)
+    counts, rounds = ({"mini": 192, "B/32": 128}, 2) if quick else ({"mini": 768, "B/32": 384}, 7)
     print("# `vlm index` on JPEGs of 2000 x 1500\n")
-    print(f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, ", end="")
-    print(f"torch {torch.__version__}, Pillow {PIL.__version__}; ", end="")
-    print(f"`python -m benchmarks.index_speed{' --quick' * quick}`, {rounds} rounds\n")
-    print("Each line: the medians of pictures a second; ratios are medians of the rounds, with smallest to largest.\n")
+    print(about(f"python -m benchmarks.index_speed{' --quick' * quick}", ["torch", "pillow"]))
+    print(f"Each line: pictures a second, medians of {rounds} rounds; ratios with smallest to largest.\n")
     print("| model | pictures | one process | `vlm index` | wall ratio | processor ratio | with `--fast-decode` |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as place:

@@ -7,20 +7,17 @@ it includes the gradients.  Time is the processor time of the process, the best 
 """
 
 import argparse
-import datetime
 import math
 import multiprocessing
-import platform
 import resource
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
+from benchmarks.machine import about, resident
 from vlm.loss import clip_loss, siglip_loss
 
 EMBED_DIM = 512
@@ -42,9 +39,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     print(f"# Contrastive losses, E = {EMBED_DIM}, float32, scale 100, forward and backward, one thread\n")
-    print(f"{datetime.date.today()}, {processor()}, {platform.system()}, Python {platform.python_version()}, ", end="")
-    print(f"torch {torch.__version__}, open_clip_torch {version('open_clip_torch')}; ", end="")
-    print(f"`python -m benchmarks.loss_memory{' --quick' * quick}`\n")
+    print(about(f"python -m benchmarks.loss_memory{' --quick' * quick}", ["torch", "open_clip_torch"], 1))
     print("| N | loss | extra memory, MiB | OpenCLIP, MiB | share | time, s | OpenCLIP, s | share |")
     print("|---:|---|---:|---:|---:|---:|---:|---:|", flush=True)
     context = multiprocessing.get_context("forkserver")
@@ -81,16 +76,6 @@ def inputs(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def step(name: str, *given: Tensor) -> None:
     LOSSES[name](*given).backward()
-
-
-def resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 def row(n: int, name: str, ours: tuple[float, ...], theirs: tuple[float, ...] | None) -> str:

@@ -6,18 +6,14 @@ Runs `python -m training.train_clip` itself and reads the timing.jsonl it writes
 """
 
 import argparse
-import datetime
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
 
-import torch
-
-from benchmarks.loss_memory import processor
+from benchmarks.machine import about
 
 RECIPE = Path(__file__).parents[1] / "training/recipes/mini.toml"
 WIDTH = 50  # letters of the time line
@@ -28,11 +24,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    load = os.getloadavg()[0]
+    command = f"python -m benchmarks.overlap --steps {args.steps} --workers {args.workers}"
+    machine = about(command, ["torch"])  # its load is that before
     lines = train(args.steps, args.workers)
     print("# Waiting for data\n")
-    print(f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load before {load:.1f}, ", end="")
-    print(f"torch {torch.__version__}; `python -m benchmarks.overlap --steps {args.steps} --workers {args.workers}`\n")
+    print(machine)
     print("| up to step | seconds a step | of them waiting | share |")
     print("|---:|---:|---:|---:|")
     for line in lines:

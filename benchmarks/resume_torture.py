@@ -11,7 +11,6 @@ checkpoint behind.
 """
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -19,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.utils.tensorboard.writer  # imported here so that no life needs to
 
-from benchmarks.loss_memory import processor
+from benchmarks.machine import about
 from training.contrastive import train
 from training.distributed import Processes
 from training.state import saved
@@ -43,6 +43,7 @@ text = {{ width = 24, depth = 1, num_heads = 2, mlp_dim = 48, dropout = 0.1 }}
 
 [data]
 train = "{data}"
+train_splits = ["val_concept"]
 validation = "{data}"
 validation_split = "val_both"
 patch_dropout = 0.5
@@ -82,7 +83,7 @@ def main() -> int:
     torch.set_num_threads(1)
     seeds, kills, stops = (1, 6, 2) if quick else (3, 30, 5)
     print("# A run killed and resumed, against the same run left alone\n")
-    print(f"{datetime.date.today()}, {processor()}, torch {torch.__version__}; `python -m benchmarks.resume_torture`\n")
+    print(about(f"python -m benchmarks.resume_torture{' --quick' * quick}", ["torch"], 1))
     print("| seed | kills | in a save | at the start | steps repeated | weights, optimizers, average, metrics.jsonl |")
     print("|---:|---:|---:|---:|---:|---|", flush=True)
     good = True
@@ -131,6 +132,8 @@ def live(out: Path, recipe: Path) -> int:
     code = 70
     try:
         code = train(recipe, out, Processes(rank=0, size=1, device=torch.device("cpu")), resume=True)
+    except BaseException:
+        traceback.print_exc()  # _exit says nothing
     finally:
         os._exit(code)
 

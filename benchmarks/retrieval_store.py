@@ -8,8 +8,6 @@ the time to add up the same bytes: no exact search can be faster than memory.
 """
 
 import datetime
-import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -18,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.machine import about
 from vlm.index.exact_search import nearest
 from vlm.index.vector_store import Content, Filter, Record, VectorStore
 
@@ -222,11 +220,8 @@ def main() -> None:
     for name, result in crash(root).items():
         rows[name]["kill -9 while adding"] = result
     shutil.rmtree(root)
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, {torch.get_num_threads()} threads"
-    print(
-        f"{datetime.date.today()}, {platform.machine()}, {load}, lancedb {version('lancedb')}, {count:,} x {EMBED_DIM}"
-    )
-    print(f"\n|  | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
+    print(about(f"python -m benchmarks.retrieval_store {count}", ["torch", "lancedb"], torch.get_num_threads()))
+    print(f"{count:,} x {EMBED_DIM}\n\n|  | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
     for measured in next(iter(rows.values())):
         print(f"| {measured} | {' | '.join(row[measured] for row in rows.values())} |")
     print(f"\nStreaming the same bytes through memory: {stream(count) * 1000:,.1f} ms of processor time.")

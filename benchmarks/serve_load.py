@@ -11,10 +11,7 @@ is right is computed afterwards by the library in this process.
 import argparse
 import asyncio
 import base64
-import datetime
 import io
-import os
-import platform
 import re
 import subprocess
 import sys
@@ -22,7 +19,6 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ import torch
 from PIL import Image
 
 import vlm
+from benchmarks.machine import about
 
 CLIENTS = 50
 REQUESTS = 1000
@@ -179,9 +176,8 @@ def report(
     command = f"python -m benchmarks.serve_load{' --quick' if seconds[1] < 600 else ''}"
     early, late = np.mean(sizes[:4]), np.mean(sizes[-4:])
     print(f"# vlm serve, {CLIENTS} clients at once, {model}\n")
-    print(f"{datetime.date.today()}, {processor()}, {os.cpu_count()} processors shared by server and clients ", end="")
-    print(f"(load {os.getloadavg()[0]:.1f}), Python {platform.python_version()}, torch {torch.__version__}, ", end="")
-    print(f"fastapi {version('fastapi')}, uvicorn {version('uvicorn')}; `{command}`\n")
+    print(about(command, ["torch", "fastapi", "uvicorn"]))
+    print("Server and clients share the processors.\n")
     print("| | requests | lost | mixed up | requests/s | p50, ms | p99, ms | slowest, ms |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     names = f"{REQUESTS:,} requests", f"{seconds[1]:.0f} s"
@@ -198,11 +194,6 @@ def report(
     print(f"Memory of the server, MiB, the mean of the first and of the last fifth: {early:.1f}, {late:.1f} ", end="")
     print(f"({late / early - 1:+.1%}); 20 moments: {' '.join(f'{size:.0f}' for size in sizes)}.")
     print(f"Exit code after SIGTERM: {code}.")
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 if __name__ == "__main__":

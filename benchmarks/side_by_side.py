@@ -1,17 +1,11 @@
 """Two libraries on one machine: the same weights for both, captions as people write them, rounds in turns, ratios."""
 
-import datetime
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pyarrow.parquet import read_table
-
-from benchmarks.loss_memory import processor
 
 PICTURE_WORDS = Path(__file__).parents[1] / "training/picture_words"
 ROUNDS = 9
@@ -67,10 +61,3 @@ def row(name: str, taken: Sequence[float], ours: Sequence[float], *more: str) ->
         *more,
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def about(command: str, packages: Iterable[str], threads: int) -> str:
-    """Date, machine, versions: the line below a table's title."""
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    machine = f"{processor()}, {threads} of {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
-    return f"{datetime.date.today()}, {machine}, Python {platform.python_version()}, {versions}; `{command}`\n"

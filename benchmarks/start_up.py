@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 import vlm
-from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, about, ratios
+from benchmarks.machine import about
+from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, ratios
 from vlm.config import PreprocessConfig, named_size
 
 PICTURE = Path(__file__).parents[1] / "demo/samples"

@@ -20,7 +20,8 @@ from torch.nn.functional import linear, normalize, pad
 from transformers import CLIPConfig, CLIPModel
 
 import vlm.linear
-from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, about, english_captions, head, in_turns, row
+from benchmarks.machine import about
+from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, english_captions, head, in_turns, row
 from vlm.clip import CLIP
 from vlm.config import named_size
 from vlm.interop.huggingface import write_clip

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 
 from benchmarks import open_clip_run
+from benchmarks.machine import about
 from benchmarks.open_clip_run import Settings
-from benchmarks.side_by_side import about
 from training.evaluate import ALONE, embed_pictures, open_unseen, retrieval_rows
 from vlm.embedder import Embedder
 

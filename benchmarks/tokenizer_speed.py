@@ -22,7 +22,8 @@ from pyarrow.parquet import read_table
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks.side_by_side import PICTURE_WORDS, QUICK_ROUNDS, ROUNDS, about, head, in_turns, row
+from benchmarks.machine import about
+from benchmarks.side_by_side import PICTURE_WORDS, QUICK_ROUNDS, ROUNDS, head, in_turns, row
 from vlm.interop.tokens import write_tokenizer
 from vlm.tokenizer import CLIPTokenizer
 

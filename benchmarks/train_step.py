@@ -57,7 +57,8 @@ class Worker(NamedTuple):
 
 
 def main() -> None:
-    from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, about, ratios
+    from benchmarks.machine import about
+    from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, ratios
 
     parser = argparse.ArgumentParser(description="A training step beside OpenCLIP's.")
     parser.add_argument("--quick", action="store_true", help="2 rounds")
