@@ -118,7 +118,8 @@ def run_ours(recipe_file: Path, out: Path, minutes: float, threads: int, every: 
 
 def trial_step(recipe: dict[str, Any], out: Path, threads: int) -> float:
     """Seconds of a step, over the recipe's shares of steps with and without patch dropout."""
-    dense = recipe["data"].get("dense_share", 0.0) if recipe["data"].get("patch_dropout") else 0.0
+    data = recipe["data"]
+    dense = data.get("dense_share", 0.0) if data.get("patch_dropout") or data.get("coarse_size") else 0.0
     trial = {name: dict(section) for name, section in recipe.items()}
     trial["run"] |= {"steps": TRIAL_STEPS, "eval_every": TRIAL_STEPS, "save_every": TRIAL_STEPS, "log_every": 4}
     trial["data"]["dense_share"] = 0.5 if dense else 0.0

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from training import train_clip
-from training.config import OptimSection, read_recipe
+from training.config import OptimSection, Recipe, read_recipe
 from training.cost import block_bytes, loss_flops, muon_flops, plan, step_cost, text_flops, vision_flops
 from training.optim import optimizers, orthogonalise
 from vlm.clip import CLIP
@@ -65,6 +65,18 @@ def test_flops_with_patch_dropout_and_other_pools_are_those_torch_counts():
         work = vision_flops(vision, 48, kept=20)
         both = counted(lambda clip=clip, p=pictures, k=keep: clip.encode_image(p, k).sum().backward())
         assert 4 * work.both == pytest.approx(both, rel=0.01)
+
+
+def test_coarse_pictures_cost_what_a_model_of_their_size_does():
+    sizes = VisionConfig(image_size=64, patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=200)
+    text = TextConfig(width=16, num_heads=2, depth=1)
+    data, costs = {"patch_dropout": 0.25}, []
+    for more, side in (({"coarse_size": 32, "dense_share": 0.1}, 64), ({}, 32)):
+        recipe = Recipe.from_dict({"data": data | more, "optim": {"matrices": "adamw"}})
+        config = CLIPConfig(embed_dim=48, vision=replace(sizes, image_size=side), text=text)
+        costs.append(step_cost(config, recipe, 1))
+    assert costs[0].flops == costs[1].flops
+    assert costs[0].memory["activations"] == costs[1].memory["activations"]
 
 
 def test_the_tiled_loss_computes_the_similarities_once_more_than_the_dense_one():

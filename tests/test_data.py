@@ -1,12 +1,14 @@
 import hashlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from training.augment import AugmentConfig
 from training.captions import CaptionChoice
-from training.data import Batch, PairStream
+from training.data import Batch, PairStream, shrink
 from training.pairs import Pairs, open_pairs
 from training.stream import batches
 from vlm.config import PreprocessConfig
@@ -101,6 +103,22 @@ def test_patch_dropout_keeps_different_patches_per_sample_in_order_and_ends_wher
     assert len({tuple(row.tolist()) for row in keep}) > 1
     assert stream[5].keep is None
     assert stream_of(pairs, tiny_tokenizer, patch_dropout=0.0)[0].keep is None
+
+
+def test_coarse_pictures_are_small_until_the_dense_steps(pairs, tiny_tokenizer):
+    stream = stream_of(pairs, tiny_tokenizer, patch_dropout=0.25, num_patches=4, coarse_size=8, dense_from=5)
+    assert stream[4].images.shape == (GLOBAL_BATCH, 3, 8, 8)
+    assert stream[4].keep.shape == (GLOBAL_BATCH, 3)
+    assert stream[5].images.shape == (GLOBAL_BATCH, 3, 16, 16)
+    assert stream[5].keep is None
+    assert stream[4].uids == stream_of(pairs, tiny_tokenizer)[4].uids
+
+
+def test_a_coarse_picture_is_what_pillow_makes_of_it():
+    images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for image, small in zip(images, shrink(images, 15), strict=True):
+        wanted = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((15, 15), Image.Resampling.BILINEAR)
+        assert (small.permute(1, 2, 0).int() - torch.from_numpy(np.array(wanted)).int()).abs().max() <= 1
 
 
 def test_groups_are_equal_exactly_where_concepts_are(pairs):

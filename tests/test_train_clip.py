@@ -138,6 +138,16 @@ def test_a_locked_picture_tower_stays_as_it_came(finished, run_folder, tmp_path)
     assert changed == {"text", "text_proj", "logit_scale"}
 
 
+def test_coarse_pictures_at_first_make_a_model_of_full_size(run_folder, tmp_path):
+    data = {"coarse_size": 8, "dense_share": 0.5}
+    assert train(write_recipe(run_folder, data=data), tmp_path / "model", ALONE) == 0
+    model = vlm.load(tmp_path / "model").model
+    assert (model.config.vision.image_size, model.vision.any_size) == (16, False)
+    for side, message in ((16, "coarse_size is 16; the model's pictures are"), (6, "image_size")):
+        with pytest.raises(ValueError, match=message):
+            train(write_recipe(run_folder, data=data | {"coarse_size": side}), tmp_path / "none", ALONE)
+
+
 def test_training_goes_on_from_a_source_only_with_its_own_loss(finished, run_folder):
     model = {
         "source": str(finished),

@@ -46,6 +46,10 @@ def test_differences_name_the_setting_and_both_values():
         ({"optim": {"matrices": "adam"}}, "matrices is 'adam'; it must be one of muon, adamw"),
         ({"optim": {"layer_decay": 0.0}}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"data": {"patch_dropout": 1.0}}, r"patch_dropout must be in \[0, 1\), got 1.0"),
+        (
+            {"data": {"coarse_size": 48}},
+            "coarse_size is 48; it must be 0 or a side in pixels, and then dense_share",
+        ),
         ({"model": {"lock_vision": True}}, "lock_vision keeps a trained picture tower as it is: name one"),
         ({"model": {"source": "mini", "embed_dim": 8}}, "source brings its own"),
         ({"model": {"loss": "cosine"}}, "loss is 'cosine'; it must be one of clip, siglip"),

@@ -178,6 +178,22 @@ def test_pictures_of_another_size_are_refused() -> None:
         VisionTransformer(SMALL)(torch.zeros(2, 3, 32, 24))
 
 
+def test_any_size_is_the_model_of_that_size_with_resized_positions() -> None:
+    model, images = VisionTransformer(SMALL), torch.randn(2, 3, 32, 24)
+    other = VisionTransformer(dataclasses.replace(SMALL, image_size=(32, 24)))
+    other.load_state_dict(model.state_dict() | {"pos_embed": resize_pos_embed(model.pos_embed, SMALL, (32, 24))})
+    model.any_size = True
+    keep = torch.tensor([[0, 5, 7], [1, 2, 11]])
+    torch.testing.assert_close(model(images), other(images))
+    torch.testing.assert_close(model(images, keep), other(images, keep))
+    model(images).sum().backward()
+    assert model.pos_embed.grad is not None and model.pos_embed.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="image_size"):
+        model(torch.zeros(2, 3, 30, 24))
+    with pytest.raises(ValueError, match=r"images are \(2, 1, 32, 24\)"):
+        model(torch.zeros(2, 1, 32, 24))
+
+
 def test_drop_path_rises_linearly_to_its_rate() -> None:
     model = VisionTransformer(dataclasses.replace(SMALL, depth=5, drop_path=0.4))
     rates = [block.drop_path.rate for block in model.blocks]  # type: ignore[union-attr]

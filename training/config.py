@@ -105,7 +105,8 @@ class DataSection(Section):
     kana_share: float = 0.0  # Japanese captions written another way: 赤リンゴ as 赤いりんご
     captions_per_picture: int = 1  # 2: one of each language where there are two
     patch_dropout: float = 0.0  # share of patches left out of each training picture (FLIP, Li et al. 2023)
-    dense_share: float = 0.0  # the last share of the steps, without patch dropout
+    coarse_size: int = 0  # side of the pictures before the dense steps, smaller than the model's; 0: the model's
+    dense_share: float = 0.0  # the last share of the steps: full size, all patches
     workers: int = 1  # loader processes; the order and every draw are the same for any number
     mean: float = 0.75  # grey level of pictures mostly on white paper, for the model's Preprocess
     std: float = 0.3
@@ -116,6 +117,16 @@ class DataSection(Section):
         if not isinstance(self.train, str):
             return self.train
         return (SourceSection(path=self.train, splits=self.train_splits, columns=self.columns, root=self.root),)
+
+    def coarse(self, config: VisionConfig) -> VisionConfig:
+        """The picture tower as it is before the dense steps."""
+        if not self.coarse_size:
+            return config
+        if self.coarse_size >= min(config.image_shape):
+            raise ValueError(
+                f"coarse_size is {self.coarse_size}; the model's pictures are {config.image_shape}. Less, or 0."
+            )
+        return replace(config, image_size=self.coarse_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +234,11 @@ class Recipe(LoopRecipe):
                 f"{self.data.max_broken}."
             )
         check_fraction(self.data, "patch_dropout", "dense_share")
+        if self.data.coarse_size < 0 or (self.data.coarse_size and not self.data.dense_share):
+            raise ValueError(
+                f"coarse_size is {self.data.coarse_size}; it must be 0 or a side in pixels, and then dense_share above "
+                "0: in those steps a model learns what a picture of full size looks like."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,7 @@ def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
         )
         embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
     choose_layers(embedder.model, section)
+    embedder.model.vision.any_size = recipe.data.coarse_size > 0
     embedder.model.to(peers.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
     return embedder
 
@@ -190,8 +191,9 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Process
         recipe.augment,
         seed=run.seed,
         batch_size=run.batch_size,
-        num_patches=embedder.model.config.vision.num_patches,
+        num_patches=data.coarse(embedder.model.config.vision).num_patches,
         patch_dropout=data.patch_dropout,
+        coarse_size=data.coarse_size,
         dense_from=round(run.steps * (1 - data.dense_share)),
         choice=CaptionChoice(
             keyword_share=data.keyword_share,

@@ -136,7 +136,8 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
         model.vision_proj.requires_grad_(False)
     half = run.precision in ("bfloat16", "float16", "auto")
     rows, captions = run.batch_size // gpus, data.captions_per_picture
-    kept = config.vision.num_patches - int(config.vision.num_patches * data.patch_dropout)
+    patches = data.coarse(config.vision).num_patches
+    kept = patches - int(patches * data.patch_dropout)
     tokens = config.text.context_length if caption_tokens is None else min(caption_tokens, config.text.context_length)
     vision, text = (
         vision_flops(config.vision, config.embed_dim, kept),

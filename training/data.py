@@ -7,6 +7,7 @@ import hashlib
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.augment import AugmentConfig, augment, uniform_draws
@@ -56,7 +57,8 @@ class PairStream:
         batch_size: int,
         num_patches: int,
         patch_dropout: float = 0.0,
-        dense_from: int | None = None,  # the step from which all patches are seen
+        coarse_size: int = 0,  # side of the pictures, num_patches tile them; 0: as `pairs` has them
+        dense_from: int | None = None,  # the step from which all patches are seen, at full size
         choice: CaptionChoice | None = None,
         order: Order | None = None,
         rank: int = 0,
@@ -65,7 +67,7 @@ class PairStream:
         self.order = EndlessOrder(len(pairs), seed=seed, batch_size=batch_size, rank=rank, world=world, order=order)
         self.pairs, self.tokenizer, self.augmentation, self.seed = pairs, tokenizer, augmentation, seed
         self.kept = num_patches - int(num_patches * patch_dropout) if patch_dropout else None
-        self.num_patches, self.dense_from = num_patches, dense_from
+        self.num_patches, self.coarse_size, self.dense_from = num_patches, coarse_size, dense_from
         self.choice = choice or CaptionChoice()
 
     def __getitem__(self, step: int) -> Batch:
@@ -75,11 +77,14 @@ class PairStream:
         draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_picture)
         texts = [self.choice.choose(own, u) for own, u in zip(languages, draws, strict=True)]
         ids = self.tokenizer([text for row in texts for text in row])
-        keep = None
-        if self.kept is not None and (self.dense_from is None or step < self.dense_from):
-            keep = kept_patches(self.seed, places, self.num_patches, self.kept)
+        images, keep = torch.stack(pictures), None
+        if self.dense_from is None or step < self.dense_from:
+            if self.coarse_size:
+                images = shrink(images, self.coarse_size)
+            if self.kept is not None:
+                keep = kept_patches(self.seed, places, self.num_patches, self.kept)
         return Batch(
-            images=augment(torch.stack(pictures), self.augmentation, self.seed, AUGMENT, epochs, positions),
+            images=augment(images, self.augmentation, self.seed, AUGMENT, epochs, positions),
             ids=ids.view(len(samples), self.choice.per_picture, -1),
             groups=torch.tensor([group_number(self.pairs.rows.group(int(i))) for i in samples]),
             keep=keep,
@@ -90,6 +95,11 @@ class PairStream:
     def _load(self, index: int) -> tuple[Tensor, list[tuple[list[str], list[str]]]]:
         captions = self.pairs.captions(index)  # first: a missing caption is found sooner than a broken picture
         return self.pairs.pixels(index), captions
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """uint8 (B, C, H, W) -> (B, C, side, side): few patches that show all of a picture (CLIPA, Li et al. 2023)."""
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 def group_number(group: str) -> int:

@@ -59,11 +59,14 @@ class VisionTransformer(nn.Module):
     """ViT without a head, (B, C, H, W) -> features (B, D).  Book eq. (14)-(16).
 
     The book has no q/k/v bias, and its last LayerNorm sits in the head.
+
+    `any_size`: pictures of any sides that patches tile are taken, with positions resized to them; False by default.
     """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
+        self.any_size = False
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
@@ -107,13 +110,13 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """z_0: patch embeddings + positions, the class token first, (B, N, D).  Book eq. (4)(5)."""
-        self._check(images)
+        pos_embed = self._positions(images)  # (1, N, D)
         z = self.patch_embed(images, keep)  # (B, Np, D), or (B, K, D)
         first = int(self.config.class_token)
-        positions = self.pos_embed[:, first:].expand(z.shape[0], -1, -1)
+        positions = pos_embed[:, first:].expand(z.shape[0], -1, -1)
         z = z + (positions if keep is None else take_tokens(positions, keep))
         if self.cls_token is not None:
-            z = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(z.shape[0], -1, -1), z], dim=1)
+            z = torch.cat([(self.cls_token + pos_embed[:, :1]).expand(z.shape[0], -1, -1), z], dim=1)
         return self.norm_pre(z)
 
     def features(self, images: Tensor, blocks: tuple[int, ...] = ()) -> ViTFeatures:
@@ -143,10 +146,13 @@ class VisionTransformer(nn.Module):
             return self.norm(patches.mean(1))
         return self.norm(patches).mean(1)
 
-    def _check(self, images: Tensor) -> None:
+    def _positions(self, images: Tensor) -> Tensor:
         wanted = (self.config.in_channels, *self.config.image_shape)
-        if tuple(images.shape[1:]) != wanted:
+        if tuple(images.shape[1:]) == wanted:
+            return self.pos_embed
+        if not self.any_size or images.shape[1] != wanted[0]:
             raise ValueError(f"images are {tuple(images.shape)}; this model takes (B, {', '.join(map(str, wanted))}).")
+        return resize_pos_embed(self.pos_embed, self.config, (images.shape[2], images.shape[3]))
 
     def _initialise(self) -> None:
         scale = self.config.width**-0.5  # openai/CLIP model.py, VisionTransformer
