@@ -1,4 +1,6 @@
-"""Every model of OpenCLIP, built shrunk with random weights: does ours give the same numbers?  Writes docs/interop.md.
+"""Every model of OpenCLIP, built shrunk with random weights: does ours give the same numbers?
+
+Writes the tables of docs/interop.md and docs/interop.ja.md.
 
 python -m benchmarks.interop_table
 """
@@ -31,7 +33,19 @@ from vlm.interop.timm import named
 
 VOCAB = 600
 EMBED_DIM = 48
-DOCS = Path(__file__).parent.parent / "docs" / "interop.md"
+DOCS = Path(__file__).parent.parent / "docs"
+HEADS = {  # page -> mark -> heads of the columns
+    "interop.md": {
+        "full size": ("model", "largest difference"),
+        "every model": ("OpenCLIP model", "picture", "text", "logits"),
+        "outside": ("OpenCLIP model", "what this library has no part for"),
+    },
+    "interop.ja.md": {
+        "full size": ("モデル", "差の最大値"),
+        "every model": ("OpenCLIP のモデル", "画像", "文", "ロジット"),
+        "outside": ("OpenCLIP のモデル", "このライブラリにない部分"),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -229,11 +243,12 @@ def main() -> int:
         worst = max(worst, difference)
         full.append((name, f"{difference:.0e}"))
         print(*full[-1], file=sys.stderr)
-    page = DOCS.read_text(encoding="utf-8")
-    page = filled(page, "full size", ("model", "largest difference"), full)
-    page = filled(page, "every model", ("OpenCLIP model", "picture", "text", "logits"), rows)
-    page = filled(page, "outside", ("OpenCLIP model", "what this library has no part for"), outside)
-    DOCS.write_text(page, encoding="utf-8")
+    tables = {"full size": full, "every model": rows, "outside": outside}
+    for name, heads in HEADS.items():
+        page = (DOCS / name).read_text(encoding="utf-8")
+        for mark, head in heads.items():
+            page = filled(page, mark, head, tables[mark])
+        (DOCS / name).write_text(page, encoding="utf-8")
     return 0 if worst < 1e-5 else 1
 
 

@@ -80,7 +80,7 @@ def step(name: str, *given: Tensor) -> None:
 
 def row(n: int, name: str, ours: tuple[float, ...], theirs: tuple[float, ...] | None) -> str:
     (seconds, memory), empty = ours, ("", "")
-    memories = empty if theirs is None else (f"{theirs[1]:.0f}", f"1/{theirs[1] / memory:.0f}")
+    memories = empty if theirs is None else (f"{theirs[1]:.0f}", f"{memory / theirs[1]:.3f}")
     times = empty if theirs is None else (f"{theirs[0]:.2f}", f"{seconds / theirs[0]:.2f}")
     return f"| {' | '.join([f'{n}', f'`{name}`', f'{memory:.0f}', *memories, f'{seconds:.2f}', *times])} |"
 

@@ -4,6 +4,7 @@
     python -m benchmarks.time_to_accuracy peer runs/race/data runs/race/peer --minutes 60 --lr 1e-3 --batch-size 256 \\
         --warmup 100 --patch-dropout 0.5 -- --aug-cfg "scale=(0.5,1.0)"
     python -m benchmarks.time_to_accuracy ours training/recipes/mini.toml runs/race/ours --minutes 60
+    python -m benchmarks.time_to_accuracy tuning runs/race/tune-*/curve.jsonl
     python -m benchmarks.time_to_accuracy table runs/race/peer/curve.jsonl runs/race/ours/curve.jsonl \\
         > benchmarks/time_to_accuracy.md
 
@@ -14,6 +15,7 @@ taken.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -77,6 +79,8 @@ def main() -> int:
                 print(score_run(arguments.out))
             case "score":
                 print(score_run(arguments.out))
+            case "tuning":
+                print(tuning([read_curve(path) for path in arguments.curves]))
             case _:
                 peer, ours = (read_curve(path) for path in (arguments.peer, arguments.ours))
                 print(table(peer, ours))
@@ -121,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
     _timed(one)
     one = parts.add_parser("score", help="score a run again")
     one.add_argument("out", type=Path)
+    one = parts.add_parser("tuning", help="Markdown: what each of several runs reached")
+    one.add_argument("curves", nargs="+", type=Path, help="their curve.jsonl")
     one = parts.add_parser("table", help="Markdown, and the figure")
     one.add_argument("peer", type=Path, help="its curve.jsonl")
     one.add_argument("ours", type=Path, help="its curve.jsonl")
@@ -178,6 +184,33 @@ def table(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], 
 
 def _when(goal: Reached, reached: Reached) -> tuple[str, str]:
     return f"{reached.minutes:.1f} (R@1 {reached.score:.3f})", f"{goal.minutes / reached.minutes:.2f}"
+
+
+def tuning(runs: Sequence[tuple[dict[str, Any], list[Point]]]) -> str:
+    """Where several runs differ in what was asked for, and the best that each reached."""
+    asked = [_options(about["about"]) for about, _ in runs]
+    differing = sorted(
+        {name for one in asked for name in one if len({other.get(name) for other in asked}) > 1}
+        - {"--logs", "--epochs", "--log-every-n-steps"}
+    )
+    lines = [
+        f"| {' | '.join(differing)} | minutes | R@1, English / Japanese, best mean | at minute |",
+        f"|{'---|' * len(differing)}---:|---:|---:|",
+    ]
+    for one, (_, points) in zip(asked, runs, strict=True):
+        score = SCORES["mean of both"]
+        top = max(points, key=score)
+        lines.append(
+            f"| {' | '.join(one.get(name, '') for name in differing)} | {points[-1].seconds / 60:.1f} "
+            f"| {top.en:.3f} / {top.ja:.3f} | {top.seconds / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _options(about: str) -> dict[str, str]:
+    """--name -> what follows it, of the command line that `about` quotes."""
+    command = about[about.index("`") + 1 : about.rindex("`")]
+    return {name: value.strip() for name, value in re.findall(r"(--[a-z-]+) (.*?)(?= --|$)", command)}
 
 
 def draw(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], list[Point]], image: Path) -> None:

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,13 @@ from threading import Lock, RLock
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import vlm
 from demo.gallery import SAMPLES, Sample, sample, samples
 from demo.texts import NoAnswer
-from vlm.index.query import Term
+from vlm.backends import cache_folder
+from vlm.index.query import Term, unit_sum
 from vlm.picture_finding import find_images
 
 THUMBNAIL = 192  # pixels
@@ -124,7 +123,7 @@ class OwnFolder:
         self.folder = Path(folder).expanduser().absolute()
         if not self.folder.is_dir():
             raise ValueError(f"There is no folder '{folder}'. Give --folder one that holds pictures.")
-        self._place = (cache or cache_folder()) / f"{_key(self.folder)}.index"
+        self._place = (cache or cache_folder() / "demo") / f"{_key(self.folder)}.index"
         self._embedder = embedder
         self._thread = ThreadPoolExecutor(1)
         self._index: vlm.EmbeddingIndex | None = None
@@ -210,10 +209,10 @@ def embed_terms(embedder: vlm.Embedder, terms: list[Term]) -> Tensor:
         weight * (embedder.embed_texts([term]) if isinstance(term, str) else embedder.embed_images([term]))[0]
         for weight, term in terms
     ]
-    total = torch.stack(embeds).sum(0)
-    if total.norm() < 1e-6:
-        raise NoAnswer("terms_cancel")
-    return F.normalize(total, dim=0)
+    try:
+        return unit_sum(embeds)
+    except ValueError as error:
+        raise NoAnswer("terms_cancel") from error
 
 
 def known_sample(name: object) -> Sample:
@@ -252,19 +251,6 @@ def _thumbnail(path: Path, mtime: int) -> str:
         small.save(written, "WEBP", quality=80)
         data = written.getvalue()
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what they can make again."""
-    home = Path.home()
-    match sys.platform:
-        case "darwin":
-            place = home / "Library" / "Caches"
-        case "win32":
-            place = Path(os.environ.get("LOCALAPPDATA", home))
-        case _:
-            place = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return place / "vlm-demo"
 
 
 def _key(path: Path) -> str:

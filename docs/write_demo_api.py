@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 JAPANESE = ROOT / "demo" / "api.ja.json"
 WORDS = {
     "en": {
-        "title": "# The demo for programs",
+        "title": "# The demo for programs\n\n[日本語](demo-api.ja.md)",
         "intro": "Everything the page does has a named endpoint. `python -m demo` serves them on this machine.",
         "gives": "Gives",
         "takes": "| takes | type | default |",
@@ -20,7 +20,7 @@ WORDS = {
         "written": "Written by `python docs/write_demo_api.py`.",
     },
     "ja": {
-        "title": "# デモの API",
+        "title": "# デモの API\n\n[English](demo-api.md)",
         "intro": "ページでできることには、すべて名前つきの口があります。`python -m demo` で手元に立ち上がります。",
         "gives": "戻り値",
         "takes": "| 引数 | 型 | 省略時 |",

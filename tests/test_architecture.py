@@ -167,7 +167,9 @@ def test_no_module_has_a_vague_name() -> None:
 
 def test_every_test_file_is_named_after_a_module() -> None:
     """test_layers.py: vlm/layers.py; or after a package and what of it: test_interop_vits.py, test_demo_browser.py."""
-    modules = {"architecture", "demo", "guide", "interop", "notebooks", "site", "wheel"} | {path.stem for path in files(*PACKAGES)}
+    modules = {"architecture", "demo", "guide", "interop", "notebooks", "site", "wheel"} | {
+        path.stem for path in files(*PACKAGES)
+    }
     tests = [path.stem.removeprefix("test_") for path in files("tests") if path.stem.startswith("test_")]
     packages = ("interop_", "commands_", "training_", "demo_")
     assert not [name for name in tests if name not in modules and not name.startswith(packages)]

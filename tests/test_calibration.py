@@ -9,10 +9,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from training.calibrate import HEADING, Answers, calibration_error, fit, reliability, section
+from training.calibrate import BINS, HEADING, Answers, fit, match_reliability, section
 from vlm.calibration import Calibration
 from vlm.checkpoint import load, save, save_calibration
 from vlm.embedder import Embedder
+from vlm.metrics import calibration_bins, calibration_error
 
 
 def made_answers(queries: int = 3000, seed: int = 0) -> Answers:
@@ -92,13 +93,13 @@ def test_reliability_is_what_its_names_say():
     answers = made_answers()
     truth = Calibration(scale=12.0, bias=-6.0)
     p = truth.probability(answers.cosines)
-    found = reliability(answers, p, truth.probability(answers.best_wrong), 0.9)
+    found = match_reliability(answers, p, truth.probability(answers.best_wrong), 0.9)
     assert found.ece < 0.02  # the true probabilities: nothing but chance is left
     assert found.brier == pytest.approx((p * (1 - p)).mean().item(), abs=0.005)
     assert found.brier < found.brier_constant == pytest.approx(found.true * (1 - found.true), abs=1e-6)
     assert found.refused == pytest.approx((p[:, 0] < 0.9).double().mean().item())
     assert found.refused_without >= found.refused > found.refused_right
-    shifted = reliability(answers, (p + 0.3).clamp(max=1), p[:, 0], 0.9)
+    shifted = match_reliability(answers, (p + 0.3).clamp(max=1), p[:, 0], 0.9)
     assert shifted.ece > 0.15
 
 
@@ -106,13 +107,13 @@ def test_the_calibration_error_is_the_weighted_distance_of_the_bins():
     probabilities = torch.tensor([0.05, 0.05, 0.95, 1.0], dtype=torch.float64)
     correct = torch.tensor([0, 1, 1, 1], dtype=torch.float64)
     expected = 2 / 4 * abs(0.5 - 0.05) + 2 / 4 * abs(1 - 0.975)
-    assert calibration_error(probabilities, correct) == pytest.approx(expected, abs=1e-12)
+    assert calibration_error(calibration_bins(probabilities, correct, BINS)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_card_has_one_row_per_language_and_as_many_cells_as_heads():
     answers = made_answers(100)
     p = answers.cosines
-    text = section(Calibration(scale=12.0, bias=-6.0), [reliability(answers, p, p[:, 0], 0.1)] * 2)
+    text = section(Calibration(scale=12.0, bias=-6.0), [match_reliability(answers, p, p[:, 0], 0.1)] * 2)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert text.startswith(HEADING)
     assert len(rows) == 4

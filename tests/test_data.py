@@ -108,7 +108,8 @@ def test_patch_dropout_keeps_different_patches_per_sample_in_order_and_ends_wher
 def test_coarse_pictures_are_small_until_the_dense_steps(pairs, tiny_tokenizer):
     stream = stream_of(pairs, tiny_tokenizer, patch_dropout=0.25, num_patches=4, coarse_size=8, dense_from=5)
     assert stream[4].images.shape == (GLOBAL_BATCH, 3, 8, 8)
-    assert stream[4].keep.shape == (GLOBAL_BATCH, 3)
+    keep = stream[4].keep
+    assert keep is not None and keep.shape == (GLOBAL_BATCH, 3)
     assert stream[5].images.shape == (GLOBAL_BATCH, 3, 16, 16)
     assert stream[5].keep is None
     assert stream[4].uids == stream_of(pairs, tiny_tokenizer)[4].uids

@@ -248,7 +248,7 @@ def test_compiled_blocks_give_the_same_embeddings(tiny_clip):
 def test_a_changed_recipe_is_said_aloud_when_a_run_goes_on(tmp_path, capsys):
     run(towers(), tmp_path / "run", recipe(steps=2))
     run(towers(), tmp_path / "run", recipe(steps=4), resume=True)
-    assert "the recipe has changed since step-00000002: run.steps: 4, was 2" in capsys.readouterr().out
+    assert "the recipe has changed since step-00000002: run.steps: 4, was 2" in capsys.readouterr().err
 
 
 def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path):

@@ -169,6 +169,8 @@ def test_without_ties_map_and_ndcg_are_those_of_scikit_learn():
     assert mean_average_precision(scores, correct) == pytest.approx(sum(precisions) / len(pairs), abs=1e-9)
     for k in (None, 1, 5):
         assert ndcg(scores, correct, k) == pytest.approx(ndcg_score(correct.numpy(), scores.numpy(), k=k), abs=1e-9)
+    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+        ndcg(scores, correct, 0)
 
 
 def of_ranx(scores: torch.Tensor, correct: torch.Tensor, name: str) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.odd_pictures import ODD_PICTURES, noise, write_odd_pictures
 from vlm.config import PreprocessConfig
-from vlm.picture_reading import Job, read, read_batches
+from vlm.index.picture_reading import Job, read, read_batches
 from vlm.preprocess import Decoding, ImageError, Preprocess, open_image
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=32))

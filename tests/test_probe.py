@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_one_line_and_exit_code_1(
     save(tiny_embedder, tmp_path / "clip")
     words = (tmp_path / "clip", run_folder / "data.parquet", "--label", "concept")
     assert run(monkeypatch, *words, "--choose", "test") == 1
-    assert run(monkeypatch, *words, "--choose", "validation", "--vit") == 1
+    assert run(monkeypatch, tmp_path / "none", *words[1:], "--choose", "validation") == 1
     errors = capsys.readouterr().err.splitlines()
     assert len([line for line in errors if line.startswith("probe: error: ")]) == len(errors) == 2
 

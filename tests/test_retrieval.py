@@ -241,7 +241,7 @@ def test_broken_pictures_are_listed_and_not_tried_again_until_they_change(
     assert {Path(error.name).name: error.reason for error in added.skipped} == reasons
     assert counts(added) == (12 - len(reasons), 0, 0, 0, len(reasons))
     with monkeypatch.context() as patch:
-        patch.setattr("vlm.picture_reading.read", None)  # whoever calls it fails
+        patch.setattr("vlm.index.picture_reading.read", None)  # whoever calls it fails
         again = index.add_folder(folder)
     assert counts(again) == (0, 0, 12, 0, len(reasons))
     four_corners().save(folder / "empty.jpg")

@@ -129,7 +129,7 @@ def test_the_command_answers_in_one_line_and_exit_code(tmp_path: Path, capfd: py
     captions, out = str(write_txt(tmp_path / "a.txt")), str(tmp_path / "out")
     assert main([captions, "--out", out, "--vocab-size", "9000"]) == 1
     error = capfd.readouterr().err
-    assert error.startswith("vocab_size 9000 is more than these captions can fill")
+    assert error.startswith("train_tokenizer: error: vocab_size 9000 is more than these captions can fill")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert main([captions, "--out", captions, "--vocab-size", "290"]) == 1

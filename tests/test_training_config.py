@@ -45,6 +45,12 @@ def test_differences_name_the_setting_and_both_values():
         ({"run": {"shard": True}}, "'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'"),
         ({"optim": {"matrices": "adam"}}, "matrices is 'adam'; it must be one of muon, adamw"),
         ({"optim": {"layer_decay": 0.0}}, r"layer_decay must be in \(0, 1\], got 0.0"),
+        ({"optim": {"lr": 0.0}}, "lr must be positive, got 0.0"),
+        ({"optim": {"betas": [0.9, 1.0]}}, r"betas must both be in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"optim": {"final_lr": 2.0}}, r"final_lr must be in \[0, 1\], got 2.0"),
+        ({"augment": {"zoom": [0.0, 1.0]}}, r"zoom is \(0.0, 1.0\); wanted two positive factors"),
+        ({"augment": {"erase": 3.0}}, r"erase must be in \[0, 1\], got 3.0"),
+        ({"data": {"keyword_share": -0.1}}, r"keyword_share must be in \[0, 1\], got -0.1"),
         ({"data": {"patch_dropout": 1.0}}, r"patch_dropout must be in \[0, 1\), got 1.0"),
         (
             {"data": {"coarse_size": 48}},

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.open_clip_run import copy_rows, count_rows, open_checkpoint, read_log, write_model, write_rows
-from benchmarks.time_to_accuracy import SCORES, best, first_at, split, table
+from benchmarks.time_to_accuracy import SCORES, best, first_at, split, table, tuning
 from benchmarks.timed_runs import Point, as_toml
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
@@ -136,6 +136,16 @@ def test_the_table_says_how_often_faster_and_when_a_score_was_not_reached() -> N
     rows = {line.split(" | ")[0]: line for line in table((about("OpenCLIP"), theirs), (about("vlm"), ours)).split("\n")}
     assert "| English | 0.0020 | 0.200 | 10.0 | 4.0 (R@1 0.250) | 2.50 |" in rows["| English"]
     assert "| not reached | - |" in rows["| Japanese"]
+
+
+def test_the_tuning_table_shows_what_differs_and_the_best_mean() -> None:
+    runs = [
+        ({"about": f"2026, a machine; `x.json --lr {lr} --wd 0.2 --logs {lr}`"}, [point(1, *first), point(2, 0.2, 0.3)])
+        for lr, first in (("0.1", (0.3, 0.3)), ("0.2", (0.1, 0.1)))
+    ]
+    head, _, *rows = tuning(runs).split("\n")
+    assert head.startswith("| --lr | minutes |")
+    assert rows == ["| 0.1 | 2.0 | 0.300 / 0.300 | 1.0 |", "| 0.2 | 2.0 | 0.200 / 0.300 | 2.0 |"]
 
 
 def test_what_follows_two_dashes_goes_to_the_peer() -> None:

@@ -186,6 +186,7 @@ def test_any_size_is_the_model_of_that_size_with_resized_positions() -> None:
     keep = torch.tensor([[0, 5, 7], [1, 2, 11]])
     torch.testing.assert_close(model(images), other(images))
     torch.testing.assert_close(model(images, keep), other(images, keep))
+    torch.testing.assert_close(model.features(images).patches, other.features(images).patches)
     model(images).sum().backward()
     assert model.pos_embed.grad is not None and model.pos_embed.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="image_size"):

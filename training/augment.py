@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.config import StrictConfig
+from vlm.config import StrictConfig, check_not_negative, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,12 @@ class AugmentConfig(StrictConfig):
     blur: float = 0.3  # probability
     background: float = 0.3  # probability that white paper becomes coloured
     erase: float = 0.2  # probability of a blank rectangle
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "stretch", "rotate", "shear", "shift", "hue")
+        check_share(self, "flip", "colour", "gray", "line", "blur", "background", "erase")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom is {self.zoom}; wanted two positive factors, the smaller one first.")
 
 
 _DRAWS = 32  # uniform numbers a sample uses, some spare

@@ -24,6 +24,7 @@ from training.evaluate import VALIDATION, concept_texts, embed_pictures, open_un
 from vlm.calibration import Calibration
 from vlm.checkpoint import load, save_calibration
 from vlm.embedder import Embedder
+from vlm.metrics import calibration_bins, calibration_error
 
 SHOWN = 10  # K, pictures that a search shows
 BINS = 10
@@ -40,7 +41,7 @@ class Answers(NamedTuple):
     half: Tensor  # (Q,) bool, which half of the concepts
 
 
-class Reliability(NamedTuple):
+class MatchReliability(NamedTuple):
     """Of queries that the calibration was not fitted to."""
 
     language: str
@@ -75,7 +76,7 @@ def main() -> int:
     return 0
 
 
-def calibrate(embedder: Embedder) -> tuple[Calibration, list[Reliability]]:
+def calibrate(embedder: Embedder) -> tuple[Calibration, list[MatchReliability]]:
     answers = validation_answers(embedder)
     everything = fit(answers)
     halves = {half: fit([of_half(a, half) for a in answers]) for half in (True, False)}
@@ -87,7 +88,7 @@ def calibrate(embedder: Embedder) -> tuple[Calibration, list[Reliability]]:
         wrong = torch.where(
             one.half, halves[False].probability(one.best_wrong), halves[True].probability(one.best_wrong)
         )
-        found.append(reliability(one, probabilities, wrong, everything.line))
+        found.append(match_reliability(one, probabilities, wrong, everything.line))
     return everything, found
 
 
@@ -134,17 +135,17 @@ def fit(answers: Sequence[Answers]) -> Calibration:
     return Calibration(scale=scale, bias=bias, data=f"{queries} captions of the validation splits of picture-words")
 
 
-def reliability(answers: Answers, probabilities: Tensor, wrong: Tensor, line: float) -> Reliability:
+def match_reliability(answers: Answers, probabilities: Tensor, wrong: Tensor, line: float) -> MatchReliability:
     """`probabilities` (Q, K) of the hits, `wrong` (Q,) of the best picture that is not correct."""
     p, y = probabilities.double(), answers.correct.double()
     refused = p[:, 0] < line
     right = answers.correct[:, 0]
-    return Reliability(
+    return MatchReliability(
         language=answers.language,
         queries=len(p),
         shown=float(p.mean()),
         true=float(y.mean()),
-        ece=calibration_error(p.flatten(), y.flatten()),
+        ece=calibration_error(calibration_bins(p.flatten(), y.flatten(), BINS)),
         brier=float((p - y).square().mean()),
         brier_constant=float((y.mean() - y).square().mean()),
         first=float(p[:, 0].mean()),
@@ -155,14 +156,7 @@ def reliability(answers: Answers, probabilities: Tensor, wrong: Tensor, line: fl
     )
 
 
-def calibration_error(probabilities: Tensor, correct: Tensor) -> float:
-    """Mean distance of probability and truth over equal bins, weighted by their size: probabilities, correct (n,)."""
-    bins = (probabilities * BINS).long().clamp(max=BINS - 1)
-    excess = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, probabilities - correct)
-    return float(excess.abs().sum() / len(bins))
-
-
-def section(calibration: Calibration, found: Sequence[Reliability]) -> str:
+def section(calibration: Calibration, found: Sequence[MatchReliability]) -> str:
     """Of the model card."""
     rows = "\n".join(
         f"| {r.language} | {r.queries} | {r.shown:.3f} | {r.true:.3f} | {r.ece:.3f} | {r.brier:.4f} | "

@@ -26,6 +26,7 @@ from training.stream import EndlessOrder
 from training.transforms import Transform
 from vlm.checkpoint import load, load_classifier, save
 from vlm.config import PreprocessConfig, VisionConfig
+from vlm.interop.foreign import OtherKind
 from vlm.metrics import top_k_accuracy
 from vlm.preprocess import Preprocess
 from vlm.vision import CosineHead, VisionTransformer, ViTClassifier, resize_pos_embed
@@ -152,9 +153,7 @@ def open_tower(section: VitSection, labels: Sequence[str]) -> tuple[VisionTransf
     source = section.source or ""
     try:
         embedder = load(source, num_heads=section.num_heads)
-    except ValueError as error:
-        if "vlm.load_classifier" not in str(error):
-            raise
+    except OtherKind as error:
         if section.head == "names":
             raise ValueError(f"{source} knows no words, so head = 'names' needs another source: a CLIP.") from error
         classifier = load_classifier(source, num_heads=section.num_heads)

@@ -83,7 +83,7 @@ def run(name: str, description: str, actions: Callable[[], Actions]) -> int:
             return 0
         resume = arguments.resume == "auto"
         return able.train(arguments.recipe, arguments.out, peers, resume=resume, push=arguments.push)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1
     finally:

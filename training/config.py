@@ -12,7 +12,18 @@ from typing import Any, Literal, TypeVar
 
 from training.augment import AugmentConfig
 from training.transforms import TransformConfig
-from vlm.config import CLIPConfig, StrictConfig, TextConfig, VisionConfig, named_size
+from vlm.config import (
+    CLIPConfig,
+    StrictConfig,
+    TextConfig,
+    VisionConfig,
+    check_choice,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_share,
+    named_size,
+)
 
 
 class Section(StrictConfig):
@@ -21,10 +32,8 @@ class Section(StrictConfig):
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, kind = getattr(self, field.name), kinds[field.name]
-            if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
-                choices = ", ".join(typing.get_args(kind))
-                raise ValueError(f"{field.name} is {value!r}; it must be one of {choices}.")
+            if typing.get_origin(kinds[field.name]) is Literal:
+                check_choice(self, field.name, typing.get_args(kinds[field.name]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +196,14 @@ class LoopRecipe(StrictConfig, ABC):
         if run.shard and optim.matrices == "muon":
             raise ValueError("matrices 'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'.")
         check_positive(run, "steps", "batch_size", "accumulate", "eval_every", "save_every", "keep", "log_every")
-        check_positive(optim, "clip_norm")
+        check_positive(optim, "lr", "muon_lr", "clip_norm", "max_logit_scale")
+        check_not_negative(optim, "warmup_steps", "weight_decay", "muon_decay")
+        check_share(optim, "final_lr")
         check_fraction(run, "ema_decay")
-        for name, value in (("seed", run.seed), ("workers", self.workers), ("warmup_steps", optim.warmup_steps)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}.")
+        check_not_negative(run, "seed")
+        check_not_negative(self, "workers")
+        if not all(0 <= beta < 1 for beta in optim.betas):
+            raise ValueError(f"betas must both be in [0, 1), got {optim.betas}.")
         if not 0 < optim.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {optim.layer_decay}.")
 
@@ -228,11 +240,8 @@ class Recipe(LoopRecipe):
         check_positive(self.data, "captions_per_picture", "std")
         for source in self.data.sources:
             check_positive(source, "weight")
-        if self.data.shuffle_window < 0 or not 0 <= self.data.max_broken <= 1:
-            raise ValueError(
-                f"shuffle_window must be 0 or more and max_broken in [0, 1], got {self.data.shuffle_window} and "
-                f"{self.data.max_broken}."
-            )
+        check_not_negative(self.data, "shuffle_window")
+        check_share(self.data, "max_broken", "keyword_share", "template_share", "kana_share")
         check_fraction(self.data, "patch_dropout", "dense_share")
         if self.data.coarse_size < 0 or (self.data.coarse_size and not self.data.dense_share):
             raise ValueError(
@@ -316,22 +325,13 @@ class VitRecipe(LoopRecipe):
             raise ValueError(f"{', '.join(sorted(other))} cannot be changed in a trained model; only {allowed}.")
         check_positive(data, "std")
         check_fraction(data, "patch_dropout", "dense_share")
+        check_share(data, "max_broken")
         check_fraction(self.loss, "label_smoothing")
+        check_not_negative(self.loss, "mixup", "cutmix")
+        check_share(self.loss, "mix_share")
 
 
 _CHANGEABLE = {"image_size", "dropout", "drop_path"}
-
-
-def check_positive(section: Section, *names: str) -> None:
-    for name in names:
-        if getattr(section, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(section, name)}.")
-
-
-def check_fraction(section: Section, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(section, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(section, name)}.")
 
 
 def _plain(value: Any) -> Any:

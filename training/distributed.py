@@ -67,7 +67,7 @@ def init_from_env(device_type: str | None = None) -> Processes:
 
     `device_type` "cpu" or "cuda"; None is cuda where there is one.  cuda talks by nccl, cpu by gloo.
     """
-    rank, size, local = (int(os.environ.get(name, alone)) for name, alone in _ALONE.items())
+    rank, size, local = place_from_env()
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device_type, local) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
@@ -79,7 +79,10 @@ def init_from_env(device_type: str | None = None) -> Processes:
     return Processes(rank=rank, size=size, device=device)
 
 
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+def place_from_env() -> tuple[int, int, int]:
+    """(rank, number of processes, rank on this machine), as torchrun says them; (0, 1, 0) alone."""
+    rank, size, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return rank, size or 1, local
 
 
 def leave() -> None:

@@ -8,7 +8,6 @@ shards are kept.  The same files, bit for bit, from one process, from many, or f
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ def main() -> int:
     parser.add_argument("model", help="as for vlm.load: mini, a folder, openclip:..., hf:...")
     parser.add_argument("data", help="a folder, .csv, .jsonl, .parquet, .tar, or a data set's name on the hub")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--splits", nargs="+", default=[], help="only these; default: all")
+    parser.add_argument("--split", nargs="+", metavar="SPLIT", default=[], help="only these; default: all")
     parser.add_argument("--rows-per-shard", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the stored numbers")
@@ -31,13 +30,14 @@ def main() -> int:
     parser.add_argument("--ray", action="store_true", help="on the Ray cluster at RAY_ADDRESS, else a local one")
     parser.add_argument("--json", action="store_true", help="what was done, for a program, on standard output")
     arguments = parser.parse_args()
-    rank, size, local = (int(os.environ.get(name, alone)) for name, alone in _ALONE.items())
-    if arguments.ray and size > 1:
-        parser.error("--ray and torchrun both deal out the shards: use one of them")
     import torch  # slow to import, and --help does not need it
 
+    from training.distributed import place_from_env
     from training.shards import Job, embed, embed_with_ray
 
+    rank, size, local = place_from_env()
+    if arguments.ray and size > 1:
+        parser.error("--ray and torchrun both deal out the shards: use one of them")
     try:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cuda" and not torch.cuda.is_available():
@@ -46,7 +46,7 @@ def main() -> int:
             model=arguments.model,
             data=arguments.data,
             out=arguments.out,
-            splits=tuple(arguments.splits),
+            splits=tuple(arguments.split),
             rows_per_shard=arguments.rows_per_shard,
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
@@ -73,8 +73,6 @@ def main() -> int:
     )
     return 0
 
-
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -70,7 +70,7 @@ def main() -> int:
             rows = evaluate(embedder, arguments.split or VALIDATION)
         else:
             rows = evaluate_own(embedder, arguments.data, arguments.split or ())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 1
     if arguments.json:

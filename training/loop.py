@@ -5,9 +5,11 @@ pictures, words or classes.
 import math
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,7 +227,7 @@ def _batches(
 
 
 def _say_first(peers: Processes) -> Callable[[str], object]:
-    return print if peers.rank == 0 else (lambda text: None)
+    return partial(print, file=sys.stderr) if peers.rank == 0 else (lambda text: None)
 
 
 @contextmanager

@@ -17,9 +17,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="mini, a folder, or anything else vlm.load reads")
+    parser.add_argument("model", help="a CLIP or ViT: mini, a folder, or anything else vlm reads")
     parser.add_argument("data", help="what training.rows.open_rows reads")
-    parser.add_argument("--vit", action="store_true", help="MODEL is a ViT with classes of its own: no zero-shot")
     parser.add_argument("--classes", metavar="NAME", help="a class set of DATA/classes.json; default: all that occur")
     parser.add_argument("--label", metavar="COLUMN", help="that holds the classes, where --classes does not say it")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="default %(default)s")
@@ -38,6 +37,7 @@ def main() -> int:
     from training.heads import Probe, classifier_rows, table  # torch is slow to import, and --help does not need it
     from training.labelled import classes_of, open_labelled, read_class_set
     from vlm.checkpoint import load, load_classifier, save
+    from vlm.interop.foreign import OtherKind
 
     try:
         classes = (
@@ -53,7 +53,10 @@ def main() -> int:
             measured = {args.choose: open_labelled(args.data, args.choose, classes)}
         if args.report:
             measured[args.report] = open_labelled(args.data, args.report, classes)
-        model = load_classifier(args.model) if args.vit else load(args.model)
+        try:
+            model = load(args.model)
+        except OtherKind:  # a ViT with classes of its own: no zero-shot
+            model = load_classifier(args.model)
         probe = Probe(model, classes, shown, measured)
         rows = probe.zero_shot() + probe.few_shot(args.shots, args.draws)
         linear, strength = probe.fit_linear()
@@ -62,7 +65,7 @@ def main() -> int:
             rows += classifier_rows(folder, classes, measured)
         if args.out:
             save(probe.classifier(linear, classes.words(args.lang)), args.out)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"probe: error: {error}", file=sys.stderr)
         return 1
     print(json.dumps([row.plain() for row in rows], ensure_ascii=False, indent=1) if args.json else table(rows))

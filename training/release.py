@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as parquet
+
 from training.calibrate import calibrate, section
 from training.card import markdown_table, minutes_of_steps
-from training.evaluate import VALIDATION, Row, evaluate
+from training.evaluate import PICTURE_WORDS, VALIDATION, Row, evaluate
 
 TEST = ("test_style", "test_concept", "test_both", "test_oca_artist", "test_photo_gc")
 
@@ -28,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         release(arguments.out, arguments.runs)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"release: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -58,6 +60,7 @@ def release(out: Path, runs: Sequence[Path]) -> None:
 
 def card(name: str, runs: Sequence[Path], parameters: int, rows: Sequence[Row]) -> str:
     """README.md of the model folder."""
+    pictures = parquet.read_metadata(PICTURE_WORDS / "train.parquet").num_rows
     recipes = "\n\n".join(_recipe(run) for run in runs)
     return f"""---
 library_name: vlm
@@ -70,8 +73,8 @@ license: mit
 
 A CLIP of {parameters / 1e6:.1f} million parameters for English and Japanese, trained from nothing on picture-words.
 
-**It knows drawings, not photographs:** six artists' emoji and Open Clip Art, 96 x 96 pixels on white. For photographs
-use a bigger model (`vlm.load("openclip:...")`, `vlm.load("hf:...")`).
+**It knows drawings, not photographs:** six artists' emoji and Open Clip Art on white paper. For photographs use
+a bigger model (`vlm.load("openclip:...")`, `vlm.load("hf:...")`).
 
 絵(絵文字とクリップアート)だけから、日本語と英語で学習した小さな CLIP です。**写真は知りません。**
 
@@ -84,14 +87,13 @@ vlm.classify(embedder, ["dog.png"], labels=["犬", "猫"])
 
 ## Data
 
-`training/picture_words`: 9,850 pictures of the `train` file, each with names and keywords in English and Japanese.
-Nothing else was seen in training. Choices were made on val_style only; the test splits were scored once, for this
-card. Authors and licences: `training/picture_words/README.md`.
+`training/picture_words`: {pictures:,} pictures of the `train` file, each with names and keywords in English and
+Japanese. Nothing else was seen in training. Choices were made on val_style only; the test splits were scored for this
+card, and nothing was chosen by them. Authors and licences: `training/picture_words/README.md`.
 
 ## Recipe
 
-{len(runs)} run(s) of `training.train_clip` on a 2-core machine that was busy with other work; minutes are mean step x
-number of steps.  `make train` runs them again.
+{len(runs)} run(s) of `training.train_clip`; minutes are mean step x number of steps.  `make train` runs them again.
 
 {recipes}
 

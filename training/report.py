@@ -69,7 +69,7 @@ def main() -> int:
         found = write_report(
             args.out, source, answers, temperature, data, preprocess, classes, language=args.lang, wrong=args.wrong
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"report: error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(found, ensure_ascii=False, indent=1) if args.json else summary(found, args.out))

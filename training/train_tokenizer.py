@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = train_tokenizer(texts, args.vocab_size, args.context_length)
         tokenizer.save(args.out)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"train_tokenizer: error: {error}", file=sys.stderr)
         return 1
     print(describe(tokenizer, texts))
     return 0

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from training.order import AUGMENT
 from training.stream import Places
-from vlm.config import StrictConfig
+from vlm.config import StrictConfig, check_not_negative, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,16 @@ class TransformConfig(StrictConfig):
     rand_augment: int = 0  # RandAugment, magnitude of 0..30, two operations a picture (Cubuk et al. 2020)
     erase: float = 0.0  # RandomErasing, probability
     fill: int = 0  # grey level of what is moved in from outside, and of erased parts, 0..255
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "padding", "rotate", "colour")
+        check_share(self, "flip", "erase")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {self.scale}; wanted two shares of the area in (0, 1], the smaller one first.")
+        if not 0 <= self.rand_augment <= 30 or not 0 <= self.fill <= 255:
+            raise ValueError(
+                f"rand_augment must be 0 to 30 and fill 0 to 255, got {self.rand_augment} and {self.fill}."
+            )
 
 
 class Transform:

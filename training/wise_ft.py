@@ -63,7 +63,7 @@ def main() -> int:
         best = max(points, key=lambda point: point.top_1)  # of equals the first
         if args.out:
             save(interpolate(start, end, best.alpha), args.out, _card(args, points, best))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"wise_ft: error: {error}", file=sys.stderr)
         return 1
     if args.json:

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.checkpoint import convert, load, load_classifier, save
+    from vlm.checkpoint import load, load_classifier, save
     from vlm.clip import CLIP
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
     from vlm.embedder import Embedder
@@ -42,7 +42,6 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "class_embeddings": "zero_shot",
     "classify": "zero_shot",
     "clip_loss": "loss",
-    "convert": "checkpoint",
     "export": "exports",
     "find_images": "picture_finding",
     "load": "checkpoint",
@@ -76,7 +75,6 @@ __all__ = [
     "class_embeddings",
     "classify",
     "clip_loss",
-    "convert",
     "export",
     "find_images",
     "load",

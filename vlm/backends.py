@@ -53,8 +53,9 @@ class OnnxCLIP(CLIP):
     def _run(self, session: "InferenceSession", batch: Tensor) -> Tensor:
         if self.training:
             raise ValueError("A model run by ONNX Runtime cannot be trained. Load it with backend torch.")
-        embeds: Any = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})[0]
-        return torch.from_numpy(embeds).to(batch.device)
+        return torch.as_tensor(
+            session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})[0], device=batch.device
+        )
 
 
 def run_by(model: CLIP, backend: Backend, key: str) -> CLIP:
@@ -102,8 +103,16 @@ def whole_bits() -> int:
 
 
 def cache_folder() -> Path:
-    """Where the ONNX files are: $XDG_CACHE_HOME/vlm, else ~/.cache/vlm.  It may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm"
+    """What can be made again: $XDG_CACHE_HOME/vlm, else the system's place for it.  It may be deleted at any time."""
+    home = Path.home()
+    match sys.platform:
+        case "darwin":
+            place = home / "Library" / "Caches"
+        case "win32":
+            place = Path(os.environ.get("LOCALAPPDATA", home))
+        case _:
+            place = home / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or place).absolute() / "vlm"
 
 
 def _cached(name: str, write: Callable[[Path], None], backend: str) -> Path:
@@ -141,20 +150,20 @@ def _write_rounded(floats: Path, folder: Path, bits: int) -> None:
     Texts stay float32: they are a small part of the work, and two rounded towers name fewer pictures alike.
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime import quantization
 
     source = floats / "image.onnx"
     large = sum(file.stat().st_size for file in floats.glob("image.onnx*")) > onnx_towers.ONE_FILE
     model = onnx.load(source)
     # said to be prepared already, or quantize_dynamic advises it and sets up the caller's logging to do so
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    quantize_dynamic(
+    quantization.quantize_dynamic(
         model,
         folder / "image.onnx",
         op_types_to_quantize=["MatMul"],
         per_channel=True,
         reduce_range=bits == 7,
-        weight_type=QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
         use_external_data_format=large,
     )
 
@@ -183,4 +192,4 @@ def _session(path: Path, backend: str) -> "InferenceSession":
 
 
 def _missing(backend: str, error: ModuleNotFoundError) -> ValueError:
-    return ValueError(f"backend {backend} needs {error.name}. Install it: pip install 'vlm[interop]'")
+    return ValueError(f"backend {backend} needs {error.name}. Install: pip install onnx onnxscript onnxruntime")

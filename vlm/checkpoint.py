@@ -11,22 +11,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vlm.backends import Backend, check, run_by
 from vlm.calibration import Calibration
 from vlm.clip import CLIP
-from vlm.config import Activation, CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, CosineHeadConfig, Json, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
+from vlm.interop.foreign import OtherKind
 from vlm.model_card import short_card
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import load_tokenizer
@@ -60,7 +61,7 @@ def save(
     with _replacing(folder) as new:
         if tokenizer is not None:
             tokenizer.save(new)
-        save_file(stored, new / "model.safetensors", metadata={"format": "pt"})
+        safetensors.torch.save_file(stored, new / "model.safetensors", metadata={"format": "pt"})
         _write_json(new / "config.json", config)
         (new / "README.md").write_text(card or short_card(folder.name, config, weights), encoding="utf-8")
         names = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
@@ -142,7 +143,7 @@ def load_classifier(
         _check_no_options(source, num_heads, activation, norm_eps, image_size)
         saved = _read_config(folder, "vit_classifier")
         config, num_classes, labels = VisionConfig.from_dict(saved["model"]), len(saved["labels"]), saved["labels"]
-        head = saved.get("head")  # None is linear
+        head: Json = saved.get("head")  # None is linear
         if not isinstance(head, dict | None):
             raise ValueError(f"{folder}: head is {head!r}; wanted the settings of a CosineHead, or null.")
         preprocess, weights = _preprocess_config(saved), _read_weights(folder / "model.safetensors")
@@ -156,11 +157,6 @@ def load_classifier(
         )
     _fill(model, weights, str(source))
     return model.to(device).eval()
-
-
-def convert(source: str, folder: str | Path, card: str | None = None) -> None:
-    """Any model that `load` reads -> a folder of ours."""
-    save(load(source), folder, card)
 
 
 def save_calibration(folder: str | Path, calibration: Calibration, card: str) -> None:
@@ -208,14 +204,14 @@ def _own_folder(source: str | Path) -> Path | None:
 def _read_config(folder: Path, kind: str) -> dict[str, Any]:
     """config.json of a folder whose every file has been compared with its checksum."""
     _verify(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: Json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{folder / 'config.json'} is not of format {FORMAT!r}, the one this version of vlm reads.")
     if config.get("kind") != kind:
         opener = {"clip": "vlm.load", "vit_classifier": "vlm.load_classifier"}.get(
             str(config.get("kind")), "a newer vlm"
         )
-        raise ValueError(
+        raise OtherKind(
             f"{folder} holds a model of kind {config.get('kind')!r}, wanted {kind!r}. Open it with {opener}."
         )
     missing = {"model", "preprocess", "tokenizer", *(["labels"] if kind == "vit_classifier" else [])} - config.keys()
@@ -271,7 +267,7 @@ class _Unfilled(TorchFunctionMode):
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
 
@@ -294,7 +290,10 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
 
 def _check_no_options(source: str | Path, *options: object) -> None:
     if any(option is not None for option in options):
-        raise ValueError(f"{source} is a model of ours and says everything itself: leave out all options but device.")
+        raise ValueError(
+            f"{source} is a model of ours and says everything itself: leave out num_heads, activation, norm_eps and "
+            "image_size."
+        )
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -309,7 +308,7 @@ def _stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def _replacing(folder: Path) -> Generator[Path]:
     """An empty folder beside; it takes `folder`'s place when all is on disk, and goes away when anything fails."""
     new, old = folder.with_name(f".{folder.name}.new"), _old(folder)
     _put_back(folder)
@@ -345,7 +344,7 @@ def _check_replaceable(folder: Path) -> None:
     """Only a model of ours and nothing else, or nothing at all, may be replaced."""
     if not folder.exists():
         return
-    ours = _listed_files(folder) if (folder / "manifest.json").is_file() else []
+    ours = _listed_files(folder) if (folder / "manifest.json").is_file() else ()
     foreign = sorted(
         {path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in ours} - {"manifest.json"}
     )

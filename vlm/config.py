@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Projection = Literal["linear", "linear_bias", "none"]
+Json = dict[str, Any] | list[Any] | str | float | None  # what json.loads returns
 
 
 class StrictConfig:
@@ -42,7 +43,7 @@ def _unknown_setting(owner: str, name: str, known: list[str]) -> str:
     return f"{owner} has no setting '{name}'.{_suggest(name, known) or ' It has: ' + ', '.join(known) + '.'}"
 
 
-def _convert(owner: str, name: str, value: Any, kind: Any) -> Any:
+def _convert(owner: str, name: str, value: Json | tuple[Any, ...] | StrictConfig, kind: Any) -> Any:
     """JSON and TOML know lists, not tuples, and may write 1 for 1.0; everything else must already fit."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -71,19 +72,36 @@ def _convert(owner: str, name: str, value: Any, kind: Any) -> Any:
     raise ValueError(f"{owner}.{name} is {value!r}; wanted {wanted}.")
 
 
-def _positive(config: Any, *names: str) -> None:
+def check_positive(config: Any, *names: str) -> None:
+    """ValueError where one of these settings is 0 or less."""
     for name in names:
         if getattr(config, name) <= 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
 
 
-def _fraction(config: Any, *names: str) -> None:
+def check_fraction(config: Any, *names: str) -> None:
+    """ValueError where one of these settings is not in [0, 1)."""
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
 
 
-def _choice(config: Any, name: str, choices: typing.Sequence[str]) -> None:
+def check_share(config: Any, *names: str) -> None:
+    """ValueError where one of these settings is not in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)}.")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """ValueError where one of these settings is below 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
+
+
+def check_choice(config: Any, name: str, choices: typing.Sequence[str]) -> None:
+    """ValueError where this setting is none of `choices`, with the nearest of them."""
     value = getattr(config, name)
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_suggest(str(value), choices)}")
@@ -130,13 +148,13 @@ class VisionConfig(StrictConfig):
     drop_path: float = 0.0  # stochastic depth of the last block, rising linearly from 0 (Huang et al. 2016)
 
     def __post_init__(self) -> None:
-        _positive(self, "patch_size", "in_channels", "width", "depth", "num_heads", "mlp_dim")
+        check_positive(self, "patch_size", "in_channels", "width", "depth", "num_heads", "mlp_dim")
         for side in self.image_shape:
             _check_patches(side, self.patch_size)
         _check_heads(self.width, self.num_heads)
-        _choice(self, "activation", typing.get_args(Activation))
-        _choice(self, "pool", ("class", "mean", "attention"))
-        _fraction(self, "dropout", "drop_path")
+        check_choice(self, "activation", typing.get_args(Activation))
+        check_choice(self, "pool", ("class", "mean", "attention"))
+        check_fraction(self, "dropout", "drop_path")
         if self.pool == "class" and not self.class_token:
             raise ValueError(
                 "pool 'class' reads the class token, but class_token is false. Use pool 'mean' or 'attention'."
@@ -187,11 +205,11 @@ class TextConfig(StrictConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive(self, "vocab_size", "context_length", "width", "depth", "num_heads", "mlp_dim")
+        check_positive(self, "vocab_size", "context_length", "width", "depth", "num_heads", "mlp_dim")
         _check_heads(self.width, self.num_heads)
-        _choice(self, "activation", typing.get_args(Activation))
-        _choice(self, "pool", ("eot", "last", "mean"))
-        _fraction(self, "dropout")
+        check_choice(self, "activation", typing.get_args(Activation))
+        check_choice(self, "pool", ("eot", "last", "mean"))
+        check_fraction(self, "dropout")
         for name in ("eot_id", "pad_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size} ids.")
@@ -214,9 +232,9 @@ class CLIPConfig(StrictConfig):
     logit_bias: float | None = None  # initial bias of the sigmoid loss, SigLIP -10
 
     def __post_init__(self) -> None:
-        _positive(self, "embed_dim")
+        check_positive(self, "embed_dim")
         for name, width in (("vision_proj", self.vision.width), ("text_proj", self.text.width)):
-            _choice(self, name, typing.get_args(Projection))
+            check_choice(self, name, typing.get_args(Projection))
             if getattr(self, name) == "none" and width != self.embed_dim:
                 raise ValueError(
                     f"{name} 'none' needs width {width} to equal embed_dim {self.embed_dim}. Use 'linear'."
@@ -231,8 +249,8 @@ class CosineHeadConfig(StrictConfig):
     proj: Projection = "linear"  # of the picture side: CLIPConfig.vision_proj
 
     def __post_init__(self) -> None:
-        _positive(self, "embed_dim")
-        _choice(self, "proj", typing.get_args(Projection))
+        check_positive(self, "embed_dim")
+        check_choice(self, "proj", typing.get_args(Projection))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +269,9 @@ class PreprocessConfig(StrictConfig):
     fill: int = 255  # grey level of the padding, 0..255
 
     def __post_init__(self) -> None:
-        _choice(self, "resize", ("crop", "pad", "squash"))
-        _choice(self, "interpolation", ("bicubic", "bilinear", "lanczos", "nearest"))
-        _choice(self, "crop_rounding", ("even", "down", "first"))
+        check_choice(self, "resize", ("crop", "pad", "squash"))
+        check_choice(self, "interpolation", ("bicubic", "bilinear", "lanczos", "nearest"))
+        check_choice(self, "crop_rounding", ("even", "down", "first"))
         if min(self.image_shape) <= 0:
             raise ValueError(f"image_size must be positive, got {self.image_size}.")
         if not 0 < self.crop_pct <= 1:
@@ -271,7 +289,7 @@ class PreprocessConfig(StrictConfig):
 
 # Named sizes: (D, L, h, F) of the picture tower and (D, L, h, F) of the text tower, and E.
 # S, B, L, H: ViT paper table 1 and Touvron et al. 2021 (S); text towers and E: Radford et al. 2021 table 20 (B, L),
-# OpenCLIP's model_configs (S, H).  mini is ours: 2 CPU cores train it in an hour.
+# OpenCLIP's model_configs (S, H).  mini is ours: 2 CPU cores train it in about an hour.
 _TOWERS: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int], int]] = {
     "mini": ((192, 6, 3, 768), (192, 2, 3, 768), 192),
     "S": ((384, 12, 6, 1536), (384, 12, 6, 1536), 384),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -90,9 +90,7 @@ class Embedder:
 
     def embed_images(self, pictures: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
         """Paths, PIL images or uint8 arrays -> float32 (B, E), unit length.  A broken picture raises `ImageError`."""
-        if isinstance(pictures, (str, bytes, os.PathLike, Image.Image)) or (
-            isinstance(pictures, np.ndarray) and pictures.ndim < 4
-        ):
+        if _is_one(pictures):
             raise ValueError(
                 f"wanted a list of pictures, got one {type(pictures).__name__}. Put it into a list: [picture]."
             )
@@ -116,7 +114,7 @@ class Embedder:
             return embeds
         ids = self.tokenizer(list(texts))  # (B, T)
         lengths = self.model.text.lengths(ids)  # (B,)
-        for rows in lengths.argsort(stable=True).split(batch_size):
+        for rows in torch.split(lengths.argsort(stable=True), batch_size):
             with self._evaluating():
                 batch = ids[rows, : int(lengths[rows].max())]
                 embedded = self.model.encode_text(batch.to(self.device)).float().cpu()
@@ -139,7 +137,7 @@ class Embedder:
         return self.calibration is not None and probability is not None and probability < self.calibration.line
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self) -> Generator[None]:
         """No dropout, no gradients; a model in training goes on training afterwards."""
         was_training = self.model.training
         self.model.eval()
@@ -148,6 +146,12 @@ class Embedder:
                 yield
         finally:
             self.model.train(was_training)
+
+
+def _is_one(pictures: object) -> bool:
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim < 4
+    return isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
 
 
 def _check_fit(config: CLIPConfig, tokenizer: Tokenizer | None, preprocess: Preprocess | None) -> None:
@@ -163,4 +167,4 @@ def _check_fit(config: CLIPConfig, tokenizer: Tokenizer | None, preprocess: Prep
     if preprocess is not None and preprocess.config.image_shape != config.vision.image_shape:
         wrong.append(f"preprocess image_size {preprocess.config.image_shape}, model {config.vision.image_shape}")
     if wrong:
-        raise ValueError(f"These parts do not belong together: {'; '.join(wrong)}.")
+        raise ValueError(f"These parts do not belong together: {'; '.join(wrong)}. Take all three from one model.")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Literal, get_args
 
-from safetensors.torch import save_file
+import safetensors.torch
 from torch import nn
 
 from vlm import onnx_towers
@@ -60,7 +60,7 @@ def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:
     if preprocess is not None:
         settings["preprocess_cfg"] = openclip_config.write_preprocess(preprocess.config)
     write_json(folder / "open_clip_config.json", settings)
-    save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 
 def _huggingface(model: Embedder | ViTClassifier, folder: Path) -> None:
@@ -79,7 +79,7 @@ def _huggingface(model: Embedder | ViTClassifier, folder: Path) -> None:
         if tokenizer is not None:
             write_tokenizer(folder, tokenizer, order)
     write_json(folder / "config.json", info)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if preprocess is not None:
         processor = write_processor(preprocess.config, kind)
         names = {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}

@@ -1,6 +1,6 @@
 """The arrays of `vlm/visualize.py` as pictures, one per question, drawn with Pillow alone.
 
-Japanese needs a font that has it; where the machine has none, the words are English (`words_and_font`).
+Japanese needs a font that has it; where the machine has none, the words are English (`pen`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -157,9 +157,9 @@ def draw_distance(vision: VisionTransformer, images: Tensor, pen: Pen) -> Image.
         y = place(0, pixels)[1]
         draw.line((left, y, width, y), fill=_LINE)
         draw.text((left - 8, y), str(pixels), fill=_GREY, font=font, anchor="rm" if y > 8 else "rt")
-    for block, heads in enumerate(distances.tolist()):
+    for block, heads in enumerate(distances):
         draw.text((place(block, 0)[0], height - bottom + 6), str(block), fill=_GREY, font=font, anchor="mt")
-        for pixels in heads:
+        for pixels in map(float, heads):
             x, y = place(block, pixels)
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=_HEAT[2])
     draw.text(((left + width) / 2, height - 2), pen.words["block"], fill=_INK, font=font, anchor="mb")
@@ -184,7 +184,7 @@ def position_tiles(vision: VisionTransformer) -> list[list[Image.Image]]:
 
 
 def filter_tiles(vision: VisionTransformer) -> list[Image.Image]:
-    """The same, a picture each."""
+    """Principal components of the patch projection, a tile each."""
     filters, _ = visualize.patch_filters(vision)  # (K, C, P, P)
     if filters.shape[1] != 3:
         filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)

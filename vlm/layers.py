@@ -25,7 +25,9 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
-        """`lengths` (B,): z holds rows of different lengths back to back, (sum of lengths, D), no padding anywhere.
+        """(B, N, D) -> (B, N, D).  Book eq. (8)(10).
+
+        `lengths` (B,): z holds rows of different lengths back to back, (sum of lengths, D), no padding anywhere.
 
         `only` (B,): the one token of each row that asks, while all are read; its answers alone come back, (B, D).
         """
@@ -60,16 +62,17 @@ class Attention(nn.Module):
         return self._heads(z)[2]
 
     def _heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each (B, h, N, Dh).  Book eq. (6)."""
         return self._split(self.qkv(z))
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, 3 D) -> q, k, v, each (B, h, N, Dh)."""
-        q, k, v = rows.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = torch.unflatten(rows, 2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
 
 class Mlp(nn.Module):
-    """Two linear layers, (..., D) -> (..., D).  Book section 2-4-4."""
+    """Two linear layers, (..., D) -> (..., D).  Book section 2-5-3."""
 
     def __init__(self, width: int, mlp_dim: int, activation: Activation, dropout: float = 0.0):
         super().__init__()
@@ -184,9 +187,9 @@ def init_blocks(blocks: nn.ModuleList) -> None:
         nn.init.normal_(block.attn.proj.weight, std=into_stream)
         nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(block.mlp.fc2.weight, std=into_stream)
-        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for name, parameter in block.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
 
 def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
@@ -195,13 +198,13 @@ def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
         return nn.Identity()
     linear = nn.Linear(width, embed_dim, bias=kind == "linear_bias")
     nn.init.normal_(linear.weight, std=width**-0.5)  # openai/CLIP model.py
-    if linear.bias is not None:
+    if kind == "linear_bias":
         nn.init.zeros_(linear.bias)
     return linear
 
 
 def _join_heads(heads: Tensor) -> Tensor:
-    """(B, h, N, Dh) -> (B, N, D).  Book eq. (8)."""
+    """(B, h, N, Dh) -> (B, N, D): the heads side by side.  Book eq. (10)."""
     return heads.transpose(1, 2).flatten(2)
 
 

@@ -11,7 +11,7 @@ processes, as DDP and FSDP do: the average is what one process with all rows wou
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -231,7 +231,7 @@ def _sum_softplus(z: Tensor) -> Tensor:
 
 def _from_group_mean(rows: Tensor, groups: Tensor) -> Tensor:
     """(N, E) less the mean of each row's group."""
-    _, member, count = groups.unique(return_inverse=True, return_counts=True)
+    _, member, count = cast(tuple[Tensor, ...], groups.unique(return_inverse=True, return_counts=True))
     means = rows.new_zeros(len(count), rows.shape[1]).index_add_(0, member, rows).div_(count[:, None])
     return rows - means[member]
 

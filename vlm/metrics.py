@@ -5,7 +5,7 @@ exactly chance, never luck of the storage order.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ def mean_average_precision(scores: Tensor, correct: Tensor) -> float:
 
 def ndcg(scores: Tensor, correct: Tensor, k: int | None = None) -> float:
     """Normalised discounted cumulative gain of the k best (None: all), 0..1, gain 1: Jarvelin and Kekalainen 2002."""
+    _check(scores, correct, 1 if k is None else k)
     ties = _rank(scores, correct)
     discount = 1 / (ties.place + 1).log2()
     discount[scores.shape[1] if k is None else k :] = 0
@@ -92,8 +93,8 @@ def chance_recall_at_k(correct: Tensor, k: int) -> float:
 
 def balanced_accuracy(logits: Tensor, targets: Tensor) -> float:
     """Mean over the classes that occur of the share of their rows that is right, 0..1; logits (B, M), targets (B,)."""
-    right = (logits.argmax(1) == targets).double()
-    return float(torch.stack([right[targets == number].mean() for number in targets.unique()]).mean())
+    right, classes = (logits.argmax(1) == targets).double(), cast(Tensor, targets.unique())
+    return float(torch.stack([right[targets == number].mean() for number in classes]).mean())
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,19 @@ def reliability(probabilities: Tensor, targets: Tensor, bins: int = 15) -> Relia
     if not torch.allclose(probabilities.sum(1), torch.ones(()).to(probabilities), atol=1e-3):
         raise ValueError("probabilities must sum to 1 in each row: give softmax(logits).")
     confidence, answers = probabilities.double().max(1)
+    return calibration_bins(confidence, answers == targets, bins)
+
+
+def calibration_bins(confidence: Tensor, right: Tensor, bins: int) -> Reliability:
+    """Any claims with a probability (n,), and which of them are right (n,)."""
+    confidence = confidence.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     place = torch.bucketize(confidence, edges[1:-1])  # (n,)
-    count, sure, right = (
+    count, sure, true = (
         torch.zeros_like(edges[1:]).index_add(0, place, values)
-        for values in (torch.ones_like(confidence), confidence, (answers == targets).double())
+        for values in (torch.ones_like(confidence), confidence, right.double())
     )
-    return Reliability(count, sure / count, right / count)
+    return Reliability(count, sure / count, true / count)
 
 
 def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) -> float:
@@ -128,7 +135,11 @@ def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int
 
     Guo et al. 2017, equation (3).
     """
-    found = reliability(probabilities, targets, bins)
+    return calibration_error(reliability(probabilities, targets, bins))
+
+
+def calibration_error(found: Reliability) -> float:
+    """Sum over the bins of count/n |accuracy - confidence|, 0..1."""
     return float((found.count / found.count.sum() * (found.accuracy - found.confidence).abs()).nansum())
 
 
@@ -153,8 +164,8 @@ def _check(scores: Tensor, correct: Tensor, k: int) -> None:
         raise ValueError(f"k must be 1 or more, got {k}.")
     if scores.isnan().any():
         raise ValueError(f"{int(scores.isnan().any(1).sum())} of {len(scores)} queries have NaN scores.")
-    empty = (~correct.any(1)).nonzero().flatten().tolist()
-    if empty or not len(scores):
+    empty = (~correct.any(1)).nonzero().flatten()
+    if len(empty) or not len(scores):
         raise ValueError(
-            f"{len(empty)} of {len(scores)} queries have no correct item, first {empty[:5]}. Leave them out."
+            f"{len(empty)} of {len(scores)} queries have no correct item, first {empty[:5].tolist()}. Leave them out."
         )

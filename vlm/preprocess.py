@@ -119,11 +119,11 @@ def _open(source: ImageSource) -> _Opened:
 
 
 class Preprocess:
-    """Picture -> pixels, as `config` says.  Pixels equal those of OpenCLIP, timm and Hugging Face (`tests/`).
+    """Picture -> pixels, as `config` says: those of OpenCLIP, timm and Hugging Face, bit for bit (`tests/`).
 
-    Large pictures are shrunk by torch, 1 level from Pillow's result at most, in a tenth of its time.  `decoding`
-    "scaled": JPEG files are decoded at a half, a quarter or an eighth where that is still `_SPARE` times as large as
-    needed; about half a level away on average (benchmarks/decoding.md).
+    Except large pictures: they are shrunk by torch, 1 level from Pillow's result at most, in a tenth of its time.
+    `decoding` "scaled": JPEG files are decoded at a half, a quarter or an eighth where that is still `_SPARE` times as
+    large as needed; about half a level away on average (benchmarks/decoding.md).
     """
 
     def __init__(self, config: PreprocessConfig, *, decoding: Decoding = "exact") -> None:
@@ -273,7 +273,7 @@ def _read_stream(stream: Readable) -> bytes:
         data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: already closed
         raise ImageError("<stream>", "unreadable", str(error)) from error
-    if isinstance(data, bytes):
+    if isinstance(data, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
         return data
     raise ImageError(
         "<stream>", "not a picture", f"read {type(data).__name__}, wanted bytes; open the file in mode 'rb'"

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,13 +24,12 @@ from vlm.index import embedding_files
 from vlm.index.ann import Ann, OpenedAnn, build
 from vlm.index.exact_search import nearest
 from vlm.index.near_duplicates import group_near
-from vlm.index.query import Query, is_one_text, read_query
+from vlm.index.picture_reading import Job, Read, read_batches
+from vlm.index.query import Query, is_one_text, read_query, unit_sum
 from vlm.index.vector_store import Filter, Record, VectorStore
 from vlm.picture_finding import survey
-from vlm.picture_reading import Job, Read, read_batches
 from vlm.preprocess import ImageError, ImageSource, Reason
 
-_BLOCK = 2048  # vectors that are float32 at a time: they stay in the cache
 _ANYTHING = Filter()
 
 
@@ -43,6 +41,10 @@ class Hit:
     score: float  # cosine
     rank: int  # from 1
     probability: float | None  # that this is a match; None where the model cannot say
+
+    def row(self) -> dict[str, Any]:
+        """As commands and the server give it."""
+        return {"path": str(self.path), "score": self.score, "rank": self.rank, "probability": self.probability}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,12 +263,7 @@ class EmbeddingIndex:
 
     def embed_query(self, query: Query) -> Tensor:
         """-> (E,), unit length."""
-        terms = read_query(query)
-        embeds = [weight * self._embed_term(term) for weight, term in terms]
-        total = torch.stack(embeds).sum(0)
-        if total.norm() < 1e-6:
-            raise ValueError("The terms of the query cancel out, so they point nowhere. Change a weight.")
-        return F.normalize(total, dim=0)
+        return unit_sum([weight * self._embed_term(term) for weight, term in read_query(query)])
 
     def _embed_term(self, term: str | ImageSource) -> Tensor:
         if isinstance(term, str):
@@ -296,14 +293,14 @@ class EmbeddingIndex:
 
     def _hits(self, scores: Tensor, rows: Tensor, allowed: Filter) -> list[tuple[float, str]]:
         """(1, K) of both -> (score, path) of every file there that passes the filter, best first, then by path."""
-        score_of = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))
+        score_of: dict[int, float] = dict(zip(rows[0].numpy().tolist(), scores[0].numpy().tolist(), strict=True))
         files = self._store.files_at(self._model, list(score_of), allowed)
         return sorted(((score_of[row], path) for row, path in files), key=lambda hit: (-hit[0], hit[1]))
 
     def _probabilities(self, query: Query, scores: list[float]) -> Sequence[float | None]:
         """Of one text; no validation data says what the cosine of a sum or of two pictures is worth."""
         probabilities = self.embedder.match_probability(torch.tensor(scores)) if is_one_text(query) else None
-        return [None] * len(scores) if probabilities is None else probabilities.tolist()
+        return [None] * len(scores) if probabilities is None else probabilities.numpy().tolist()
 
     def duplicates(self, threshold: float = 0.97) -> list[list[Path]]:
         """Groups of files that show the same: equal bytes, or a chain of cosines >= `threshold`."""

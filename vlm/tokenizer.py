@@ -17,7 +17,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from vlm.config import StrictConfig
+from vlm.config import Json, StrictConfig
 
 CONFIG_FILE = "tokenizer_config.json"
 MODEL_FILE = "tokenizer.model"
@@ -164,7 +164,7 @@ _CLEAN = re.compile(r"[ -%'-~ぁ-ゖァ-ヺー-ヾ、。々「-】一-鿿\u200d\
 # OpenAI's pattern without its two control symbols.  No run is longer than 1000, so that the time stays bounded.
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}{1,1000}|\p{N}|[^\s\p{L}\p{N}]{1,1000}", regex.IGNORECASE)
 CLIP_BPE_FILE = Path(__file__).parent / "assets" / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
-_CLIP_VOCAB = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, begin, end
+CLIP_VOCAB = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, begin, end
 _CACHE_SIZE = 1 << 16  # texts, and words ...
 _LONGEST_CACHED = 256  # ... of at most so many characters
 
@@ -181,13 +181,13 @@ class CLIPTokenizer(Tokenizer):
             TokenizerConfig(
                 kind="clip_bpe",
                 context_length=context_length,
-                vocab_size=_CLIP_VOCAB,
-                eot_id=_CLIP_VOCAB - 1,
+                vocab_size=CLIP_VOCAB,
+                eot_id=CLIP_VOCAB - 1,
                 pad_id=0,
                 pad_to_context=pad_to_context,
             )
         )
-        self._begin_id = _CLIP_VOCAB - 2
+        self._begin_id = CLIP_VOCAB - 2
         self._merges = _clip_merges()
         self._texts: dict[str, list[int]] = {}  # captions come again every epoch, labels every call
         self._words: dict[str, list[int]] = {}
@@ -211,13 +211,13 @@ class CLIPTokenizer(Tokenizer):
         """Byte-pair encoding: the pair that was learnt first is merged, until none is left (Sennrich et al. 2016)."""
         ids = [_BYTE_IDS[byte] for byte in word.encode()]
         ids[-1] += 256  # the same byte at the end of a word
-        merged = [self._merges.get(pair, _CLIP_VOCAB) for pair in pairwise(ids)]  # what each neighbour pair makes
-        while merged and (first := min(merged)) < _CLIP_VOCAB:
+        merged = [self._merges.get(pair, CLIP_VOCAB) for pair in pairwise(ids)]  # what each neighbour pair makes
+        while merged and (first := min(merged)) < CLIP_VOCAB:
             at = merged.index(first)
             ids[at : at + 2] = [first]
             del merged[at]
             for left in range(max(at - 1, 0), min(at + 1, len(merged))):
-                merged[left] = self._merges.get((ids[left], ids[left + 1]), _CLIP_VOCAB)
+                merged[left] = self._merges.get((ids[left], ids[left + 1]), CLIP_VOCAB)
         return ids
 
     def _text(self, ids: list[int]) -> str:
@@ -243,19 +243,19 @@ def _clip_clean(text: str) -> str:
 
 
 # GPT-2's byte alphabet: the printable bytes come first and stand for themselves, the others are written from U+0100 on.
-_ALPHABET = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_ALPHABET += [byte for byte in range(256) if byte not in _ALPHABET]
-_BYTE_IDS = {byte: id for id, byte in enumerate(_ALPHABET)}
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
+_BYTE_IDS = {byte: id for id, byte in enumerate((*_PRINTABLE, *_OTHERS))}  # in the order of ids
+BYTE_LETTERS = tuple(map(chr, (*_PRINTABLE, *range(0x100, 0x100 + len(_OTHERS)))))
 
 
 @cache
 def _clip_merges() -> dict[tuple[int, int], int]:
     """(left id, right id) -> merged id.  Ids count up in the order of learning, so the smallest id goes first."""
-    letters = [chr(byte) if id < 188 else chr(0x100 + id - 188) for id, byte in enumerate(_ALPHABET)]
-    ids = {letter: id for id, letter in enumerate(letters + [letter + "</w>" for letter in letters])}
+    ids = {letter: id for id, letter in enumerate((*BYTE_LETTERS, *(letter + "</w>" for letter in BYTE_LETTERS)))}
     lines = gzip.decompress(CLIP_BPE_FILE.read_bytes()).decode("utf-8").split("\n")
     merges: dict[tuple[int, int], int] = {}
-    for id, line in enumerate(lines[1 : _CLIP_VOCAB - 512 - 2 + 1], start=512):
+    for id, line in enumerate(lines[1 : CLIP_VOCAB - 512 - 2 + 1], start=512):
         left, right = line.split()
         merges[ids[left], ids[right]] = ids[left + right] = id
     return merges
@@ -264,7 +264,7 @@ def _clip_merges() -> dict[tuple[int, int], int]:
 @cache
 def _clip_pieces() -> list[bytes]:
     """The bytes of each id; a piece that ends a word ends in a space."""
-    pieces = [bytes([byte]) for byte in _ALPHABET] + [bytes([byte, 0x20]) for byte in _ALPHABET]
+    pieces = [bytes([byte]) for byte in _BYTE_IDS] + [bytes([byte, 0x20]) for byte in _BYTE_IDS]
     for left, right in _clip_merges():
         pieces.append(pieces[left] + pieces[right])
     return [*pieces, b"", b""]
@@ -289,7 +289,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Open what `Tokenizer.save` wrote; raises ValueError where the files are missing, damaged or disagree."""
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values: Json = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{folder} holds no tokenizer: cannot read {CONFIG_FILE} ({error.strerror}).") from error
     except ValueError as error:

@@ -131,12 +131,13 @@ class VisionTransformer(nn.Module):
                 taken[layer] = z
         tokens = z if self.config.norm_after_pool else self.norm(z)
         first = int(self.config.class_token)
-        patches = tokens[:, first:].transpose(1, 2).unflatten(2, self.config.grid)  # (B, D, H/P, W/P)
+        grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
+        patches = torch.unflatten(tokens[:, first:].transpose(1, 2), 2, grid)  # (B, D, H/P, W/P)
         class_token = tokens[:, 0] if self.config.class_token else None
         return ViTFeatures(self._pool(z), class_token, patches, [taken[index % depth] for index in blocks])
 
     def _pool(self, z: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D).  Book eq. (16)."""
+        """(B, N, D) -> (B, D): what a head reads.  Book section 2-6: the class token, between eq. (16) and (17)."""
         if self.config.pool == "class":
             return self.norm(z[:, 0])
         if self.pool is not None:
@@ -243,7 +244,7 @@ def resize_pos_embed(
     if new.grid == config.grid:
         return pos_embed
     first = int(config.class_token)
-    grid = pos_embed[:, first:].transpose(1, 2).unflatten(2, config.grid).float()  # (1, D, H/P, W/P)
+    grid = torch.unflatten(pos_embed[:, first:].transpose(1, 2), 2, config.grid).float()  # (1, D, H/P, W/P)
     mode = "bicubic" if bicubic else "bilinear"
     resized = F.interpolate(grid, size=new.grid, mode=mode, antialias=True, align_corners=False)
     return torch.cat([pos_embed[:, :first], resized.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)

@@ -5,6 +5,7 @@ Everything here reads a model in `eval()` and leaves no gradients; *Vision Trans
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per picture 
 @torch.no_grad()
 def attention_maps(vision: VisionTransformer, images: Tensor) -> Tensor:
     """A of every block and head, (L, B, h, N, N); each row sums to 1.  Book eq. (7)."""
-    z, maps = vision.embed(images), []
+    z = vision.embed(images)
+    maps: list[Tensor] = []
     for block in vision.blocks:
         assert isinstance(block, Block)
         maps.append(block.attn.weights(block.norm1(z)))
@@ -73,7 +75,7 @@ def rollout_map(vision: VisionTransformer, images: Tensor) -> Tensor:
 
 def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
     """(..., N) -> (..., H/P, W/P): a number per token on the picture, the class token left out."""
-    return tokens[..., int(config.class_token) :].unflatten(-1, config.grid)
+    return torch.unflatten(tokens[..., int(config.class_token) :], -1, config.grid)
 
 
 @torch.no_grad()
@@ -89,18 +91,19 @@ def relevance(
     Np = vision.config.num_patches
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(pairs, Np, generator=generator).argsort(1).to(images.device)
-    halves = order.split([Np // 2, Np - Np // 2], dim=1)  # each (pairs, about Np / 2)
+    halves = torch.split(order, [Np // 2, Np - Np // 2], dim=1)  # each (pairs, about Np / 2)
     sides = (
         order.new_ones(pairs, Np).scatter(1, halves[1], -1).to(images.dtype)
     )  # 1 in the first half, -1 in the second
+    batched = [torch.split(half, batch_size) for half in halves]
     maps: list[Tensor] = []
     for image in images:
         first, second = (
-            torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in half.split(batch_size)])
-            for half in halves
+            torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in batches])
+            for batches in batched
         )
         maps.append((first - second) @ sides / pairs)
-    return torch.stack(maps).unflatten(1, vision.config.grid)
+    return torch.unflatten(torch.stack(maps), 1, vision.config.grid)
 
 
 def text_score(vision_proj: nn.Module, text_embed: Tensor) -> Score:
@@ -132,7 +135,7 @@ def patch_distances(config: VisionConfig) -> Tensor:
     """Pixels between the centres of any two patches, (Np, Np)."""
     rows, columns = config.grid
     centres = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() * config.patch_size  # (Np, 2)
-    return (centres[:, None] - centres).norm(dim=-1)
+    return (centres[:, None] - centres).square().sum(-1).sqrt()
 
 
 @torch.no_grad()
@@ -140,7 +143,7 @@ def position_similarity(vision: VisionTransformer) -> Tensor:
     """Cosine of every two patches' position embeddings, (H/P, W/P, H/P, W/P).  ViT paper, figure 7 centre."""
     positions = vision.pos_embed[0, int(vision.config.class_token) :]  # (Np, D)
     unit = F.normalize(positions, dim=-1)
-    return (unit @ unit.T).unflatten(0, vision.config.grid).unflatten(2, vision.config.grid)
+    return (unit @ unit.T).reshape(vision.config.grid * 2)
 
 
 @torch.no_grad()
@@ -152,10 +155,10 @@ def patch_filters(vision: VisionTransformer, count: int = 28) -> tuple[Tensor, T
     """
     filters = vision.patch_embed.proj.weight  # (D, C, P, P)
     points = filters.flatten(1) - filters.flatten(1).mean(0)
-    _, lengths, components = torch.linalg.svd(points, full_matrices=False)
+    _, lengths, components = cast(tuple[Tensor, ...], torch.linalg.svd(points, full_matrices=False))
     components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()  # one sign of two
     share = lengths**2 / (lengths**2).sum()
-    return components[:count].unflatten(1, filters.shape[1:]), share[:count]
+    return torch.unflatten(components[:count], 1, filters.shape[1:]), share[:count]
 
 
 def pool_weights(pool: AttentionPool, z: Tensor) -> Tensor:

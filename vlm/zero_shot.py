@@ -52,6 +52,12 @@ def classify(
     return ZeroShotClassifier(embedder, labels, templates)(pictures)
 
 
+def ranked(labels: Sequence[str], probabilities: Tensor, k: int) -> list[tuple[str, float]]:
+    """The K most probable labels of one picture, best first; probabilities (M,).  Equal ones keep their order."""
+    order: list[int] = probabilities.argsort(descending=True, stable=True)[:k].numpy().tolist()
+    return [(labels[place], float(probabilities[place])) for place in order]
+
+
 def class_embeddings(embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
     """One unit vector per label, (M, E): the mean of the label's templates, Radford et al. 2021, section 3.1.4.
 
@@ -60,7 +66,7 @@ def class_embeddings(embedder: Embedder, labels: Sequence[str], templates: Seque
     _check_labels(labels)
     sentences = [label_sentences(label, templates) for label in labels]  # M lists of S, S by language
     embeds = embedder.embed_texts([sentence for group in sentences for sentence in group])
-    means = torch.stack([group.mean(0) for group in embeds.split([len(group) for group in sentences])])
+    means = torch.stack([group.mean(0) for group in torch.split(embeds, [len(group) for group in sentences])])
     return F.normalize(means, dim=-1)
 
 

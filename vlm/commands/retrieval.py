@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -132,13 +132,11 @@ def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
         _say(f"no good match: the first is one with a probability of {hits[0].probability:.1%}")
     if args.html:
         args.html.write_text(contact_sheet(hits, args.query, no_good_match=unsure), encoding="utf-8")
-    return [
-        {"path": str(hit.path), "score": hit.score, "rank": hit.rank, "probability": hit.probability} for hit in hits
-    ]
+    return [hit.row() for hit in hits]
 
 
 @contextmanager
-def _opened_index(args: Namespace) -> "Iterator[EmbeddingIndex]":
+def _opened_index(args: Namespace) -> "Generator[EmbeddingIndex]":
     """That of --index, or one of --folder that is gone afterwards; with pictures in it."""
     from vlm.checkpoint import load
     from vlm.index.query import read_query

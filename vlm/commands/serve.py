@@ -37,7 +37,8 @@ def serve(parser: ArgumentParser) -> Run:
             from vlm.serving.server import LOOPBACK_NAMES, create_app
             from vlm.serving.server import run as run_server
         except ModuleNotFoundError as error:
-            raise ValueError(f"vlm serve needs {error.name}. Install it: pip install 'vlm[retrieval]'") from error
+            packages = "fastapi uvicorn python-multipart"
+            raise ValueError(f"vlm serve needs {error.name}. Install: pip install {packages}") from error
         from vlm.checkpoint import load
         from vlm.serving.service import Service
 

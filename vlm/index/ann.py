@@ -13,12 +13,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from vlm.index.exact_search import nearest
@@ -69,7 +69,7 @@ class Ann:
         arrays = {"centroids": self.centroids, "codebooks": self.codebooks, "lists": self.lists, "codes": self.codes}
         about = {"probes": str(self.probes), **{f"recall {kind}": str(value) for kind, value in self.recall.items()}}
         unfinished = file.with_suffix(".unfinished")
-        save_file(arrays, unfinished, about)
+        safetensors.numpy.save_file(arrays, unfinished, about)
         with open(unfinished, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(unfinished, file)
@@ -96,7 +96,7 @@ class OpenedAnn:
 def load(file: Path, embed_dim: int) -> Ann:
     """What `save` wrote; anything else is a ValueError."""
     try:
-        with safe_open(file, "numpy") as opened:
+        with cast(Any, safe_open(file, "numpy")) as opened:  # its stubs have no types
             about: dict[str, str] = opened.metadata() or {}
             arrays = {name: opened.get_tensor(name) for name in ("centroids", "codebooks", "lists", "codes")}
         probes = int(about["probes"])
@@ -114,7 +114,7 @@ def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None],
 
     Queries of texts lie elsewhere than pictures, and are harder: the lists that they need are what is measured.
     """
-    rows, embed_dim = vectors.shape
+    rows, embed_dim = len(vectors), vectors.shape[1]
     lists = int(4 * rows**0.5)
     if rows < 40 * 16 or lists < 1:
         raise ValueError(f"{rows} vectors are too few for an approximate index; exact search is fast up to a million.")
@@ -217,5 +217,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ValueError("An approximate index needs FAISS. Install it: pip install 'vlm[retrieval]'") from error
+        raise ValueError("An approximate index needs FAISS. Install it: pip install faiss-cpu") from error
     return faiss

@@ -160,7 +160,7 @@ def _metadata_of(array: Path) -> Path:
 
 
 def _check_model(file: Path, fingerprint: str, embed_dim: int, *, named: bool) -> None:
-    about = _parquet(file).schema_arrow.metadata or {}
+    about: dict[bytes, bytes] = _parquet(file).schema_arrow.metadata or {}
     made_by, width = about.get(_FINGERPRINT), about.get(_EMBED_DIM, str(embed_dim).encode())
     if made_by is None and named:
         raise ValueError(f"'{file}' does not say which model made it (vlm.fingerprint). Make it with training.embed.")
@@ -182,5 +182,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("Parquet files need pyarrow. Install it: pip install 'vlm[retrieval]'") from error
+        raise ValueError("Parquet files need pyarrow. Install it: pip install pyarrow") from error
     return pyarrow, pyarrow.parquet

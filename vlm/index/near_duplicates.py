@@ -1,5 +1,7 @@
 """Groups of vectors that are nearly the same, among hundreds of thousands: all pairs, most at a glance."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,7 +43,7 @@ def fold(vectors: np.ndarray, threshold: float) -> Tensor:
     """
     picked = np.linspace(0, max(0, len(vectors) - 1), min(len(vectors), _SAMPLE)).astype(np.int64)
     sample = _float(vectors[picked])
-    basis = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)  # (E, E), the most important first
+    basis = cast(Tensor, torch.linalg.eigh(sample.T @ sample).eigenvectors).flip(1)  # (E, E), the most important first
     true, m = (sample @ sample.T >= threshold).sum(), 16
     while m < basis.shape[1]:
         folded = _folded(sample, basis[:, :m])

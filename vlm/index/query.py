@@ -4,6 +4,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from vlm.preprocess import ImageSource
 
 Term = tuple[float, str | ImageSource]
@@ -26,6 +30,14 @@ def read_query(query: Query) -> Sequence[Term]:
         if isinstance(term, str):
             _check(term)
     return terms
+
+
+def unit_sum(embeds: Sequence[Tensor]) -> Tensor:
+    """The sum of weighted (E,) embeds -> (E,), unit length.  ValueError where they cancel out."""
+    total = torch.stack(list(embeds)).sum(0)
+    if total.norm() < 1e-6:
+        raise ValueError("The terms of the query cancel out, so they point nowhere. Change a weight.")
+    return F.normalize(total, dim=0)
 
 
 def is_one_text(query: Query) -> bool:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,8 @@ class Filter:
 
     def sql(self) -> tuple[str, list[str | int]]:
         """The conditions as SQL, and the values for its question marks."""
-        conditions, values = ["NOT file.missing"], []
+        conditions = ["NOT file.missing"]
+        values: list[str | int] = []
         taken = "coalesce(content.taken, datetime(file.mtime / 1000000000, 'unixepoch', 'localtime'))"
         if self.glob is not None:
             anchored = self.glob.startswith(("/", "*")) or Path(self.glob).is_absolute()
@@ -227,7 +228,7 @@ class VectorStore:
     # ---- reading ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> Generator[None]:
         """All reads inside see the same moment."""
         self._db.execute("BEGIN")
         try:
@@ -334,7 +335,7 @@ class VectorStore:
     # ---- inside ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Generator[None]:
         try:
             self._db.execute("BEGIN IMMEDIATE")  # the lock on the vector files too
         except sqlite3.OperationalError as error:

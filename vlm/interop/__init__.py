@@ -5,7 +5,7 @@ The weights' names tell the layout, the config beside them what weights cannot t
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,11 +26,11 @@ from vlm.interop import (
     vit_book,
 )
 from vlm.interop.files import find_weights, read_tensors
-from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, read_json
+from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, OtherKind, read_json
 from vlm.interop.huggingface_processor import read_processor, whole_picture
 from vlm.interop.tables import State
 from vlm.interop.tokens import read_tokenizer
-from vlm.tokenizer import CLIPTokenizer, Tokenizer
+from vlm.tokenizer import CLIP_VOCAB, CLIPTokenizer, Tokenizer
 from vlm.vision import ViTClassifier, resize_pos_embed
 
 __all__ = ["Foreign", "ForeignClassifier", "load_foreign", "load_foreign_classifier"]
@@ -72,7 +72,7 @@ def load_foreign(
         if found.layout not in _CLIPS or (
             found.layout == "big_vision" and not any("txt/" in name for name in found.state)
         ):
-            raise ValueError(f"{source} is a ViT without texts ({found.layout}). Open it with vlm.load_classifier.")
+            raise OtherKind(f"{source} is a ViT without texts ({found.layout}). Open it with vlm.load_classifier.")
         readers = {"openclip": _openclip, "huggingface": _huggingface, "big_vision": _big_vision}
         foreign = _with_tokenizer_ids(readers[found.layout](found, hints))
         if image_size is not None:
@@ -163,10 +163,12 @@ def _of_layout(layout: str, info: dict[str, Any] | None, path: Path) -> dict[str
 
 
 @contextmanager
-def _one_line(source: str) -> Iterator[None]:
+def _one_line(source: str) -> Generator[None]:
     """A config of an unexpected form raises these from wherever it is read; all become one line."""
     try:
         yield
+    except OtherKind:
+        raise
     except ValueError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except (
@@ -218,7 +220,7 @@ def _openclip_tokenizer(model: openclip_config.ModelCfg, config: CLIPConfig, fol
     if not model.text_cfg.hf_tokenizer_name:
         return (
             CLIPTokenizer(text.context_length, pad_to_context=text.pad_to_context)
-            if text.vocab_size == _CLIP_VOCAB
+            if text.vocab_size == CLIP_VOCAB
             else None
         )
     if folder is None:
@@ -234,9 +236,6 @@ def _openclip_tokenizer(model: openclip_config.ModelCfg, config: CLIPConfig, fol
     )
 
 
-_CLIP_VOCAB = 49408
-
-
 def _huggingface(found: _Found, hints: Hints) -> Foreign:
     config, state = huggingface.read_clip(found.state, found.info, hints)
     kind = "siglip" if config.vision.pool == "attention" else "clip"
@@ -250,7 +249,7 @@ def _huggingface_tokenizer(config: CLIPConfig, folder: Path | None) -> Tokenizer
         return None
     text, path = config.text, folder / "tokenizer_config.json"
     kind = str(read_json(path).get("tokenizer_class")).removesuffix("Fast") if path.is_file() else None
-    if kind == "CLIPTokenizer" and text.vocab_size == _CLIP_VOCAB:
+    if kind == "CLIPTokenizer" and text.vocab_size == CLIP_VOCAB:
         return CLIPTokenizer(text.context_length)
     clean = {"SiglipTokenizer": "siglip", "GemmaTokenizer": "siglip2", "Siglip2Tokenizer": "siglip2"}.get(
         str(kind), "none"
@@ -318,7 +317,7 @@ def _check_clip(foreign: Foreign) -> None:
     ids = torch.full((1, min(4, text.context_length)), text.eot_id)
     with torch.inference_mode():
         vectors = torch.cat([model.eval().encode_image(_picture(foreign.config.vision)), model.encode_text(ids)])
-    if not torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-3):
+    if not torch.allclose(vectors.square().sum(1).sqrt(), torch.ones(2), atol=1e-3):
         raise ValueError("the converted model does not give unit vectors: the weights are damaged.")
 
 

@@ -5,9 +5,10 @@ the query kernel; JAX's GELU is the tanh form, its LayerNorm epsilon 1e-6.
 """
 
 import re
-from typing import Any
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
@@ -27,7 +28,7 @@ from vlm.interop.tables import (
 )
 
 
-def _one_way(change: Any) -> Reshape:
+def _one_way(change: Callable[[list[Tensor]], Tensor]) -> Reshape:
     return Reshape(lambda tensors: [change(tensors)], lambda tensors: tensors)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from vlm.interop.foreign import read_json
+from vlm.config import Json
+from vlm.interop.foreign import one_line, read_json
 from vlm.interop.tables import State
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
@@ -55,7 +56,7 @@ def read_tensors(path: Path) -> State:
 
 
 def _read_shards(index: Path) -> State:
-    names = read_json(index).get("weight_map")
+    names: Json = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index} has no weight_map.")
     shards = sorted({str(shard) for shard in names.values()})
@@ -71,9 +72,9 @@ def _read_shards(index: Path) -> State:
 
 def _read_safetensors(path: Path) -> State:
     try:
-        return load_file(path)
+        return safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({_line(error)}). Get it again.") from error
+        raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)}). Get it again.") from error
 
 
 def _read_npz(path: Path) -> State:
@@ -93,7 +94,7 @@ def _read_npz(path: Path) -> State:
         RuntimeError,
     ) as error:
         raise ValueError(
-            f"{path} is not a whole .npz file of plain arrays ({_line(error)}). Pickled arrays are never opened."
+            f"{path} is not a whole .npz file of plain arrays ({one_line(error)}). Pickled arrays are never opened."
         ) from error
     return state
 
@@ -121,7 +122,7 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _tensors(path: Path, content: Any) -> State:
+def _tensors(path: Path, content: dict[Any, Any] | list[Any] | Tensor) -> State:
     """The state dict of a checkpoint: alone, or beside an optimizer and a step number."""
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -138,8 +139,4 @@ def _tensors(path: Path, content: Any) -> State:
 
 
 def _reason(error: BaseException) -> str:
-    return "its pickle asks for code" if isinstance(error, pickle.UnpicklingError) else _line(error)[:160]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return "its pickle asks for code" if isinstance(error, pickle.UnpicklingError) else one_line(error)[:160]

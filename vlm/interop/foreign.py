@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, Json, PreprocessConfig, VisionConfig
 from vlm.tokenizer import Tokenizer
 from vlm.vision import VisionTransformer, ViTClassifier
+
+
+class OtherKind(ValueError):
+    """A CLIP where a classifier was asked for, or the reverse; the message names the function that opens it."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,11 @@ def whole_patches(side: int | list[int] | tuple[int, ...], patch: int) -> int | 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or one line that names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Json = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON ({_line(error)}).") from error
+        raise ValueError(f"{path} is not readable JSON ({one_line(error)}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; wanted a JSON object.")
     return content
@@ -102,5 +106,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks; its class's name where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

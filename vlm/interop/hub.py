@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.interop.files import SUFFIXES
+from vlm.interop.foreign import one_line
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _SMALL = ("*.json", "*.txt", "*.model", "*.gz", "README.md")  # configs, tokenizers, and a folder of ours
@@ -14,19 +15,16 @@ _WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.b
 
 def fetch(repo: str) -> Path:
     """ "org/name" or "org/name@revision" on the hub -> its folder in the cache, with one form of weights."""
-    from huggingface_hub import HfApi, snapshot_download
+    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    match = _REPO.fullmatch(repo)
-    if match is None:
-        raise ValueError(f"'{repo}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
-    name, revision = match["repo"], match["revision"]
+    name, revision = _name_and_revision(repo)
     try:
-        patterns = [*_SMALL, *_weights(HfApi().list_repo_files(name, revision=revision))]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        patterns = [*_SMALL, *_weights(huggingface_hub.HfApi().list_repo_files(name, revision=revision))]
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HfHubHTTPError as error:
         raise ValueError(
-            f"The hub has no {repo} for you ({_line(error)}). Is the name right, and is it public?"
+            f"The hub has no {repo} for you ({one_line(error)}). Is the name right, and is it public?"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         return _cached(name, revision, error)
@@ -35,10 +33,10 @@ def fetch(repo: str) -> Path:
 
 
 def _cached(name: str, revision: str | None, cause: Exception) -> Path:
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:
         raise ValueError(
             f"The hub cannot be reached, and {name} is not in the cache. Go online once, or give a local folder."
@@ -63,16 +61,20 @@ class About:
     folder: Path | None  # where in huggingface_hub's cache it comes to lie
 
 
+def _name_and_revision(repo: str) -> tuple[str, str | None]:
+    match = _REPO.fullmatch(repo)
+    if match is None:
+        raise ValueError(f"'{repo}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
+    return match["repo"], match["revision"]
+
+
 def about(source: str) -> About:
     """What loading "hf:..." or "openclip:..." would bring.  Asks the hub for its list of files, no more."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import filter_repo_objects
 
     if source.startswith("hf:"):
-        match = _REPO.fullmatch(source.removeprefix("hf:"))
-        if match is None:
-            raise ValueError(f"'{source}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
-        name, revision = match["repo"], match["revision"]
+        name, revision = _name_and_revision(source.removeprefix("hf:"))
     else:
         model, _, tag = source.removeprefix("openclip:").partition("/")
         known = _open_clip().get_pretrained_cfg(model, tag)
@@ -85,7 +87,7 @@ def about(source: str) -> About:
         files = {file.rfilename: file.size or 0 for file in
                  HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []}  # fmt: skip
     except Exception as error:  # the hub's HTTP library has errors of its own
-        raise ValueError(f"The hub does not answer for {name} ({_line(error)}). Is this machine online?") from error
+        raise ValueError(f"The hub does not answer for {name} ({one_line(error)}). Is this machine online?") from error
     wanted = filter_repo_objects(files, allow_patterns=[*_SMALL, *_weights(list(files))])
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     return About(sum(files[file] for file in wanted), folder)
@@ -128,7 +130,7 @@ def openclip(name_and_tag: str) -> OpenCLIPSource:
         weights = Path(open_clip.download_pretrained(known))
     except Exception as error:  # the registry raises what its HTTP libraries raise
         raise ValueError(
-            f"The weights of {name_and_tag} cannot be downloaded ({_line(error)}), and are not in the cache."
+            f"The weights of {name_and_tag} cannot be downloaded ({one_line(error)}), and are not in the cache."
         ) from error
     if not model.get("vision_cfg", {}).get("timm_model_name"):
         model["quick_gelu"] = bool(known.get("quick_gelu"))  # what these weights were trained with, whatever NAME says
@@ -160,7 +162,3 @@ def _near(name: str, known: list[str]) -> str:
     import difflib
 
     return f"Near: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.4)) or ', '.join(known[:3])}."
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

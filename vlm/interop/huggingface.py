@@ -105,8 +105,9 @@ def read_clip(state: State, info: dict[str, Any] | None, hints: Hints) -> tuple[
 def _towers(info: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """(vision_config, text_config); files of before 2022 keep the last word in `..._config_dict`."""
     info = info or {}
-    merged = [(info.get(f"{n}_config") or {}) | (info.get(f"{n}_config_dict") or {}) for n in ("vision", "text")]
-    return merged[0], merged[1]
+    vision: dict[str, Any] = {**(info.get("vision_config") or {}), **(info.get("vision_config_dict") or {})}
+    text: dict[str, Any] = {**(info.get("text_config") or {}), **(info.get("text_config_dict") or {})}
+    return vision, text
 
 
 def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints) -> CLIPConfig:

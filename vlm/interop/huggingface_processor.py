@@ -121,7 +121,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
     }
 
 
-def _sides(size: Any) -> tuple[int, int]:
+def _sides(size: dict[str, int] | int) -> tuple[int, int]:
     return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vlm.config import VisionConfig
+from vlm.config import Json, VisionConfig
 from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches
 from vlm.interop.huggingface import ACTIVATIONS, NAMES, join_qkv, pair
 from vlm.interop.tables import State, Table, expand, layers, read, shape, square, with_prefix, write
@@ -85,7 +85,7 @@ def _config(state: State, given: dict[str, Any], known: bool, hints: Hints) -> V
 
 
 def _labels(given: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    names = given.get("id2label")
+    names: Json = given.get("id2label")
     if not isinstance(names, dict) or sorted(names) != sorted(str(number) for number in range(num_classes)):
         return None
     return tuple(str(names[str(number)]) for number in range(num_classes))

@@ -6,7 +6,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ Names = str | tuple[str, ...]
 State = dict[str, Tensor]
 
 
-class Reshape(NamedTuple):
+@dataclass(frozen=True)
+class Reshape:
     """How tensors change shape on the way in (theirs -> ours) and out (ours -> theirs)."""
 
     read: Callable[[list[Tensor]], list[Tensor]]
@@ -97,7 +98,7 @@ def read(state: State, table: Table, model: nn.Module, *, ignore: Iterable[str] 
 
 def write(state: State, table: Table) -> State:
     """Our tensors under their names; raises `ValueError` listing ours that the table does not know."""
-    left, theirs = dict(state), {}
+    left, theirs = dict(state), State()
     for names, ours, *how in table:
         if all(name in left for name in _tuple(ours)):
             tensors = (how[0] if how else SAME).write([left.pop(name) for name in _tuple(ours)])

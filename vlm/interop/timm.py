@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 
-from vlm.config import Activation, PreprocessConfig, VisionConfig
+from vlm.config import Activation, Json, PreprocessConfig, VisionConfig
 from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches, write_json
 from vlm.interop.tables import State, Table, expand, fold_layer_scale, layers, mlp_ratio, read, shape, square, write
 
@@ -37,17 +37,9 @@ _HEAD: Table = (("head.weight", "head.weight"), ("head.bias", "head.bias"))
 
 # Heads by size, for plain ViTs only: relative positions, registers, hybrids, rotary positions and their like stay out.
 _SIZES = {
-    "tiny": 3,
-    "xsmall": 4,
-    "small": 6,
-    "medium": 8,
-    "betwixt": 10,
-    "base": 12,
-    "large": 16,
-    "huge": 16,
-    "giant": 16,
-}
-_SIZES |= {"gigantic": 16, "so400m": 16, "giantopt": 16, "base_plus": 14}
+    "tiny": 3, "xsmall": 4, "small": 6, "medium": 8, "betwixt": 10, "base": 12, "base_plus": 14, "large": 16,
+    "huge": 16, "giant": 16, "giantopt": 16, "gigantic": 16, "so400m": 16,
+}  # fmt: skip
 _PLAIN = re.compile(r"(?:vit|deit)_([a-z0-9]+)_patch\d+((?:_(?:plus|clip|siglip|quickgelu|gap))*)_\d+(?:\..*)?")
 _TANH = re.compile(
     r"vit_(giantopt_|so400m_patch16_|base_patch32_siglip_|large_patch16_siglip_(gap_)?512).*"
@@ -174,32 +166,15 @@ def _named_by_weights(state: State, hints: Hints) -> Named:
 
 
 _ARGUMENTS = {
-    "img_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "mlp_ratio",
-    "in_chans",
-    "num_classes",
-    "class_token",
-    "pre_norm",
-    "fc_norm",
-}
-_ARGUMENTS |= {
-    "qkv_bias",
-    "init_values",
-    "num_heads",
-    "act_layer",
-    "global_pool",
-    "drop_path_rate",
-    "drop_rate",
+    "img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "in_chans", "num_classes", "class_token", "pre_norm",
+    "fc_norm", "qkv_bias", "init_values", "num_heads", "act_layer", "global_pool", "drop_path_rate", "drop_rate",
     "proj_drop_rate",
-}
+}  # fmt: skip
 
 
 def _named_by_config(info: dict[str, Any], hints: Hints) -> tuple[Named, int | tuple[int, int] | None]:
     name = named(str(info.get("architecture")))
-    arguments = info.get("model_args") or {}
+    arguments: dict[str, Any] = info.get("model_args") or {}
     unknown = [argument for argument in arguments if argument not in _ARGUMENTS]
     if unknown:
         raise ValueError(f"timm model_args not known here: {', '.join(unknown)}.")
@@ -213,12 +188,16 @@ def _named_by_config(info: dict[str, Any], hints: Hints) -> tuple[Named, int | t
         norm_eps=hints.norm_eps or name.norm_eps,
         global_pool=info.get("global_pool") or arguments.get("global_pool", name.global_pool),
     )
-    side = arguments.get("img_size") or (info.get("pretrained_cfg") or {}).get("input_size", [None])[1:]
-    return changed, (tuple(side) if isinstance(side, (list, tuple)) else side) or None
+    side: list[int] | int | None = arguments.get("img_size") or _pretrained(info).get("input_size", [])[1:] or None
+    return changed, _side(side) if isinstance(side, list) else side
+
+
+def _pretrained(info: dict[str, Any]) -> dict[str, Any]:
+    return info.get("pretrained_cfg") or {}
 
 
 def _preprocess(info: dict[str, Any]) -> PreprocessConfig | None:
-    given = info.get("pretrained_cfg") or {}
+    given = _pretrained(info)
     if not {"input_size", "mean", "std"} <= set(given):
         return None
     mode = given.get("crop_mode") or "center"
@@ -243,7 +222,7 @@ def _side(shape: list[int]) -> int | tuple[int, int]:
 
 
 def _labels(info: dict[str, Any]) -> tuple[str, ...] | None:
-    names = (info.get("pretrained_cfg") or {}).get("label_names") or info.get("label_names")
+    names: Json = _pretrained(info).get("label_names") or info.get("label_names")
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
@@ -297,7 +276,7 @@ def write_vision(
     if labels:
         info["label_names"] = list(labels)
     write_json(folder / "config.json", info)
-    save_file(theirs, folder / "model.safetensors")
+    safetensors.torch.save_file(theirs, folder / "model.safetensors")
 
 
 def _data_config(preprocess: PreprocessConfig | None) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import gzip
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from vlm.config import Json
 from vlm.interop.foreign import read_json, write_json
-from vlm.tokenizer import CLIP_BPE_FILE, CLIPTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig
+from vlm.tokenizer import BYTE_LETTERS, CLIP_BPE_FILE, CLIPTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig
 from vlm.tokenizer_json import JSON_FILE, JsonTokenizer
 
 _CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")
@@ -67,7 +68,7 @@ def _open(path: Path) -> tokenizers.Tokenizer:
 
 def _symbol_id(vocabulary: tokenizers.Tokenizer, given: dict[str, Any], names: tuple[str, ...], folder: Path) -> int:
     for name in names:
-        symbol = given.get(name)
+        symbol: Json = given.get(name)
         symbol = symbol.get("content") if isinstance(symbol, dict) else symbol
         id = vocabulary.token_to_id(symbol) if isinstance(symbol, str) else None
         if id is not None:
@@ -83,7 +84,7 @@ def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenize
     """
     from sentencepiece import sentencepiece_model_pb2  # needs protobuf
 
-    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto = cast(Any, sentencepiece_model_pb2).ModelProto()  # a class that is made at import
     proto.ParseFromString(model)
     if proto.trainer_spec.model_type != 1:
         raise ValueError("this SentencePiece model is not of type unigram; only such are written as tokenizer.json.")
@@ -137,7 +138,7 @@ def _charsmap(charsmap: bytes) -> list[normalizers.Normalizer]:
 def from_clip() -> tokenizers.Tokenizer:
     """CLIP's byte-pair encoding for the `tokenizers` library, as transformers' CLIPTokenizer builds it."""
     merges = [tuple(line.split()) for line in gzip.decompress(CLIP_BPE_FILE.read_bytes()).decode().split("\n")[1:48895]]
-    letters = list(_byte_letters())
+    letters = list(BYTE_LETTERS)
     names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), *_CLIP_SYMBOLS]
     begin, end = _CLIP_SYMBOLS
     vocabulary = tokenizers.Tokenizer(
@@ -159,12 +160,6 @@ def from_clip() -> tokenizers.Tokenizer:
 
 
 _CLIP_SYMBOLS = ("<|startoftext|>", "<|endoftext|>")
-
-
-def _byte_letters() -> list[str]:
-    """GPT-2's byte alphabet in CLIP's order: printable bytes first, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(0x100 + number) for number in range(256 - len(printable))]
 
 
 def write_tokenizer(

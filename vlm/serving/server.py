@@ -4,7 +4,7 @@ import hmac
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -47,8 +47,10 @@ _DESCRIPTION = "Pictures and words in one space. Send JSON, pictures in base64; 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "what was sent cannot be used"},
     401: {"model": Problem, "description": "the token is missing or wrong"},
+    403: {"model": Problem, "description": "the server is for this machine, and was called by another name"},
     413: {"model": Problem, "description": "the request has too many bytes"},
     415: {"model": Problem, "description": "neither JSON nor a form"},
+    500: {"model": Problem, "description": "the server failed; its log says why"},
     503: {"model": Problem, "description": "too many requests at once"},
 }
 
@@ -125,7 +127,7 @@ def create_app(
     """The routes.  `hosts`: names by which the server may be called, None: any.  Its end closes `service`."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
         service.close()
 
