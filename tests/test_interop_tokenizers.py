@@ -1,5 +1,6 @@
 """Tokenizers travel: the same ids in `tokenizers`, transformers and OpenCLIP as here."""
 
+import re
 import string
 import unicodedata
 from pathlib import Path
@@ -149,9 +150,9 @@ def test_clipa_ends_in_padding(tmp_path: Path) -> None:
 
 def test_damaged_tokenizers_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ')
-    with pytest.raises(ValueError, match=r"tokenizer.json is not a tokenizer.json, or is damaged"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "tokenizer.json")) + " is not a tokenizer.json"):
         read_tokenizer(tmp_path, 8, 100)
     config = TokenizerConfig(kind="tokenizers", context_length=8, vocab_size=100, eot_id=1, pad_id=0)
-    with pytest.raises(ValueError, match=r"is not a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"these bytes is not a tokenizer.json"):
         JsonTokenizer(b"{}", config)
     assert read_tokenizer(tmp_path / "nothing", 8, 100) is None

@@ -226,3 +226,9 @@ def test_recall_counts_all_five_captions(tmp_path):
         scores = torch.zeros(4, 20)
         scores[torch.arange(4), torch.arange(4) * 5 + k] = 1
         assert recall_at_k(scores, correct.T, 1) == 1
+
+
+def test_splits_are_asked_of_a_table_that_has_none(tmp_path):
+    (tmp_path / "data.csv").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has no column split\. It has: "):
+        open_rows(str(tmp_path / "data.csv"), ("train",))

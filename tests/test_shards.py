@@ -162,6 +162,10 @@ def test_shards_of_another_model_or_data_set_or_setting_are_refused(job, tiny_em
             embed(replace(job, **change))
         assert "\n" not in str(caught.value)
     assert hashes(job.out) == wanted
+    first = sorted(job.out.glob("part-*.parquet"))[0]
+    first.write_bytes(b"damaged")  # says nothing of its job; those behind it still do
+    with pytest.raises(ValueError, match="has batch_size 2, this run 3"):
+        embed(replace(job, batch_size=3))
 
 
 def test_a_parquet_file_of_somebody_else_is_refused(job):

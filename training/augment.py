@@ -34,8 +34,8 @@ class AugmentConfig(StrictConfig):
     erase: float = 0.2  # probability of a blank rectangle
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "stretch", "rotate", "shear", "shift", "hue")
-        check_share(self, "flip", "colour", "gray", "line", "blur", "background", "erase")
+        check_not_negative(self, "stretch", "rotate", "shear", "shift")
+        check_share(self, "flip", "colour", "hue", "gray", "line", "blur", "background", "erase")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"zoom is {self.zoom}; wanted two positive factors, the smaller one first.")
 
