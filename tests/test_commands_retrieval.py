@@ -8,6 +8,7 @@ import pytest
 
 from vlm.checkpoint import load
 from vlm.cli import main
+from vlm.embedder import Embedder
 from vlm.retrieval import EmbeddingIndex
 
 
@@ -54,3 +55,19 @@ def test_index_without_anything_to_do_is_wrong_usage(tmp_path: Path, capsys: pyt
         main(["index", "--index", str(tmp_path / "index")])
     assert stopped.value.code == 2
     assert "give FOLDER, --prune, --ann, --from-embeddings or --to-embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "decoding"), [((), "exact"), (("--fast-decode",), "scaled")])
+def test_fast_decoding_is_asked_for_and_not_the_default(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], decoding: str
+):
+    seen: list[str] = []
+    opened = EmbeddingIndex.open
+
+    def noting(place: Path, embedder: Embedder) -> EmbeddingIndex:
+        seen.append(embedder.preprocess.decoding)
+        return opened(place, embedder)
+
+    monkeypatch.setattr(EmbeddingIndex, "open", noting)
+    assert main(["index", str(picture_folder), "--index", str(tmp_path / "index"), *words]) == 0
+    assert seen == [decoding]

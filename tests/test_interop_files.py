@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import clip_config, randomise
 from vlm.clip import CLIP
-from vlm.interop import huggingface, load_foreign, load_foreign_classifier, openclip
+from vlm.interop import hub, huggingface, load_foreign, load_foreign_classifier, openclip
 from vlm.interop.files import find_weights, read_tensors
 
 MARKER = Path("marker-of-executed-code")
@@ -273,3 +273,24 @@ def test_offline_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="hub cannot be reached, and nobody/nothing is not in the cache"):
         load_foreign("hf:nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (["pytorch_model.bin", "model.safetensors", "config.json"], ["model.safetensors"]),
+        (["open_clip_pytorch_model.bin", "other.safetensors"], ["open_clip_pytorch_model.bin"]),
+        (
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "pytorch_model-00001-of-00001.bin",
+            ],
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+        (["deep/a.safetensors", "b.safetensors", "c.safetensors"], ["b.safetensors"]),
+        (["README.md"], []),
+    ],
+)
+def test_of_a_repository_one_form_of_the_weights_is_taken(there: list[str], taken: list[str]) -> None:
+    assert hub._weights(there) == taken  # pyright: ignore[reportPrivateUsage]
