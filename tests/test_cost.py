@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training import train_clip
 from training.config import OptimSection, Recipe, read_recipe
-from training.cost import block_bytes, loss_flops, muon_flops, plan, step_cost, text_flops, vision_flops
+from training.cost import Cost, block_bytes, loss_flops, muon_flops, plan, step_cost, text_flops, vision_flops
 from training.optim import optimizers, orthogonalise
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
@@ -67,16 +67,19 @@ def test_flops_with_patch_dropout_and_other_pools_are_those_torch_counts():
         assert 4 * work.both == pytest.approx(both, rel=0.01)
 
 
-def test_coarse_pictures_cost_what_a_model_of_their_size_does():
-    sizes = VisionConfig(image_size=64, patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=200)
-    text = TextConfig(width=16, num_heads=2, depth=1)
-    data, costs = {"patch_dropout": 0.25}, []
-    for more, side in (({"coarse_size": 32, "dense_share": 0.1}, 64), ({}, 32)):
-        recipe = Recipe.from_dict({"data": data | more, "optim": {"matrices": "adamw"}})
-        config = CLIPConfig(embed_dim=48, vision=replace(sizes, image_size=side), text=text)
-        costs.append(step_cost(config, recipe, 1))
-    assert costs[0].flops == costs[1].flops
-    assert costs[0].memory["activations"] == costs[1].memory["activations"]
+@pytest.mark.parametrize("early", [{"coarse_size": 32}, {"patch_dropout": 0.75}])
+def test_dense_steps_cost_their_share_of_time_and_all_of_their_memory(early):
+    vision = VisionConfig(image_size=64, patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=200)
+    config = CLIPConfig(embed_dim=48, vision=vision, text=TextConfig(width=16, num_heads=2, depth=1))
+
+    def cost(config: CLIPConfig, **data: object) -> Cost:
+        return step_cost(config, Recipe.from_dict({"data": data, "optim": {"matrices": "adamw"}}), 1)
+
+    sixteen = cost(replace(config, vision=replace(vision, image_size=32)))  # patches of 64
+    found, whole = cost(config, dense_share=0.1, **early), cost(config)
+    pictures = [one.flops["pictures"] for one in (found, sixteen, whole)]
+    assert pictures[0] == pytest.approx(0.9 * pictures[1] + 0.1 * pictures[2])
+    assert found.memory["activations"] == whole.memory["activations"] > sixteen.memory["activations"]
 
 
 def test_the_tiled_loss_computes_the_similarities_once_more_than_the_dense_one():

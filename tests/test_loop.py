@@ -284,6 +284,20 @@ def test_a_rehearsal_writes_nothing_and_measures_the_second_step(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rehearsal_weighs_dense_steps_by_their_share(monkeypatch):
+    class DenserAtTheEnd(Vectors):
+        def __getitem__(self, step: int):
+            self.seconds = 0.25 if step < 4 else 1.75
+            return super().__getitem__(step)
+
+    monkeypatch.setattr("training.loop.time", CLOCK)
+    stream: Any = DenserAtTheEnd()
+    plan = recipe(steps=5).to_dict()
+    plan["data"]["dense_share"] = 0.2
+    found = rehearse(towers(), backward, stream, Recipe.from_dict(plan), ALONE)
+    assert found.seconds == pytest.approx(0.8 * 1.25 + 0.2 * 2.75)
+
+
 def test_the_recipe_is_kept_in_the_checkpoint(tmp_path):
     model, settings = towers(), recipe(steps=2)
     run(model, tmp_path / "run", settings)

@@ -35,6 +35,10 @@ def test_one_command_makes_the_whole_table_and_the_linear_probe_as_a_classifier(
     assert all(row["chance"] == 1 / 20 and row["n"] == 12 and row["split"] == "validation" for row in rows)
     assert len(load_classifier(tmp_path / "linear").labels) == 20
 
+    assert run(monkeypatch, tmp_path / "linear", *words[1:], "--choose", "validation", "--json") == 0
+    methods = [row["method"] for row in json.loads(capsys.readouterr().out)]
+    assert methods == [row["method"] for row in rows[1:]]  # a ViT reads no names
+
     more = ("--held-out", 8, "--report", "validation", "--shots", "--classifier", tmp_path / "linear")
     assert run(monkeypatch, *words, *more) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -86,7 +86,7 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
 
 
 def dry_run(recipe_file: Path, peers: Processes) -> None:
-    """Two steps of the recipe, and what they say about all of it, on standard output."""
+    """A few steps of the recipe, and what they say about all of it, on standard output."""
     recipe = read_recipe(recipe_file, VitRecipe)
     classes = open_classes(recipe)
     classifier, preprocess = open_classifier(recipe, classes, peers)
@@ -193,7 +193,7 @@ def open_stream(recipe: VitRecipe, classifier: ViTClassifier, pictures: ClassPic
         seed=run.seed,
         num_patches=config.num_patches,
         patch_dropout=data.patch_dropout,
-        dense_from=round(run.steps * (1 - data.dense_share)),
+        dense_from=recipe.dense_from,
     )
 
 

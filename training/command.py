@@ -51,7 +51,7 @@ def run(name: str, description: str, actions: Callable[[], Actions]) -> int:
         help="auto: go on from the newest checkpoint in --out, if any",
     )
     parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: cuda where there is one, else cpu")
-    parser.add_argument("--dry-run", action="store_true", help="two steps: memory, samples/s, how long all would take")
+    parser.add_argument("--dry-run", action="store_true", help="a few steps: memory, samples/s, time of all")
     parser.add_argument("--push", metavar="ORG/NAME", help="upload the finished model to the Hugging Face hub")
     elsewhere = parser.add_argument_group("--dry-run for machines that are not here: arithmetic, nothing is run")
     elsewhere.add_argument("--gpus", type=int, help="how many")
@@ -73,7 +73,7 @@ def run(name: str, description: str, actions: Callable[[], Actions]) -> int:
     try:
         if arguments.gpus is not None:
             if able.plan is None:
-                raise ValueError("--gpus plans CLIP recipes only. Leave it out: two steps are run here.")
+                raise ValueError("--gpus plans CLIP recipes only. Leave it out: a few steps are run here.")
             machine = (arguments.gpus, arguments.gpu, arguments.tflops, arguments.efficiency)
             able.plan(arguments.recipe, *machine, arguments.caption_tokens)
             return 0

@@ -187,6 +187,16 @@ class LoopRecipe(StrictConfig, ABC):
     def workers(self) -> int:
         """Loader processes."""
 
+    @property
+    @abstractmethod
+    def dense_share(self) -> float:
+        """The last share of the steps, which see whole pictures at full size."""
+
+    @property
+    def dense_from(self) -> int:
+        """The first of those steps; `run.steps` where there is none."""
+        return round(self.run.steps * (1 - self.dense_share))
+
     def __post_init__(self) -> None:
         run, optim = self.run, self.optim
         if run.batch_size % run.accumulate:
@@ -228,6 +238,10 @@ class Recipe(LoopRecipe):
     @property
     def workers(self) -> int:
         return self.data.workers
+
+    @property
+    def dense_share(self) -> float:
+        return self.data.dense_share
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -308,6 +322,10 @@ class VitRecipe(LoopRecipe):
     @property
     def workers(self) -> int:
         return self.data.workers
+
+    @property
+    def dense_share(self) -> float:
+        return self.data.dense_share
 
     def __post_init__(self) -> None:
         super().__post_init__()

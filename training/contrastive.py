@@ -79,7 +79,7 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
 
 
 def dry_run(recipe_file: Path, peers: Processes) -> None:
-    """Two steps of the recipe, and what they say about all of it, on standard output."""
+    """A few steps of the recipe, and what they say about all of it, on standard output."""
     recipe = read_recipe(recipe_file)
     embedder = open_embedder(recipe, peers)
     pairs = open_training_pairs(recipe, embedder)
@@ -194,7 +194,7 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Process
         num_patches=data.coarse(embedder.model.config.vision).num_patches,
         patch_dropout=data.patch_dropout,
         coarse_size=data.coarse_size,
-        dense_from=round(run.steps * (1 - data.dense_share)),
+        dense_from=recipe.dense_from,
         choice=CaptionChoice(
             keyword_share=data.keyword_share,
             template_share=data.template_share,

@@ -112,7 +112,7 @@ class Cost:
 
     parameters: int
     trained: int
-    vision: Work  # of one picture
+    vision: Work  # of one picture, on average over the run
     text: Work  # of one caption
     tokens: int  # of that caption
     rows: int  # pictures of each GPU
@@ -138,11 +138,11 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
     rows, captions = run.batch_size // gpus, data.captions_per_picture
     patches = data.coarse(config.vision).num_patches
     kept = patches - int(patches * data.patch_dropout)
+    fullest = config.vision.num_patches if data.dense_share else kept
     tokens = config.text.context_length if caption_tokens is None else min(caption_tokens, config.text.context_length)
-    vision, text = (
-        vision_flops(config.vision, config.embed_dim, kept),
-        text_flops(config.text, config.embed_dim, tokens),
-    )
+    sparse, dense = (vision_flops(config.vision, config.embed_dim, count) for count in (kept, None))
+    vision = Work(*((1 - data.dense_share) * a + data.dense_share * b for a, b in zip(sparse, dense, strict=True)))
+    text = text_flops(config.text, config.embed_dim, tokens)
     if recipe.model.lock_vision:
         vision = Work(vision.forward, 0)
     again = (run.accumulate > 1) + run.checkpoint_activations  # forward passes more
@@ -161,7 +161,7 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
     size = 8 if run.precision == "float64" else 4
     cut = gpus if run.shard else 1
     kept_rows = rows / run.accumulate
-    keeps = kept_rows * _row_bytes(recipe, config, kept + config.vision.class_token, tokens, half=half) * size / 4
+    keeps = kept_rows * _row_bytes(recipe, config, fullest + config.vision.class_token, tokens, half=half) * size / 4
     embeds = size * config.embed_dim * run.batch_size * (1 + 2 * captions) + 3 * size * TILE**2
     memory = {
         "weights": size * parameters / cut + (2 * parameters / cut if half else 0),

@@ -44,9 +44,9 @@ class StepNumbers(NamedTuple):
 
 
 class Rehearsal(NamedTuple):
-    """What two steps show."""
+    """What a few steps show."""
 
-    seconds: float  # of the second step: the first one compiles, allocates and warms up
+    seconds: float  # of a step, on average over the run
     peak_bytes: float  # memory at its highest, of this process
 
 
@@ -209,12 +209,20 @@ def fit(
 def rehearse(
     model: nn.Module, backward: Backward[AnyBatch], stream: Stream[AnyBatch], recipe: LoopRecipe, peers: Processes
 ) -> Rehearsal:
-    """Two steps of a run, waiting for data included, and nothing written."""
+    """The first two steps of a run and, where there are dense ones, two of those; nothing is written."""
     training = Training(model, backward, recipe, peers)
-    clock = seconds = time.perf_counter()
-    for step, batch in enumerate(_batches(stream, 0, 2, recipe, peers)):
-        training.step(step, batch.to(peers.device))
-        clock, seconds = time.perf_counter(), time.perf_counter() - clock
+
+    def second_of_two(first: int) -> float:
+        """Seconds, waiting for data included; the one before compiles, allocates and warms up."""
+        clock = seconds = time.perf_counter()
+        for step, batch in enumerate(_batches(stream, first, first + 2, recipe, peers), start=first):
+            training.step(step, batch.to(peers.device))
+            clock, seconds = time.perf_counter(), time.perf_counter() - clock
+        return seconds
+
+    seconds, dense = second_of_two(0), 1 - recipe.dense_from / recipe.run.steps
+    if dense:
+        seconds = (1 - dense) * seconds + dense * second_of_two(recipe.dense_from)
     if peers.device.type == "cuda":
         return Rehearsal(seconds, torch.cuda.max_memory_allocated(peers.device))
     return Rehearsal(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -107,5 +107,5 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks; its class's name where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The beginning of what an error says, without line breaks; its class's name where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
