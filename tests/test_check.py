@@ -185,6 +185,15 @@ def test_odd_pictures_are_counted_by_the_reasons_of_open_image(tmp_path: Path):
         assert sheet.format == "PNG"
 
 
+def test_the_sheet_shows_each_picture_whole_with_its_words_below(tmp_path: Path):
+    rows = [row(n, encoded(Image.new("RGB", (300, 300), "red")), "a red square") for n in range(2)]
+    examine(rows, tmp_path)
+    sheet = np.asarray(Image.open(tmp_path / "contact-sheet.png").convert("RGB"))
+    first = sheet[46 : 46 + 230, 6 : 6 + 150]  # the first cell under the first heading: picture, then words
+    assert (first[:150] == (255, 0, 0)).all()
+    assert (first[150:] < 128).all(-1).any()
+
+
 def test_a_sample_is_the_same_each_time_and_says_so():
     rows = sound()
     table = Table("set", Dataset.from_list(rows), recognise("set", list(rows[0]), {}))

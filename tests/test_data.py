@@ -122,6 +122,12 @@ def test_a_coarse_picture_is_what_pillow_makes_of_it():
         assert (small.permute(1, 2, 0).int() - torch.from_numpy(np.array(wanted)).int()).abs().max() <= 1
 
 
+def test_texts_are_names_not_keywords(pairs):
+    assert pairs.languages == ["en", "ja"]
+    for language in pairs.languages:
+        assert pairs.texts(language) == [pairs.rows.captions(index)[language][0] for index in range(len(pairs))]
+
+
 def test_groups_are_equal_exactly_where_concepts_are(pairs):
     concepts = pairs.rows.column("concept")
     same = torch.tensor([[a == b for b in concepts] for a in concepts])

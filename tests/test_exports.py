@@ -24,6 +24,7 @@ from tests.foreign_models import (
     sentencepiece_model,
     siglip_config,
 )
+from vlm.checkpoint import load_classifier
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
@@ -167,6 +168,22 @@ def test_vit_of_hugging_face_opens_our_classifier_with_its_labels(tmp_path: Path
         logits = theirs(**processor(pictures, return_tensors="pt")).logits
         assert torch.allclose(logits, ours(torch.stack([ours.preprocess(picture) for picture in pictures])), atol=1e-4)
     assert load_foreign_classifier(str(tmp_path / "out")).preprocess == ours.preprocess.config
+
+
+def test_a_vit_whose_patches_do_not_cover_its_pictures_goes_back_as_it_came(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    theirs: Any = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=52, num_labels=3))
+    theirs.save_pretrained(tmp_path / "in")
+    processor = transformers.ViTImageProcessorPil(size={"height": 52, "width": 52})
+    processor.save_pretrained(tmp_path / "in")
+    ours = load_classifier(str(tmp_path / "in"))
+    assert ours.vision.config.image_shape == (48, 48)
+    export(ours, tmp_path / "out", "huggingface")
+    again: Any = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert again.config.image_size == 52
+    pictures = torch.randn(2, 3, 52, 52, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(again(pictures).logits, theirs.eval()(pictures).logits)
 
 
 def test_timm_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_clip_weights_give_clip_outputs(tmp_path: Path, vision: dict[str, Any], 
     assert_equal_outputs(theirs, ours, pixels(ours.config.vision), rows(ours.config.text))
 
 
+def test_what_a_config_does_not_say_is_transformers_own_default(tmp_path: Path) -> None:
+    theirs: Any = clip(text={"num_attention_heads": transformers.CLIPTextConfig().num_attention_heads})
+    theirs.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["text_config"]["num_attention_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    ours = ours_of(load_foreign(str(tmp_path)))
+    assert_equal_outputs(theirs, ours, pixels(ours.config.vision), rows(ours.config.text))
+
+
 @pytest.mark.parametrize("vision", [{}, {"image_size": 52}, {"hidden_act": "gelu"}])
 def test_siglip_weights_give_siglip_outputs(tmp_path: Path, vision: dict[str, Any]) -> None:
     theirs: Any = siglip(vision)

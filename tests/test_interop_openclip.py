@@ -179,6 +179,8 @@ def test_ours_to_openclip_and_back_is_bit_identical_and_openclip_gives_our_outpu
     ours = CLIP(config)
     randomise(ours)
     model_cfg, tensors = openclip.write_model(config, ours.state_dict())
+    text, newest = model_cfg["text_cfg"], config.text.eot_id == config.text.vocab_size - 1
+    assert text["pool_type"] == ("last" if config.text.pool == "last" else "argmax" if newest else "eos")
     theirs: Any = open_clip.model.CLIP(**{name: value for name, value in model_cfg.items() if name != "custom_text"})
     theirs.load_state_dict(tensors, strict=True)
     theirs.eval()

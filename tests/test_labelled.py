@@ -75,7 +75,8 @@ def test_samples_of_other_classes_are_left_out_and_said(run_folder: Path, capsys
     assert [found.rows.label(i) for i in found.index] == [some.keys[t] for t in found.targets.tolist()]
     assert len(found.index) == 3
     assert sum(found.left_out.values()) == 9
-    assert f"1 of 12 samples left out: class {every.keys[5]} is not asked for" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert f"validation: 1 of 12 samples left out: class {every.keys[5]} is not asked for" in lines
     with pytest.raises(ValueError, match="has no sample of these classes"):
         open_labelled(data, "validation", ClassSet(keys=("cow", "sheep"), column="concept"))
 

@@ -251,6 +251,17 @@ def test_a_changed_recipe_is_said_aloud_when_a_run_goes_on(tmp_path, capsys):
     assert "the recipe has changed since step-00000002: run.steps: 4, was 2" in capsys.readouterr().err
 
 
+def test_metrics_can_be_read_while_the_run_goes_on(tmp_path):
+    seen = []
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        seen.append([step for step, _ in read_metrics(tmp_path / "run" / "metrics.jsonl")["loss"]])
+        return {}
+
+    run(towers(), tmp_path / "run", recipe(eval_every=3), evaluate=evaluate)
+    assert seen == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]
+
+
 def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path):
     run(towers(), tmp_path / "run", recipe(eval_every=3, log_every=2), evaluate=lambda _: {"val x": 0.5})
     curves = read_metrics(tmp_path / "run" / "metrics.jsonl")

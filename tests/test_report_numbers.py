@@ -74,6 +74,7 @@ def test_a_temperature_changes_honesty_and_no_accuracy():
 def test_a_class_that_never_occurs_is_reported_with_no_pictures():
     found = numbers(torch.tensor([[2.0, 1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]), 1.0, CLASSES, "en")
     assert found["classes"][2]["n"] == 0
+    assert found["classes"][1]["precision"] == found["classes"][2]["recall"] == 0  # of no answers, of no pictures
     assert found["always_the_largest_class"] == 0.75
     assert found["balanced_accuracy"]["value"] == pytest.approx(0.5)
     assert not any(isinstance(value, float) and math.isnan(value) for row in found["classes"] for value in row.values())
