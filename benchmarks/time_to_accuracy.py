@@ -3,9 +3,9 @@
     python -m benchmarks.time_to_accuracy prepare runs/race/data
     python -m benchmarks.time_to_accuracy peer runs/race/data runs/race/peer --minutes 60 --lr 1e-3 --batch-size 256 \\
         --warmup 100 --patch-dropout 0.5 -- --aug-cfg "scale=(0.5,1.0)"
-    python -m benchmarks.time_to_accuracy ours training/recipes/mini.toml runs/race/ours --minutes 60
+    python -m benchmarks.time_to_accuracy ours training/recipes/mini-quick.toml runs/race/ours-0 --minutes 9 --seed 0
     python -m benchmarks.time_to_accuracy tuning runs/race/tune-*/curve.jsonl
-    python -m benchmarks.time_to_accuracy table runs/race/peer/curve.jsonl runs/race/ours/curve.jsonl \\
+    python -m benchmarks.time_to_accuracy table runs/race/peer/curve.jsonl runs/race/ours-*/curve.jsonl \\
         > benchmarks/time_to_accuracy.md
 
 The peer is `open_clip_train.main` as it is, with a model of the same sizes, the same vocabulary, pictures, processors;
@@ -16,6 +16,7 @@ taken.
 
 import argparse
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.open_clip_run import Settings, prepare
 from benchmarks.timed_runs import Point, pairs_a_second, read_curve, run_ours, run_peer, score_run
+
+Run = tuple[dict[str, Any], list[Point]]  # what there is to know about it, its checkpoints
 
 IMAGE = Path(__file__).parents[1] / "docs/images/time-to-accuracy.png"
 SCORES: dict[str, Callable[[Point], float]] = {
@@ -75,6 +78,7 @@ def main() -> int:
                     arguments.threads,
                     arguments.every,
                     arguments.steps,
+                    arguments.seed,
                 )
                 print(score_run(arguments.out))
             case "score":
@@ -82,7 +86,7 @@ def main() -> int:
             case "tuning":
                 print(tuning([read_curve(path) for path in arguments.curves]))
             case _:
-                peer, ours = (read_curve(path) for path in (arguments.peer, arguments.ours))
+                peer, ours = read_curve(arguments.peer), [read_curve(path) for path in arguments.ours]
                 print(table(peer, ours))
                 draw(peer, ours, arguments.image)
     except (ValueError, subprocess.CalledProcessError) as error:
@@ -122,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path)
     one.add_argument("--every", type=int, default=50, help="steps from checkpoint to checkpoint (50)")
     one.add_argument("--steps", type=int, help="of the whole run; default: as many as fit into the minutes")
+    one.add_argument("--seed", type=int, help="default: the recipe's")
     _timed(one)
     one = parts.add_parser("score", help="score a run again")
     one.add_argument("out", type=Path)
@@ -129,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("curves", nargs="+", type=Path, help="their curve.jsonl")
     one = parts.add_parser("table", help="Markdown, and the figure")
     one.add_argument("peer", type=Path, help="its curve.jsonl")
-    one.add_argument("ours", type=Path, help="its curve.jsonl")
+    one.add_argument("ours", nargs="+", type=Path, help="its curve.jsonl, of each seed")
     one.add_argument("--image", type=Path, default=IMAGE)
     return own
 
@@ -151,8 +156,9 @@ def first_at(points: Sequence[Point], score: Callable[[Point], float], wanted: f
     return None if found is None else Reached(score(found), found.seconds / 60)
 
 
-def table(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], list[Point]]) -> str:
-    (about_peer, theirs), (about_ours, own) = peer, ours
+def table(peer: Run, ours: Sequence[Run]) -> str:
+    """`ours`: one run or several, which differ in their seeds."""
+    about_peer, theirs = peer
     lines = [
         "# Time to accuracy: OpenCLIP's trainer and this one, from nothing\n",
         f"Text->image R@1 on val_style: {about_peer['queries']} names, {about_peer['pictures']} pictures of an artist "
@@ -161,32 +167,39 @@ def table(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], 
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, score in SCORES.items():
-        goal, highest = best(theirs, score), best(own, score)
-        reached = first_at(own, score, goal.score)
-        when, ratio = ("not reached", "-") if reached is None else _when(goal, reached)
+        goal, highest = best(theirs, score), [best(points, score) for _, points in ours]
+        reached = [first_at(points, score, goal.score) for _, points in ours]
+        when = ", ".join(f"{one.minutes:.1f} (R@1 {one.score:.3f})" if one else "not reached" for one in reached)
+        tops = ", ".join(f"{one.score:.3f}" for one in highest)
+        then = ", ".join(f"{one.minutes:.1f}" for one in highest)
         lines.append(
-            f"| {name} | {CHANCE[name](about_peer):.4f} | {goal.score:.3f} | {goal.minutes:.1f} | {when} | {ratio} "
-            f"| {highest.score:.3f} | {highest.minutes:.1f} |"
+            f"| {name} | {CHANCE[name](about_peer):.4f} | {goal.score:.3f} | {goal.minutes:.1f} "
+            f"| {when} | {_ratio(goal, reached)} | {tops} | {then} |"
         )
     lines += [
         "\n| | parameters | batch | steps | pairs a second | loss, first to last checkpoint | 1 / temperature, last |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for about, points in (peer, ours):
+    for about, points in (peer, *ours):
         lines.append(
             f"| {about['library']} | {about['parameters'] / 1e6:.2f} M | {about['batch_size']} | {points[-1].step} "
             f"| {pairs_a_second(about, points):.0f} | {points[0].loss:.2f} to {points[-1].loss:.2f} "
             f"| {points[-1].logit_scale:.1f} |"
         )
-    lines += [f"\n{about['library']}: {about['about']}" for about in (about_peer, about_ours)]
+    lines += [f"\n{about['library']}: {about['about']}" for about, _ in (peer, *ours)]
     return "\n".join(lines)
 
 
-def _when(goal: Reached, reached: Reached) -> tuple[str, str]:
-    return f"{reached.minutes:.1f} (R@1 {reached.score:.3f})", f"{goal.minutes / reached.minutes:.2f}"
+def _ratio(goal: Reached, reached: Sequence[Reached | None]) -> str:
+    """Median, lowest and highest of the runs; none where one of them did not get there."""
+    ratios = [goal.minutes / one.minutes for one in reached if one]
+    if len(ratios) < len(reached):
+        return "-"
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{spread}"
 
 
-def tuning(runs: Sequence[tuple[dict[str, Any], list[Point]]]) -> str:
+def tuning(runs: Sequence[Run]) -> str:
     """Where several runs differ in what was asked for, and the best that each reached."""
     asked = [_options(about["about"]) for about, _ in runs]
     differing = sorted(
@@ -213,26 +226,25 @@ def _options(about: str) -> dict[str, str]:
     return {name: value.strip() for name, value in re.findall(r"(--[a-z-]+) (.*?)(?= --|$)", command)}
 
 
-def draw(peer: tuple[dict[str, Any], list[Point]], ours: tuple[dict[str, Any], list[Point]], image: Path) -> None:
+def draw(peer: Run, ours: Sequence[Run], image: Path) -> None:
     """R@1 over minutes, the mean of both languages; few words, which serve in either."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     score = SCORES["mean of both"]
+    chance = CHANCE["mean of both"](peer[0])
     figure = Figure(figsize=(7, 4))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for (about, points), colour in ((peer, "tab:gray"), (ours, "tab:blue")):
+    for number, (about, points) in enumerate((peer, *ours)):
         minutes = [0.0, *(point.seconds / 60 for point in points)]
-        chance = CHANCE["mean of both"](about)
-        axes.plot(minutes, [chance, *map(score, points)], color=colour, marker=".", label=about["library"])
+        colour, label = ("tab:gray", about["library"]) if not number else ("tab:blue", about["library"] * (number == 1))
+        axes.plot(minutes, [chance, *map(score, points)], color=colour, marker=".", linewidth=1, label=label or None)
     goal = best(peer[1], score)
     axes.axhline(goal.score, color="tab:gray", linewidth=0.8, linestyle="--")
-    reached = first_at(ours[1], score, goal.score)
-    for found in (goal, reached):
-        if found is not None:
-            axes.annotate(f"{found.minutes:.1f}", (found.minutes, found.score), (0, 6), textcoords="offset points")
-    chance = CHANCE["mean of both"](peer[0])
+    reached = sorted(filter(None, (first_at(points, score, goal.score) for _, points in ours)), key=lambda r: r.minutes)
+    for found in (goal, *reached[len(reached) // 2 :][:1]):  # the median run
+        axes.annotate(f"{found.minutes:.1f}", (found.minutes, found.score), (0, 6), textcoords="offset points")
     axes.axhline(chance, color="tab:red", linewidth=0.8, linestyle=":", label=f"chance {chance:.4f}")
     axes.set(xlabel="min", ylabel="R@1, text → image, val_style", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)

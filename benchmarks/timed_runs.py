@@ -97,7 +97,15 @@ def peer_checkpoints(out: Path, about: dict[str, Any]) -> list[Checkpoint]:
 # -- ours ----------------------------------------------------------------------------------------------------------
 
 
-def run_ours(recipe_file: Path, out: Path, minutes: float, threads: int, every: int, steps: int | None = None) -> None:
+def run_ours(
+    recipe_file: Path,
+    out: Path,
+    minutes: float,
+    threads: int,
+    every: int,
+    steps: int | None = None,
+    seed: int | None = None,
+) -> None:
     """`every`: steps from checkpoint to checkpoint; `steps`: of the whole run, instead of what a trial says."""
     out, recipe_file = open_clip_run.from_root(out), open_clip_run.from_root(recipe_file)
     begin(out)
@@ -105,6 +113,8 @@ def run_ours(recipe_file: Path, out: Path, minutes: float, threads: int, every: 
         recipe = tomllib.load(file)
     if every % LOG_EVERY:
         raise ValueError(f"--every {every} is not a multiple of {LOG_EVERY}, the steps between two lines of the log.")
+    if seed is not None:
+        recipe["run"]["seed"] = seed
     step = math.nan
     if steps is None:
         step = trial_step(recipe, out, threads)
@@ -112,7 +122,8 @@ def run_ours(recipe_file: Path, out: Path, minutes: float, threads: int, every: 
     recipe["run"] |= {"steps": steps, "eval_every": steps, "save_every": every, "keep": steps, "log_every": LOG_EVERY}
     words = train_command(recipe, out / "recipe.toml", out / "run")
     batch = recipe["run"]["batch_size"]
-    write_about(out, "vlm", [str(recipe_file)], ["torch"], threads, steps, step, minutes, batch)
+    asked = [str(recipe_file), "--seed", str(recipe["run"].get("seed", 0))]
+    write_about(out, "vlm", asked, ["torch"], threads, steps, step, minutes, batch)
     start(words, threads)
 
 

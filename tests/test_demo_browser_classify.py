@@ -96,11 +96,11 @@ def test_softmax_adds_up_to_one_and_sigmoid_judges_each_alone(mini_demo: Server,
     page = opened(mini_demo, LOCALES[language])
     page.locator("#tab-classify .examples button").first.click()
     page.locator("#ranking .bars").wait_for()
-    labels = EXAMPLES["classify"]["fxemoji/dog.webp"][language]
+    labels = EXAMPLES["classify"]["fxemoji/redapple.webp"][language]
     assert page.locator("#labels textarea").input_value().splitlines() == labels
     assert sum(shown(page).values()) == pytest.approx(1, abs=len(labels) * HALF)
     page.locator(".scales label", has_text=TEXTS["sigmoid"][language]).click()
-    expected = dict(zip(labels, alone(vlm.load("mini"), DOG, labels), strict=True))
+    expected = dict(zip(labels, alone(vlm.load("mini"), APPLE, labels), strict=True))
     assert shown(page) == pytest.approx(expected, abs=HALF)
     assert page.locator("#ranking .sigmoid.fine").inner_text() == TEXTS["match_note"][language]
     page.locator(".scales label", has_text=TEXTS["softmax"][language]).click()

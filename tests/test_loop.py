@@ -189,6 +189,22 @@ def test_float16_finds_its_loss_scale_and_leaves_out_steps_that_overflow():
     assert training.loss_scale.value == 2.0 ** (20 - steps + 1)
 
 
+def test_float16_gives_up_when_gradients_overflow_without_a_loss_scale():
+    def overflow(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+        loss = backward(model, batch, scale)
+        for p in model.parameters():
+            p.grad = torch.full_like(p, math.inf)
+        return loss
+
+    training = Training(towers(), overflow, recipe(precision="float16"), ALONE)
+    assert training.loss_scale is not None
+    training.loss_scale.value = 2.0
+    training.step(0, Vectors()[0])
+    assert training.loss_scale.value == 1.0
+    with pytest.raises(FloatingPointError, match=r"step 1: loss .*, gradient norm inf. Lower the learning rate"):
+        training.step(1, Vectors()[1])
+
+
 def test_float16_gradients_are_those_of_float32_but_for_rounding():
     norms = {}
     for kind in ("float32", "float16", "bfloat16"):

@@ -56,7 +56,7 @@ def test_a_broken_line_stays_a_sample_and_says_its_line(tmp_path):
 def test_a_value_longer_than_the_csv_module_takes_is_a_broken_line(tmp_path):
     rows = opened(tmp_path, "a.csv", b"image,caption\n1.png," + b"a" * (csv.field_size_limit() + 1) + b"\n2.png,b\n")
     assert len(rows) == 2
-    with pytest.raises(BrokenSample, match="line 2: no row of a table .field larger than field limit"):
+    with pytest.raises(BrokenSample, match=r"line 2: no row of a table .field larger than field limit"):
         rows.captions(0)
     assert rows.captions(1) == {"": (["b"], [])}
 

@@ -133,9 +133,22 @@ def test_time_counts_from_the_first_checkpoint_that_is_good_enough() -> None:
 def test_the_table_says_how_often_faster_and_when_a_score_was_not_reached() -> None:
     theirs = [point(5, 0.1, 0.4), point(10, 0.2, 0.4)]
     ours = [point(2, 0.1, 0.1), point(4, 0.25, 0.3)]
-    rows = {line.split(" | ")[0]: line for line in table((about("OpenCLIP"), theirs), (about("vlm"), ours)).split("\n")}
+    lines = table((about("OpenCLIP"), theirs), [(about("vlm"), ours)]).split("\n")
+    rows = {line.split(" | ")[0]: line for line in lines}
     assert "| English | 0.0020 | 0.200 | 10.0 | 4.0 (R@1 0.250) | 2.50 |" in rows["| English"]
     assert "| not reached | - |" in rows["| Japanese"]
+
+
+def test_several_seeds_give_a_median_and_a_spread() -> None:
+    theirs, seeds = [point(12, 0.2, 0.2)], [[point(minute, 0.3, 0.3)] for minute in (4, 2, 3)]
+
+    def english() -> str:
+        lines = table((about("OpenCLIP"), theirs), [(about("vlm"), ours) for ours in seeds]).split("\n")
+        return next(line for line in lines if line.startswith("| English"))
+
+    assert "| 4.0 (R@1 0.300), 2.0 (R@1 0.300), 3.0 (R@1 0.300) | 4.00 (3.00 to 6.00) | 0.300, " in english()
+    seeds[1] = [point(2, 0.1, 0.1)]
+    assert "not reached, 3.0 (R@1 0.300) | - |" in english()
 
 
 def test_the_tuning_table_shows_what_differs_and_the_best_mean() -> None:
