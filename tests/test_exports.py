@@ -135,6 +135,19 @@ def test_an_export_read_back_embeds_as_before(sentencepiece: SentencePieceTokeni
     assert torch.equal(ours.embed_images(pictures), same.embed_images(pictures))
 
 
+def test_a_model_without_a_tokenizer_is_exported_without_one(tmp_path: Path) -> None:
+    model = CLIP(clip_config())
+    randomise(model)
+    ours = Embedder(model, None, Preprocess(PreprocessConfig(image_size=48)), name="model")
+    export(ours, tmp_path / "out", "openclip")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    ]
+    back = load_foreign(str(tmp_path / "out")).state
+    assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
+
+
 def test_timm_opens_the_picture_tower(sentencepiece: SentencePieceTokenizer, tmp_path: Path) -> None:
     ours = embedder(clip_config(), sentencepiece)
     export(ours, tmp_path / "out", "timm")

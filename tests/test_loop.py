@@ -292,6 +292,14 @@ def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path):
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_tensorboard_has_every_step_when_a_run_ends(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(towers(), tmp_path / "run", recipe())
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', '{"step": 3}\n', '{"step": 3}\n{"step": 4}\n{'])
 def test_lines_after_the_checkpoint_are_cut_and_a_torn_one_too(tmp_path, torn):
     whole = '{"step": 1}\n{"step": 2}\n{"step": 2, "val": 1}\n'
