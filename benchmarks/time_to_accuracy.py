@@ -244,7 +244,7 @@ def draw(peer: Run, ours: Sequence[Run], image: Path) -> None:
     axes.axhline(goal.score, color="tab:gray", linewidth=0.8, linestyle="--")
     reached = sorted(filter(None, (first_at(points, score, goal.score) for _, points in ours)), key=lambda r: r.minutes)
     for found in (goal, *reached[len(reached) // 2 :][:1]):  # the median run
-        axes.annotate(f"{found.minutes:.1f}", (found.minutes, found.score), (0, 6), textcoords="offset points")
+        axes.annotate(f"{found.minutes:.1f}", (found.minutes, found.score), (12, 6), textcoords="offset points")
     axes.axhline(chance, color="tab:red", linewidth=0.8, linestyle=":", label=f"chance {chance:.4f}")
     axes.set(xlabel="min", ylabel="R@1, text → image, val_style", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
