@@ -187,8 +187,8 @@ def test_any_size_is_the_model_of_that_size_with_resized_positions() -> None:
     torch.testing.assert_close(model(images), other(images))
     torch.testing.assert_close(model(images, keep), other(images, keep))
     torch.testing.assert_close(model.features(images).patches, other.features(images).patches)
-    model(images).sum().backward()
-    assert model.pos_embed.grad is not None and model.pos_embed.grad.abs().sum() > 0
+    model(images)[:, 0].sum().backward()  # not of all: a LayerNorm's outputs have a sum that nothing changes
+    assert model.pos_embed.grad is not None and model.pos_embed.grad.abs().sum() > 1e-3
     with pytest.raises(ValueError, match="image_size"):
         model(torch.zeros(2, 3, 30, 24))
     with pytest.raises(ValueError, match=r"images are \(2, 1, 32, 24\)"):
