@@ -184,8 +184,9 @@ def test_vit_of_hugging_face_opens_our_classifier_with_its_labels(tmp_path: Path
 
 
 def test_a_vit_whose_patches_do_not_cover_its_pictures_goes_back_as_it_came(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    theirs: Any = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=52, num_labels=3))
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.ViTConfig(**sizes, num_attention_heads=4, image_size=52)
+    theirs: Any = transformers.ViTForImageClassification(config)
     theirs.save_pretrained(tmp_path / "in")
     processor = transformers.ViTImageProcessorPil(size={"height": 52, "width": 52})
     processor.save_pretrained(tmp_path / "in")

@@ -19,7 +19,7 @@ CHAPTERS = (
     "06-encoder", "07-mhsa", "08-mlp-head", "09-applications", "10-hugging-face",
 )  # fmt: skip
 NAMES = ("README.md", *(f"{chapter}.md" for chapter in CHAPTERS))
-LEFT_BEHIND = (".git", ".venv", "runs", "__pycache__", "*.index", "*.egg-info", ".*_cache", "build", "dist")
+LEFT_BEHIND = (".git", ".venv*", "runs", "site", "__pycache__", "*.index", "*.egg-info", ".*_cache", "build", "dist")
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
