@@ -238,13 +238,14 @@ def draw(peer: Run, ours: Sequence[Run], image: Path) -> None:
     axes = figure.subplots()
     for number, (about, points) in enumerate((peer, *ours)):
         minutes = [0.0, *(point.seconds / 60 for point in points)]
-        colour, label = ("tab:gray", about["library"]) if not number else ("tab:blue", about["library"] * (number == 1))
-        axes.plot(minutes, [chance, *map(score, points)], color=colour, marker=".", linewidth=1, label=label or None)
+        colour = "tab:blue" if number else "tab:gray"
+        label = about["library"] if number < 2 else None  # one name for all seeds
+        axes.plot(minutes, [chance, *map(score, points)], color=colour, marker=".", linewidth=1, label=label)
     goal = best(peer[1], score)
     axes.axhline(goal.score, color="tab:gray", linewidth=0.8, linestyle="--")
-    reached = sorted(filter(None, (first_at(points, score, goal.score) for _, points in ours)), key=lambda r: r.minutes)
-    for found in (goal, *reached[len(reached) // 2 :][:1]):  # the median run
-        axes.annotate(f"{found.minutes:.1f}", (found.minutes, found.score), (12, 6), textcoords="offset points")
+    reached = sorted(one.minutes for _, points in ours if (one := first_at(points, score, goal.score)))
+    for minute in (goal.minutes, *reached[len(reached) // 2 :][:1]):  # OpenCLIP's, and the median of ours
+        axes.annotate(f"{minute:.1f}", (minute, goal.score), (12, 6), textcoords="offset points")
     axes.axhline(chance, color="tab:red", linewidth=0.8, linestyle=":", label=f"chance {chance:.4f}")
     axes.set(xlabel="min", ylabel="R@1, text → image, val_style", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
