@@ -35,7 +35,6 @@ docs: $(READY)  ## the site, into site/; a broken link or equation ends it
 
 train: $(READY)  ## the bundled model, from nothing
 	$(BIN)/python -m training.train_clip training/recipes/mini.toml --out runs/mini --resume auto
-	$(BIN)/python -m training.train_clip training/recipes/mini-gaps.toml --out runs/mini-gaps --resume auto
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

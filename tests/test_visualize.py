@@ -209,20 +209,36 @@ def test_a_block_that_is_not_there_is_an_error_that_says_which_are():
 # ---- relevance -----------------------------------------------------------------------------------------------------
 
 
-def test_relevance_is_the_mean_gain_of_the_half_with_the_patch_over_the_half_without():
-    """Second truth: all 20 ways to see 3 of the 6 patches, one at a time."""
-    vision, images = vit(), pictures(1)
-    seen = [torch.tensor(half) for half in itertools.combinations(range(6), 3)]
-    with torch.no_grad():
-        scores = {tuple(half.tolist()): vision(images, half[None])[0, 0].item() for half in seen}
-    gains = [
-        np.mean([scores[half] - scores[tuple(sorted({*range(6)} - {*half}))] for half in scores if patch in half])
-        for patch in range(6)
-    ]
-    found = visualize.relevance(vision, images, lambda features: features[:, 0], pairs=4000, batch_size=500)
-    spread = float(np.std([scores[half] - scores[tuple(sorted({*range(6)} - {*half}))] for half in scores]))
-    np.testing.assert_allclose(found.flatten(), gains, atol=4 * spread / math.sqrt(4000))
-    assert max(gains) - min(gains) > 10 * spread / math.sqrt(4000)  # else the line above could not fail
+def test_relevance_is_the_mean_of_the_windows_with_the_patch_less_the_mean_of_all():
+    """Second truth: every window cut out by hand, every patch asked by itself."""
+    config = dataclasses.replace(TINY, image_size=(64, 40))  # a grid of 8 x 5: windows of 2 x 1 and of 4 x 2
+    vision, images = vit(config), pictures(1, config)
+    expected = np.zeros((8, 5))
+    for (height, width), down, right in [((2, 1), range(7), range(5)), ((4, 2), range(0, 5, 2), range(4))]:
+        scores: dict[tuple[int, int], float] = {}
+        for top, left in itertools.product(down, right):
+            seen = [y * 5 + x for y in range(top, top + height) for x in range(left, left + width)]
+            with torch.no_grad():
+                scores[top, left] = vision(images, torch.tensor([seen]))[0, 0].item()
+        for y, x in itertools.product(range(8), range(5)):
+            inside = [s for (top, left), s in scores.items() if 0 <= y - top < height and 0 <= x - left < width]
+            expected[y, x] += (np.mean(inside) - np.mean(list(scores.values()))) / 2
+    found = visualize.relevance(vision, images, lambda features: features[:, 0])
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1  # else the line above could hardly fail
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (7, 7), (14, 14), (16, 9), (2, 3), (1, 1)])
+@pytest.mark.parametrize("parts", [4, 2])
+def test_windows_are_all_of_one_size_and_reach_every_patch(grid: tuple[int, int], parts: int):
+    found = visualize.windows(grid, parts)
+    sides = [max(1, round(length / parts)) for length in grid]
+    assert found.shape[1] == math.prod(sides)
+    assert len(found.unique(dim=0)) == len(found)
+    assert found.unique().tolist() == list(range(math.prod(grid)))
+    down, right = found // grid[1], found % grid[1]
+    assert (down.amax(1) - down.amin(1)).unique().tolist() == [sides[0] - 1]
+    assert (right.amax(1) - right.amin(1)).unique().tolist() == [sides[1] - 1]
 
 
 def hand_made_vit() -> VisionTransformer:
@@ -244,8 +260,8 @@ def test_relevance_is_highest_where_the_thing_is_and_zero_when_nothing_matters()
     image[:, 0, :8, 8:16] = 1  # red: patch (0, 1)
     image[:, 2, 8:, 16:] = 1  # blue: patch (1, 2)
     vision = hand_made_vit()
-    red = visualize.relevance(vision, image, lambda features: features[:, 0], pairs=512)[0]
-    blue = visualize.relevance(vision, image, lambda features: features[:, 1], pairs=512)[0]
+    red = visualize.relevance(vision, image, lambda features: features[:, 0])[0]
+    blue = visualize.relevance(vision, image, lambda features: features[:, 1])[0]
     assert red.argmax() == 1
     assert red.argmin() == 5  # what is blue speaks against red
     assert blue.argmax() == 5
@@ -254,19 +270,11 @@ def test_relevance_is_highest_where_the_thing_is_and_zero_when_nothing_matters()
     assert empty.abs().max() == 0
 
 
-def test_relevance_is_the_same_in_any_batch_and_follows_the_seed():
+def test_relevance_is_the_same_in_any_batch():
     vision, images = vit(POOLS["attention"]), pictures(2)
-    both = visualize.relevance(vision, images, lambda features: features[:, 0], pairs=16)
-    alone = visualize.relevance(vision, images[1:], lambda features: features[:, 0], pairs=16, batch_size=5)
+    both = visualize.relevance(vision, images, lambda features: features[:, 0])
+    alone = visualize.relevance(vision, images[1:], lambda features: features[:, 0], batch_size=5)
     torch.testing.assert_close(both[1:], alone)
-    other = visualize.relevance(vision, images, lambda features: features[:, 0], pairs=16, seed=1)
-    assert not torch.allclose(both, other, atol=1e-3)
-
-
-def test_relevance_of_an_odd_number_of_patches_uses_all_of_them():
-    config = dataclasses.replace(TINY, image_size=24)  # 9 patches: halves of 4 and 5
-    found = visualize.relevance(vit(config), pictures(1, config), lambda features: features[:, 0], pairs=8)
-    assert found.abs().min() > 0
 
 
 def test_a_texts_score_of_a_whole_picture_is_its_cosine(tiny_clip: CLIP):

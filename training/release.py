@@ -1,6 +1,6 @@
 """Pack a finished run for others: float16 weights and a model card whose numbers are measured on what is packed.
 
-    python -m training.release vlm/assets/mini runs/mini runs/mini-gaps
+    python -m training.release vlm/assets/mini runs/mini
 
 Test splits are scored here and nowhere else: once per released model.
 """

@@ -4,6 +4,7 @@ L blocks · B pictures · h heads · N tokens, the class token first where there
 Everything here reads a model in `eval()` and leaves no gradients; *Vision Transformer 入門*, chapter 3.
 """
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -79,31 +80,36 @@ def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def relevance(
-    vision: VisionTransformer, images: Tensor, score: Score, *, pairs: int = 128, batch_size: int = 32, seed: int = 0
-) -> Tensor:
+def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_size: int = 32) -> Tensor:
     """Where in the picture is what `score` asks for, (B, H/P, W/P): signed, in units of the score.
 
-    The patches are split into two random halves, `pairs` times, and the model is shown each half alone; a patch's
-    number is the mean of (score of the half with it) - (score of the half without it).  RISE (Petsiuk et al. 2018) with
-    masks that leave tokens out: no grey squares, any pooling, and what is measured is what the model does.
+    The model is shown one window at a time and nothing else, a quarter and a half of the picture's sides long.  A
+    patch's number is the mean score of the windows with it less the mean of all windows, mean of both sizes.  RISE
+    (Petsiuk et al. 2018) with windows for masks, and tokens left out for grey: any pooling, and what is measured is
+    what the model does.
     """
-    Np = vision.config.num_patches
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(pairs, Np, generator=generator).argsort(1).to(images.device)
-    halves = torch.split(order, [Np // 2, Np - Np // 2], dim=1)  # each (pairs, about Np / 2)
-    sides = (
-        order.new_ones(pairs, Np).scatter(1, halves[1], -1).to(images.dtype)
-    )  # 1 in the first half, -1 in the second
-    batched = [torch.split(half, batch_size) for half in halves]
-    maps: list[Tensor] = []
-    for image in images:
-        first, second = (
-            torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in batches])
-            for batches in batched
-        )
-        maps.append((first - second) @ sides / pairs)
-    return torch.unflatten(torch.stack(maps), 1, vision.config.grid)
+    sizes = [windows(vision.config.grid, parts).to(images.device) for parts in (4, 2)]
+    maps = images.new_zeros(images.shape[0], vision.config.num_patches)
+    for image, grid in zip(images, maps, strict=True):
+        for seen in sizes:
+            batches = torch.split(seen, batch_size)
+            scores = torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in batches])
+            inside = torch.zeros(len(seen), grid.numel(), device=seen.device).scatter(1, seen, 1)
+            grid += ((scores - scores.mean()) @ inside / inside.sum(0)) / len(sizes)
+    return torch.unflatten(maps, 1, vision.config.grid)
+
+
+def windows(grid: tuple[int, int], parts: int) -> Tensor:
+    """The patches of every window one of `parts` of each side long, half a window from the next: (windows, patches)."""
+    sides = [max(1, round(length / parts)) for length in grid]
+    numbers = torch.arange(math.prod(grid)).view(grid)
+    starts = [
+        sorted({*range(0, length - side, max(1, side // 2)), length - side})
+        for length, side in zip(grid, sides, strict=True)
+    ]
+    return torch.stack(
+        [numbers[top : top + sides[0], left : left + sides[1]].flatten() for top in starts[0] for left in starts[1]]
+    )
 
 
 def text_score(vision_proj: nn.Module, text_embed: Tensor) -> Score:
