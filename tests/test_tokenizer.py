@@ -94,6 +94,17 @@ def test_clip_ids_are_those_of_open_clip(bpe: CLIPTokenizer) -> None:
     assert [text for text, same in zip(texts, (ours == theirs).all(1).tolist(), strict=True) if not same] == []
 
 
+def test_a_clip_word_that_is_one_id_is_what_merging_ends_in() -> None:
+    from vlm.tokenizer import _clip_wholes  # pyright: ignore[reportPrivateUsage]
+
+    merging = CLIPTokenizer()
+    merging._wholes = {}  # pyright: ignore[reportPrivateUsage]
+    wholes = {raw.decode(): [id] for raw, id in _clip_wholes().items() if raw.decode(errors="ignore").encode() == raw}
+    del wholes[""], wholes[" "]  # the byte of the space, that no word has
+    assert len(wholes) > 30_000
+    assert {word: merging._word(word) for word in wholes} == wholes  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_short_cut_of_the_clip_cleaning_changes_nothing() -> None:
     import html
 

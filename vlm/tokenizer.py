@@ -188,7 +188,7 @@ class CLIPTokenizer(Tokenizer):
             )
         )
         self._begin_id = CLIP_VOCAB - 2
-        self._merges = _clip_merges()
+        self._merges, self._wholes = _clip_merges(), _clip_wholes()
         self._texts: dict[str, list[int]] = {}  # captions come again every epoch, labels every call
         self._words: dict[str, list[int]] = {}
 
@@ -209,15 +209,21 @@ class CLIPTokenizer(Tokenizer):
 
     def _word(self, word: str) -> list[int]:
         """Byte-pair encoding: the pair that was learnt first is merged, until none is left (Sennrich et al. 2016)."""
-        ids = [_BYTE_IDS[byte] for byte in word.encode()]
+        raw = word.encode()
+        if (whole := self._wholes.get(raw)) is not None:
+            return [whole]
+        ids = list(raw.translate(_IDS_OF_BYTES))
         ids[-1] += 256  # the same byte at the end of a word
-        merged = [self._merges.get(pair, CLIP_VOCAB) for pair in pairwise(ids)]  # what each neighbour pair makes
+        merge = self._merges.get
+        merged = [merge(pair, CLIP_VOCAB) for pair in pairwise(ids)]  # what each neighbour pair makes
         while merged and (first := min(merged)) < CLIP_VOCAB:
             at = merged.index(first)
             ids[at : at + 2] = [first]
             del merged[at]
-            for left in range(max(at - 1, 0), min(at + 1, len(merged))):
-                merged[left] = self._merges.get((ids[left], ids[left + 1]), CLIP_VOCAB)
+            if at > 0:
+                merged[at - 1] = merge((ids[at - 1], first), CLIP_VOCAB)
+            if at < len(merged):
+                merged[at] = merge((first, ids[at + 1]), CLIP_VOCAB)
         return ids
 
     def _text(self, ids: list[int]) -> str:
@@ -245,7 +251,8 @@ def _clip_clean(text: str) -> str:
 # GPT-2's byte alphabet: the printable bytes come first and stand for themselves, the others are written from U+0100 on.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
-_BYTE_IDS = {byte: id for id, byte in enumerate((*_PRINTABLE, *_OTHERS))}  # in the order of ids
+_BYTES = bytes((*_PRINTABLE, *_OTHERS))  # in the order of ids
+_IDS_OF_BYTES = bytes(_BYTES.index(byte) for byte in range(256))
 BYTE_LETTERS = tuple(map(chr, (*_PRINTABLE, *range(0x100, 0x100 + len(_OTHERS)))))
 
 
@@ -262,9 +269,15 @@ def _clip_merges() -> dict[tuple[int, int], int]:
 
 
 @cache
+def _clip_wholes() -> dict[bytes, int]:
+    """The words that are one id: merging would end there."""
+    return {piece[:-1]: id for id, piece in enumerate(_clip_pieces()) if piece.endswith(b" ")}
+
+
+@cache
 def _clip_pieces() -> list[bytes]:
     """The bytes of each id; a piece that ends a word ends in a space."""
-    pieces = [bytes([byte]) for byte in _BYTE_IDS] + [bytes([byte, 0x20]) for byte in _BYTE_IDS]
+    pieces = [bytes([byte]) for byte in _BYTES] + [bytes([byte, 0x20]) for byte in _BYTES]
     for left, right in _clip_merges():
         pieces.append(pieces[left] + pieces[right])
     return [*pieces, b"", b""]
