@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from training.calibrate import BINS, HEADING, Answers, fit, match_reliability, section
+from training.calibrate import BINS, HEADING, Answers, fit, main, match_reliability, section
 from vlm.calibration import Calibration
 from vlm.checkpoint import load, save, save_calibration
 from vlm.embedder import Embedder
@@ -118,3 +118,21 @@ def test_the_card_has_one_row_per_language_and_as_many_cells_as_heads():
     assert text.startswith(HEADING)
     assert len(rows) == 4
     assert {row.count("|") for row in rows} == {13}
+
+
+def test_the_command_writes_it_into_the_model_and_keeps_the_rest_of_the_card(
+    tiny_embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder, answers = tmp_path / "model", made_answers(100)
+    save(tiny_embedder, folder, "# a card\n\nwhat it says\n")
+    found = Calibration(scale=20.5, bias=-12.25, data="a test")
+    reliable = [match_reliability(answers, answers.cosines, answers.best_wrong, 0.1)]
+    monkeypatch.setattr("training.calibrate.calibrate", lambda embedder: (found, reliable))
+    monkeypatch.setattr("sys.argv", ["calibrate", str(folder)])
+    for _ in range(2):  # the second time takes the place of the first
+        assert main() == 0
+        assert (folder / "README.md").read_text() == "# a card\n\nwhat it says\n\n" + section(found, reliable)
+    assert load(folder).calibration == found
+    monkeypatch.setattr("sys.argv", ["calibrate", str(tmp_path / "none")])
+    assert main() == 1
+    assert capsys.readouterr().err.startswith("calibrate: error: ")

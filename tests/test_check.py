@@ -227,3 +227,8 @@ def test_the_command_checks_two_files_as_one_set(tmp_path: Path):
     )
     wrong = subprocess.run([*command[:3], "nowhere"], capture_output=True, text=True)
     assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_share_is_of_the_samples_looked_at():
+    text = next(finding["text"] for finding in examine(with_captions(" "))["findings"])
+    assert text.startswith("1 of 41 samples (2.44%) ")

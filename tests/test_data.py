@@ -2,6 +2,8 @@ import hashlib
 import itertools
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +58,11 @@ def order(pairs: Pairs, tokenizer: Tokenizer, *, workers: int, world: int, first
 def test_order_does_not_depend_on_ranks_or_on_where_a_run_resumes(pairs, tiny_tokenizer):
     truth = order(pairs, tiny_tokenizer, workers=0, world=1, first=0, last=102)
     assert len({digest for step in truth for digest in step}) == 102 * GLOBAL_BATCH  # nothing is ever seen twice alike
+    alone = PairStream(  # one process is the default
+        pairs, tiny_tokenizer, AugmentConfig(), seed=3, batch_size=GLOBAL_BATCH, num_patches=16, patch_dropout=0.5
+    )
+    given = stream_of(pairs, tiny_tokenizer, choice=None)
+    assert digests(alone[5], tiny_tokenizer.eot_id) == digests(given[5], tiny_tokenizer.eot_id)
     for world, first in itertools.product((1, 2, 4), (37, 100)):
         assert order(pairs, tiny_tokenizer, workers=0, world=world, first=first, last=102) == truth[first:], (
             world,
@@ -165,3 +172,16 @@ def test_chunks_of_a_batch_are_its_rows_in_order(pairs, tiny_tokenizer):
 def test_a_batch_that_does_not_divide_is_one_line(pairs, tiny_tokenizer):
     with pytest.raises(ValueError, match="batch_size 8 cannot be shared by 3 processes"):
         stream_of(pairs, tiny_tokenizer, world=3)
+
+
+def test_what_cannot_be_opened_is_left_out_and_told(run_folder, tmp_path):
+    table = pq.read_table(run_folder / "data.parquet").slice(0, 5)
+    pictures = table.column("image").to_pylist()
+    pictures[3] = pictures[3] | {"bytes": b"no picture"} if isinstance(pictures[3], dict) else b"no picture"
+    field = table.schema.field("image")
+    changed = pa.array(pictures, field.type)
+    pq.write_table(table.set_column(table.column_names.index("image"), field, changed), tmp_path / "data.parquet")
+    pairs = open_pairs(tmp_path / "data.parquet", PREPROCESS, [])
+    sound, broken = pairs.sound()
+    assert [sound.captions(index) for index in range(4)] == [pairs.captions(index) for index in (0, 1, 2, 4)]
+    assert (len(sound), len(broken)) == (4, 1)

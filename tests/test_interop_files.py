@@ -294,3 +294,12 @@ def test_offline_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 )
 def test_of_a_repository_one_form_of_the_weights_is_taken(there: list[str], taken: list[str]) -> None:
     assert hub._weights(there) == taken  # pyright: ignore[reportPrivateUsage]
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("open_clip.download_pretrained", unreachable)
+    with pytest.raises(ValueError, match=r"^The weights of .* cannot be downloaded \(no route.*not in the cache\.$"):
+        load_foreign("openclip:ViT-B-32/laion2b_s34b_b79k")

@@ -1,6 +1,7 @@
 """Hugging Face's CLIP, SigLIP and ViT give Hugging Face's outputs, and come back bit for bit."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,13 @@ def test_a_processor_that_makes_another_size_than_the_model_takes_is_refused() -
         read_processor({"crop_size": 64, "size": 64}, "clip", 48)
     with pytest.raises(ValueError, match="do not pad"):
         write_processor(PreprocessConfig(resize="pad"), "clip")
+
+
+def test_without_an_image_size_it_is_that_of_the_positions(tmp_path: Path) -> None:
+    siglip({}).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written["vision_config"].pop("image_size", None)
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    found = load_foreign(str(tmp_path))
+    assert found.config.vision.image_shape == (48, 48)  # 9 positions, patches of 16
+    assert (found.config.logit_scale, found.config.logit_bias) == (math.log(10), -10)  # Zhai et al. 2023, section 3.2

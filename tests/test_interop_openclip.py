@@ -1,6 +1,7 @@
 """OpenCLIP's checkpoints give OpenCLIP's outputs, and come back bit for bit."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.foreign_models import clip_config, pixels, randomise, rows
 from vlm.clip import CLIP
 from vlm.interop import load_foreign, openclip
 from vlm.interop.foreign import Hints
-from vlm.interop.openclip_config import ModelCfg
+from vlm.interop.openclip_config import ModelCfg, TextCfg, VisionCfg
 from vlm.interop.timm import named
 
 # One of each kind; `python -m benchmarks.interop_table` tries all of OpenCLIP's.
@@ -217,3 +218,11 @@ def test_the_same_picture_size_changes_nothing(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", config, build(config))
     same = load_foreign(folder, image_size=config["vision_cfg"]["image_size"])
     assert torch.equal(same.state["vision.pos_embed"], load_foreign(folder).state["vision.pos_embed"])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(VisionCfg, open_clip.CLIPVisionCfg), (TextCfg, open_clip.CLIPTextCfg)])
+def test_what_a_config_leaves_out_is_what_openclip_takes(ours: type[Any], theirs: type[Any]) -> None:
+    known = {field.name: field.default for field in dataclasses.fields(theirs)}
+    taken = {field.name: field.default for field in dataclasses.fields(ours)}
+    assert {"layers", "width", "heads"} & set(taken) >= {"layers", "width"}
+    assert taken == {name: known[name] for name in taken}

@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import tokenizers
 import transformers
+from sentencepiece import sentencepiece_model_pb2
 
 from tests.foreign_models import captions, sentencepiece_model
 from vlm.interop.tokens import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
@@ -84,6 +85,14 @@ def test_a_folder_of_hugging_face_comes_back_as_a_tokenizer_with_the_same_ids(
     again = load_tokenizer(tmp_path / "saved")
     assert all(again.encode(caption) == ours.encode(caption) for caption in captions())
     assert again.decode(again.encode("a red apple")) == "a red apple"
+
+
+def test_end_of_text_is_the_symbol_that_the_model_names(ours: SentencePieceTokenizer) -> None:
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(ours.to_bytes())
+    next(piece for piece in proto.pieces if piece.piece == "</s>").piece = proto.trainer_spec.eos_piece = "<end>"
+    assert from_sentencepiece(proto.SerializeToString()).encode("a red apple").tokens[-1] == "<end>"
+    assert from_sentencepiece(ours.to_bytes()).encode("a red apple").tokens[-1] == "</s>"
 
 
 def test_symbols_spelt_in_a_text_never_end_it(ours: SentencePieceTokenizer, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Every format, opened: the same content is the same samples, in the same order."""
 
 import hashlib
+import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_formats import CAPTIONED, LABELLED, csv_of_repeated_rows, parquet_shards_of_bytes, pictures, tars
+from data_formats import (
+    CAPTIONED,
+    LABELLED,
+    csv_of_repeated_rows,
+    parquet_shards_of_bytes,
+    pictures,
+    saved_by_datasets,
+    tars,
+)
 
 from training.augment import AugmentConfig
 from training.captions import CaptionChoice
@@ -151,10 +161,12 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, run_folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "packed.tar.gz").write_bytes(b"x")
     pq.write_table(pq.read_table(run_folder / "data.parquet").slice(0, 0), tmp_path / "rowless.parquet")
+    tarfile.open(tmp_path / "memberless.tar", "w").close()
     for name, words in {
         "none.parquet": "There is no data .*none.parquet. Wanted a folder",
         "bad.parquet": "cannot be read as parquet",
         "rowless.parquet": "has no rows",
+        "memberless.tar": "has no rows",
         "empty": "without pictures or data files. Wanted a folder",
         "packed.tar.gz": "is packed .* Unpack it",
     }.items():
@@ -232,3 +244,12 @@ def test_splits_are_asked_of_a_table_that_has_none(tmp_path):
     (tmp_path / "data.csv").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has no column split\. It has: "):
         open_rows(str(tmp_path / "data.csv"), ("train",))
+
+
+def test_a_set_saved_by_datasets_that_lacks_a_part_is_one_line(tmp_path):
+    folder = saved_by_datasets(tmp_path)
+    state = json.loads((folder / "state.json").read_text())
+    del state["_data_files"]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"saved cannot be read as saved by datasets \(.*_data_files.*\)\.$"):
+        open_rows(folder)

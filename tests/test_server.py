@@ -241,3 +241,11 @@ def test_a_failure_of_ours_tells_nothing_of_the_inside(client: TestClient, monke
     assert answer.status_code == 500
     assert list(answer.json()) == ["error"]
     assert SECRET not in answer.text
+
+
+def test_each_kind_of_refusal_has_its_own_status(client: TestClient):
+    text = json.dumps({"text": "a dog"})
+    assert client.post("/search", content=text, headers={"Content-Type": "text/plain"}).status_code == 415
+    assert client.post("/search", content="{", headers=JSON).status_code == 400
+    assert client.post("/nowhere", json={"text": "a dog"}).status_code == 404
+    assert client.get("/search").status_code == 405

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -144,3 +145,11 @@ def test_help_needs_neither_torch_nor_sentencepiece() -> None:
     code += "print(sorted({'torch', 'sentencepiece', 'pyarrow', 'datasets'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+def test_the_report_says_how_long_captions_are() -> None:
+    tokenizer = train_tokenizer(CAPTIONS, 290, 64)
+    texts = [" ".join(["a dog"] * count) for count in range(1, 8)]
+    cuts = np.percentile([len(tokenizer.encode(text)) for text in texts], [50, 90, 95, 99])
+    wanted = " · ".join(f"{p} %: {cut:.0f}" for p, cut in zip((50, 90, 95, 99), cuts, strict=True))
+    assert wanted in describe(tokenizer, texts)

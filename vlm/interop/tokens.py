@@ -105,7 +105,7 @@ def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenize
     vocabulary.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme=prepend)]
     )
-    end = "</s>" if "</s>" in names else controls[-1]
+    end = proto.trainer_spec.eos_piece
     vocabulary.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, names.index(end))]
     )
