@@ -93,6 +93,9 @@ def test_end_of_text_is_the_symbol_that_the_model_names(ours: SentencePieceToken
     next(piece for piece in proto.pieces if piece.piece == "</s>").piece = proto.trainer_spec.eos_piece = "<end>"
     assert from_sentencepiece(proto.SerializeToString()).encode("a red apple").tokens[-1] == "<end>"
     assert from_sentencepiece(ours.to_bytes()).encode("a red apple").tokens[-1] == "</s>"
+    proto.trainer_spec.eos_piece = "<none>"
+    with pytest.raises(ValueError, match=r"no symbol that ends a text \(<none>\)"):
+        from_sentencepiece(proto.SerializeToString())
 
 
 def test_symbols_spelt_in_a_text_never_end_it(ours: SentencePieceTokenizer, tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenize
         [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme=prepend)]
     )
     end = proto.trainer_spec.eos_piece
+    if end not in controls:
+        raise ValueError(f"this SentencePiece model has no symbol that ends a text ({end}). Train it with eos_id >= 0.")
     vocabulary.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, names.index(end))]
     )
