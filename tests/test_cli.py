@@ -172,6 +172,55 @@ def test_help_answers_at_once_and_without_torch():
         assert stop.value.code == 0
 
 
+WITHOUT_EXTRAS = """
+import re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+def add(name, found):
+    name = re.sub("[-_.]+", "-", name).lower()
+    if name not in found:
+        found.add(name)
+        try:
+            needed = [line for line in requires(name) or () if "extra ==" not in line]
+        except PackageNotFoundError:
+            return  # for another system
+        for line in needed:
+            add(re.match("[A-Za-z0-9._-]+", line)[0], found)
+
+base = set()
+add("vlm", base)
+extra = {module for module, names in packages_distributions().items()
+         if not base & {re.sub("[-_.]+", "-", name).lower() for name in names}}
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in extra:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+assert {"transformers", "tokenizers", "gradio", "datasets", "fastapi"} <= extra
+assert not {"torch", "numpy", "PIL", "sentencepiece"} & extra
+sys.meta_path.insert(0, Missing())
+from vlm.cli import main
+for command in COMMANDS:
+    if main(command) != 0:
+        sys.exit(f"{command} failed")
+"""
+
+
+def test_what_needs_no_extra_runs_without_any(model: str, picture_folder: Path, tmp_path: Path):
+    picture, index = str(picture_folder / "a.png"), str(tmp_path / "an.index")
+    commands = [
+        ["classify", picture, "--labels", "犬", "cat", "--model", model],
+        ["search", "a dog", "--folder", str(picture_folder), "--model", model],
+        ["index", str(picture_folder), "--index", index, "--model", model],
+        ["search", picture, "--index", index, "--model", model],
+        ["look", picture, "--text", "犬", "--model", model, "--out", str(tmp_path / "look")],
+    ]
+    code = WITHOUT_EXTRAS.replace("COMMANDS", repr(commands))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_exists_and_is_listed_once():
     assert sorted(vlm.__all__) == vlm.__all__ == sorted(vlm._HOME)  # pyright: ignore[reportPrivateUsage]
     for name in vlm.__all__:

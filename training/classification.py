@@ -25,8 +25,7 @@ from training.run_folder import begin_run, check_run, forecast, place
 from training.stream import EndlessOrder
 from training.transforms import Transform
 from vlm.checkpoint import load, load_classifier, save
-from vlm.config import PreprocessConfig, VisionConfig
-from vlm.interop.foreign import OtherKind
+from vlm.config import OtherKind, PreprocessConfig, VisionConfig
 from vlm.metrics import top_k_accuracy
 from vlm.preprocess import Preprocess
 from vlm.vision import CosineHead, VisionTransformer, ViTClassifier, resize_pos_embed

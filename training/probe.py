@@ -37,7 +37,7 @@ def main() -> int:
     from training.heads import Probe, classifier_rows, table  # torch is slow to import, and --help does not need it
     from training.labelled import classes_of, open_labelled, read_class_set
     from vlm.checkpoint import load, load_classifier, save
-    from vlm.interop.foreign import OtherKind
+    from vlm.config import OtherKind
 
     try:
         classes = (

@@ -25,9 +25,8 @@ from torch.overrides import TorchFunctionMode
 from vlm.backends import Backend, check, run_by
 from vlm.calibration import Calibration
 from vlm.clip import CLIP
-from vlm.config import Activation, CLIPConfig, CosineHeadConfig, Json, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, CosineHeadConfig, Json, OtherKind, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.interop.foreign import OtherKind
 from vlm.model_card import short_card
 from vlm.preprocess import Preprocess
 from vlm.tokenizer import load_tokenizer

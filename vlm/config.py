@@ -16,6 +16,10 @@ Projection = Literal["linear", "linear_bias", "none"]
 Json = dict[str, Any] | list[Any] | str | float | None  # what json.loads returns
 
 
+class OtherKind(ValueError):
+    """A CLIP where a classifier was asked for, or the reverse; the message names the function that opens it."""
+
+
 class StrictConfig:
     """`from_dict` / `to_dict` for frozen dataclasses: unknown names and wrong types are errors, never ignored."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from vlm.clip import CLIP
-from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, OtherKind, PreprocessConfig, VisionConfig
 from vlm.interop import (
     big_vision,
     hub,
@@ -26,7 +26,7 @@ from vlm.interop import (
     vit_book,
 )
 from vlm.interop.files import find_weights, read_tensors
-from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, OtherKind, read_json
+from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, read_json
 from vlm.interop.huggingface_processor import read_processor, whole_picture
 from vlm.interop.tables import State
 from vlm.interop.tokens import read_tokenizer

@@ -13,10 +13,6 @@ from vlm.tokenizer import Tokenizer
 from vlm.vision import VisionTransformer, ViTClassifier
 
 
-class OtherKind(ValueError):
-    """A CLIP where a classifier was asked for, or the reverse; the message names the function that opens it."""
-
-
 @dataclass(frozen=True)
 class Foreign:
     """A CLIP in our terms.  `tokenizer` and `preprocess` are None where the source had none."""
