@@ -58,6 +58,7 @@ TESTS = {  # where the name of the module does not say it; two files where the t
     "training/transforms.py": "test_classification.py",
     "vlm/retrieval.py": "test_retrieval.py test_embedding_files.py",
     "vlm/commands/options.py": "test_commands_retrieval.py",
+    "vlm/index/vector_store.py": "test_vector_store.py test_retrieval.py",
     "vlm/interop/big_vision.py": "test_interop_vits.py",
     "vlm/interop/foreign.py": "test_interop_openclip.py",
     "vlm/interop/hub.py": "test_interop_files.py",
