@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from training.calibrate import BINS, HEADING, Answers, fit, main, match_reliability, section
+from training.calibrate import BINS, HEADING, Answers, calibrate, fit, main, match_reliability, section
 from vlm.calibration import Calibration
 from vlm.checkpoint import load, save, save_calibration
 from vlm.embedder import Embedder
@@ -136,3 +136,13 @@ def test_the_command_writes_it_into_the_model_and_keeps_the_rest_of_the_card(
     monkeypatch.setattr("sys.argv", ["calibrate", str(tmp_path / "none")])
     assert main() == 1
     assert capsys.readouterr().err.startswith("calibrate: error: ")
+
+
+def test_each_language_is_measured_with_what_was_fitted_to_the_other_half(monkeypatch: pytest.MonkeyPatch):
+    answers = [made_answers(600), made_answers(400, seed=1)._replace(language="ja")]
+    monkeypatch.setattr("training.calibrate.validation_answers", lambda embedder: answers)
+    embedder: Embedder = None  # type: ignore[assignment]
+    calibration, found = calibrate(embedder)
+    assert calibration == fit(answers)
+    assert [(one.language, one.queries) for one in found] == [("en", 600), ("ja", 400)]
+    assert max(one.ece for one in found) < 0.05  # the answers come from such a world

@@ -303,3 +303,11 @@ def test_a_source_that_is_nothing_says_what_could_be_meant():
     for opener in (load, load_classifier):
         with pytest.raises(ValueError, match=r"There is no model 'mimi': not 'mini', not a path"):
             opener("mimi")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_manifest_that_lists_no_model_is_one_line(saved: Path, name: str):
+    (saved / name).unlink()
+    resign(saved)
+    with pytest.raises(ValueError, match=rf"manifest.json does not list {name}: this is no model folder\.$"):
+        load(saved)

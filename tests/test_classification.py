@@ -23,6 +23,7 @@ from training.classification import (
 from training.config import LossSection, VitRecipe, VitSection, read_recipe
 from training.labelled import ClassSet, open_labelled
 from training.optim import optimizers
+from training.rows import BrokenSample
 from training.stream import EndlessOrder
 from training.transforms import Transform, TransformConfig
 from vlm.checkpoint import save
@@ -227,3 +228,28 @@ def test_a_wrong_recipe_is_one_line(changes, message):
 def test_more_blocks_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="train_blocks is 3; this model has 2 blocks"):
         learn_from_above(tiny(), 3)
+
+
+def test_a_batch_goes_to_a_device_with_the_patches_it_keeps():
+    keep = torch.arange(16).view(8, 2)
+    moved = batch()._replace(keep=keep).to(torch.device("cpu")).keep
+    assert moved is not None and torch.equal(moved, keep)
+    assert batch().to(torch.device("cpu")).keep is None
+
+
+def test_what_cannot_be_opened_is_left_out_of_a_measurement(run_folder, monkeypatch):
+    settings = read_recipe(write_vit_recipe(run_folder, data={"validation_split": None, "held_out": 10}), VitRecipe)
+    classes = open_classes(settings)
+    _, pictures = open_pictures(settings, classes, open_classifier(settings, classes, ALONE)[1])
+    whole = [torch.cat(part) for part in zip(*pictures.batches(4), strict=True)]
+    pixels = pictures.pairs.pixels
+
+    def broken(index: int) -> torch.Tensor:
+        if index == 3:
+            raise BrokenSample("three", "damaged", "it is")
+        return pixels(index)
+
+    monkeypatch.setattr(pictures.pairs, "pixels", broken)
+    left = [torch.cat(part) for part in zip(*pictures.batches(4), strict=True)]
+    others = [0, 1, 2, *range(4, 10)]
+    assert all(torch.equal(part, full[others]) for part, full in zip(left, whole, strict=True))

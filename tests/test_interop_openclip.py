@@ -146,6 +146,10 @@ def test_bare_weights_that_fit_two_models_are_refused_and_both_are_named(tmp_pat
     with pytest.raises(ValueError, match=r"ViT-B-32 \(gelu\), ViT-B-32-quickgelu \(quick_gelu\).*--activation"):
         openclip.guess(state, models, Hints())
     assert openclip.guess(state, models, Hints(activation="quick_gelu")).quick_gelu
+    small = build(shrunk(config_of("ViT-B-32"))).state_dict()  # of no known size: the hints say what the weights cannot
+    for activation in ("gelu", "quick_gelu"):
+        found = openclip.guess(small, models, Hints(activation=activation, num_heads=4))
+        assert found.quick_gelu == (activation == "quick_gelu")
 
 
 def test_unknown_sizes_need_heads_and_activation_said(tmp_path: Path) -> None:
