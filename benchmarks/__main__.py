@@ -1,7 +1,7 @@
 """Every measurement that needs nothing but this checkout, one after the other: make bench, or make bench QUICK=1.
 
 Left out: time_to_accuracy (hours), ann and demo_soak (half an hour each), retrieval_store and clip_benchmark_check
-(they want the extra `bench`), comparison and interop_table (they measure no time).
+(they want the extra `bench`), comparison, interop_table and relevance (they measure no time).
 """
 
 import os

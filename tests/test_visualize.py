@@ -270,6 +270,14 @@ def test_relevance_is_highest_where_the_thing_is_and_zero_when_nothing_matters()
     assert empty.abs().max() == 0
 
 
+def test_relevance_is_of_the_models_precision():
+    vision, images = vit(), pictures(1)
+    single = visualize.relevance(vision, images, lambda features: features[:, 0])
+    double = visualize.relevance(vision.double(), images.double(), lambda features: features[:, 0])
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single)
+
+
 def test_relevance_is_the_same_in_any_batch():
     vision, images = vit(POOLS["attention"]), pictures(2)
     both = visualize.relevance(vision, images, lambda features: features[:, 0])

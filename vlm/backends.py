@@ -74,17 +74,18 @@ def run_by(model: CLIP, backend: Backend, key: str) -> CLIP:
     except ValueError as error:
         raise ValueError(f"backend {backend}: {error} Use backend torch.") from error
     bits = whole_bits() if backend == "int8" else 0
+    rounding = f"int{bits}-2" if bits else ""
     floats = _cached(f"{key}-onnx-1", lambda new: _write_floats(model, new), backend)
     images = floats
-    if bits:
+    if rounding:
         images = _cached(
-            f"{key}-int{bits}-2", lambda new: _write_rounded(floats, new, bits, model.config.vision), backend
+            f"{key}-{rounding}", lambda new: _write_rounded(floats, new, bits, model.config.vision), backend
         )
     return OnnxCLIP(
         model,
         _session(images / "image.onnx", backend),
         _session(floats / "text.onnx", backend),
-        rounding=f"int{bits}-2" if bits else "",
+        rounding=rounding,
     )
 
 

@@ -88,14 +88,14 @@ def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_
     (Petsiuk et al. 2018) with windows for masks, and tokens left out for grey: any pooling, and what is measured is
     what the model does.
     """
-    sizes = [windows(vision.config.grid, parts).to(images.device) for parts in (4, 2)]
     maps = images.new_zeros(images.shape[0], vision.config.num_patches)
-    for image, grid in zip(images, maps, strict=True):
-        for seen in sizes:
+    for parts in (4, 2):
+        seen = windows(vision.config.grid, parts).to(images.device)
+        inside = images.new_zeros(len(seen), maps.shape[1]).scatter(1, seen, 1)  # 1 where the window has the patch
+        for image, grid in zip(images, maps, strict=True):
             batches = torch.split(seen, batch_size)
             scores = torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in batches])
-            inside = torch.zeros(len(seen), grid.numel(), device=seen.device).scatter(1, seen, 1)
-            grid += ((scores - scores.mean()) @ inside / inside.sum(0)) / len(sizes)
+            grid += (scores - scores.mean()) @ inside / inside.sum(0) / 2
     return torch.unflatten(maps, 1, vision.config.grid)
 
 
@@ -103,12 +103,11 @@ def windows(grid: tuple[int, int], parts: int) -> Tensor:
     """The patches of every window one of `parts` of each side long, half a window from the next: (windows, patches)."""
     sides = [max(1, round(length / parts)) for length in grid]
     numbers = torch.arange(math.prod(grid)).view(grid)
-    starts = [
-        sorted({*range(0, length - side, max(1, side // 2)), length - side})
-        for length, side in zip(grid, sides, strict=True)
-    ]
+    down, right = (
+        [*range(0, length - side, max(1, side // 2)), length - side] for length, side in zip(grid, sides, strict=True)
+    )
     return torch.stack(
-        [numbers[top : top + sides[0], left : left + sides[1]].flatten() for top in starts[0] for left in starts[1]]
+        [numbers[top : top + sides[0], left : left + sides[1]].flatten() for top in down for left in right]
     )
 
 
