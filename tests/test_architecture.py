@@ -171,8 +171,9 @@ def test_every_test_file_is_named_after_a_module() -> None:
         path.stem for path in files(*PACKAGES)
     }
     tests = [path.stem.removeprefix("test_") for path in files("tests") if path.stem.startswith("test_")]
-    packages = ("interop_", "commands_", "training_", "demo_")
-    assert not [name for name in tests if name not in modules and not name.startswith(packages)]
+    begun = tuple(f"{module}_" for module in modules)  # a long test file is two: test_retrieval_options.py
+    packages = ("interop_", "commands_", "training_", "demo_", "formats")
+    assert not [name for name in tests if name not in modules and not name.startswith((*begun, *packages))]
 
 
 def test_the_library_does_not_probe_objects_or_import_by_string() -> None:

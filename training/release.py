@@ -26,23 +26,22 @@ def main() -> int:
         prog="python -m training.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for the packed model; a model already there is replaced")
-    parser.add_argument("runs", nargs="+", type=Path, help="each trained from the one before; the last is packed")
+    parser.add_argument("run", type=Path, help="folder of the finished run")
     arguments = parser.parse_args()
     try:
-        release(arguments.out, arguments.runs)
+        release(arguments.out, arguments.run)
     except (ValueError, OSError) as error:
         print(f"release: error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def release(out: Path, runs: Sequence[Path]) -> None:
+def release(out: Path, run: Path) -> None:
     """Rounded to float16 first, measured then: the card says what users get."""
     import torch
 
     from vlm.checkpoint import load, save
 
-    run = runs[-1]
     trained = load(run)
     with tempfile.TemporaryDirectory() as folder:
         save(trained, Path(folder) / out.name, dtype=torch.float16)
@@ -53,15 +52,15 @@ def release(out: Path, runs: Sequence[Path]) -> None:
     (run / "evaluation.json").write_text(
         json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    text = card(out.name, runs, parameters, rows) + "\n" + section(trained.calibration, reliable)
+    text = card(out.name, run, parameters, rows) + "\n" + section(trained.calibration, reliable)
     save(trained, out, text, dtype=torch.float16)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
 
-def card(name: str, runs: Sequence[Path], parameters: int, rows: Sequence[Row]) -> str:
+def card(name: str, run: Path, parameters: int, rows: Sequence[Row]) -> str:
     """README.md of the model folder."""
     pictures = parquet.read_metadata(PICTURE_WORDS / "train.parquet").num_rows
-    recipes = "\n\n".join(_recipe(run) for run in runs)
+    recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
     return f"""---
 library_name: vlm
 pipeline_tag: zero-shot-image-classification
@@ -93,9 +92,12 @@ card, and nothing was chosen by them. Authors and licences: `training/picture_wo
 
 ## Recipe
 
-{len(runs)} run(s) of `training.train_clip`; minutes are mean step x number of steps.  `make train` runs them again.
+About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps) of `training.train_clip` with this
+recipe; `make train` runs it again:
 
-{recipes}
+```toml
+{recipe}
+```
 
 ## What it scores
 
@@ -106,11 +108,6 @@ training are left out.
 
 {markdown_table(rows)}
 """
-
-
-def _recipe(run: Path) -> str:
-    recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
-    return f"`{run.name}`, about {minutes_of_steps(run):.0f} minutes of steps:\n\n```toml\n{recipe}\n```"
 
 
 if __name__ == "__main__":

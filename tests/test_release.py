@@ -1,0 +1,81 @@
+"""A release of a tiny model that knows nothing, scored on the smallest splits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import release as module
+from training.calibrate import section
+from training.card import markdown_table
+from training.evaluate import Row, evaluate
+from training.release import main
+from vlm.calibration import Calibration
+from vlm.checkpoint import load, save
+from vlm.embedder import Embedder
+
+SPLITS = ("val_both", "test_both")
+CALIBRATION = Calibration(scale=20.5, bias=-12.25, data="what a model that knows something would get")
+Release = Callable[..., int]
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Release:
+    """The command, with one split of each kind; who knows nothing cannot be calibrated."""
+    monkeypatch.setattr(module, "VALIDATION", SPLITS[:1])
+    monkeypatch.setattr(module, "TEST", SPLITS[1:])
+    monkeypatch.setattr(module, "calibrate", lambda embedder: (CALIBRATION, []))
+
+    def run(*words: Path) -> int:
+        monkeypatch.setattr("sys.argv", ["release", *map(str, words)])
+        return main()
+
+    return run
+
+
+@pytest.fixture
+def finished(tiny_embedder: Embedder, tmp_path: Path) -> Path:
+    """A run of 600 steps of which two were timed."""
+    run = tmp_path / "hour"
+    save(tiny_embedder, run)
+    (run / "recipe.toml").write_text('\n[model]\nsize = "tiny"\n', encoding="utf-8")
+    lines = [json.dumps({"step": step, "seconds": seconds}) for step, seconds in ((300, 0.5), (600, 1.5))]
+    (run / "timing.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return run
+
+
+def test_what_is_packed_is_the_run_in_float16_and_its_card_says_what_exactly_that_scores(
+    release: Release, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "small"
+    assert release(out, finished) == 0
+    trained, packed = load(finished).model.state_dict(), load(out)
+    for name, weight in packed.model.state_dict().items():
+        rounded = trained[name] if name == "logit_scale" else trained[name].half().float()
+        assert torch.equal(weight, rounded), name
+    rows = evaluate(packed, SPLITS)
+    assert [Row(**row) for row in json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))] == rows
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert markdown_table(rows) in card
+    assert "\n# small\n" in card
+    assert 'vlm.load("small")' in card
+    assert '```toml\n[model]\nsize = "tiny"\n```' in card
+    assert "About 10 minutes of steps" in card  # 600 steps of a second
+    parameters = sum(weight.numel() for weight in packed.model.parameters())
+    assert f"A CLIP of {parameters / 1e6:.1f} million parameters" in card
+    assert packed.calibration == CALIBRATION
+    assert section(CALIBRATION, []) in card
+    size = sum(file.stat().st_size for file in out.iterdir())
+    assert capsys.readouterr().err == f"{out}: {size / 1e6:.1f} MB\n"
+
+
+def test_a_run_that_is_not_there_is_one_line_and_writes_nothing(
+    release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert release(tmp_path / "out", tmp_path / "none") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("release: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
