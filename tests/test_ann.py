@@ -1,4 +1,7 @@
 import os
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +61,66 @@ def test_the_recall_that_is_reported_is_that_of_other_queries_too(ann: Ann, vect
     assert measured == pytest.approx(ann.recall["texts"], abs=0.02)
 
 
-def test_it_says_how_many_lists_reach_the_target():
+def hard(count: int) -> np.ndarray:
+    """No clusters: half of the lists find too little."""
+    vectors = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(vectors, dim=1).half().numpy()
+
+
+def steps(said: list[str]) -> list[tuple[int, list[float]]]:
+    """(lists a query, recalls) of each line behind the first."""
+    lines = [re.split(r" lists a query: ", line) for line in said[1:]]
+    return [(int(probes), [float(value) for value in re.findall(r"\d\.\d{4}", rest)]) for probes, rest in lines]
+
+
+def test_lists_are_doubled_until_the_harder_queries_reach_the_target_or_half_are_looked_into():
     said: list[str] = []
-    vectors = torch.nn.functional.normalize(torch.randn(5000, 32, generator=torch.Generator().manual_seed(0)), dim=1)
-    vectors = vectors.half().numpy()  # no clusters: hard
-    low = build(vectors, None, said.append, target=0.0)
-    high = build(vectors, None, said.append, target=0.999)
-    assert low.probes < high.probes
-    assert low.recall["pictures"] <= high.recall["pictures"]
-    assert f"{high.probes} lists a query: recall@10 {high.recall['pictures']:.4f} (pictures)" == said[-1]
+    vectors, texts = hard(2560), clusters(100, 1)
+    full = build(vectors, texts, said.append, target=0.9999)
+    assert said[0] == "64 lists, from 2560 of 2560 vectors"  # 40 vectors for each
+    assert [probes for probes, _ in steps(said)] == [8, 16, 32]
+    assert full.probes == 32
+    pictures, text = full.recall["pictures"], full.recall["texts"]
+    assert said[-1] == f"32 lists a query: recall@10 {pictures:.4f} (pictures), recall@10 {text:.4f} (texts)"
+    recalls = [recall for _, recall in steps(said)]
+    assert min(recalls[0]) < max(recalls[0]) < min(recalls[1]) < max(recalls[1]) < min(recalls[2])
+    for target, wanted in [(min(recalls[0]), 8), (sum(recalls[0]) / 2, 16), (sum(recalls[1]) / 2, 32)]:
+        assert build(vectors, texts, quiet, target=target - 1e-4).probes == wanted
+    for stored in (vectors, clusters(2000, 0).half().numpy()):
+        said.clear()
+        build(stored, None, said.append)
+        enough = [min(recall) >= 0.993 for _, recall in steps(said)]  # docs/retrieval-scale.md
+        lists = len(stored) // 40
+        assert enough[:-1] == [False] * len(enough[:-1])
+        assert enough[-1] or steps(said)[-1][0] * 2 > lists // 2
+
+
+def test_the_recall_is_measured_as_it_is_defined():
+    vectors, texts = hard(1000), clusters(100, 1)
+    built = build(vectors, texts, quiet, target=0)
+    found, exact = built.nearest(vectors, texts, 10)[0], nearest(vectors, texts, 10)[0]
+    assert built.recall["texts"] == recall_of(found, exact)
+    every = torch.from_numpy(vectors).float()  # 500 of these were asked for
+    found, exact = built.nearest(vectors, every, 11)[1], nearest(vectors, every, 11)[1]
+    others = [{*row[1:]} for row in exact.tolist()]  # the nearest is the vector itself
+    shared = [len({*row[1:]} & wanted) for row, wanted in zip(found.tolist(), others, strict=True)]
+    assert built.recall["pictures"] == pytest.approx(sum(shared) / 10_000, abs=0.02)
+    assert build(vectors, texts[:0], quiet, target=0).recall.keys() == {"pictures"}
+
+
+def test_a_large_index_has_four_times_the_root_of_its_size_in_lists(monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    stored = clusters(26_000, 0, 4).half().numpy()
+    monkeypatch.setattr("vlm.index.ann._BLOCK", 10_000)
+    monkeypatch.setattr("vlm.index.ann._TRAIN_PER_LIST", 39)
+    built = build(stored, None, said.append, target=0)
+    lists = int(4 * 26_000**0.5)  # docs/retrieval-scale.md
+    assert said[0] == f"{lists} lists, from {39 * lists} of 26000 vectors"
+    assert built.centroids.shape == (lists, 4)
+    nearest_list = (torch.from_numpy(stored).float() @ torch.from_numpy(built.centroids).T).max(1)
+    chosen = torch.from_numpy(built.lists).long()[:, None]
+    own = (torch.from_numpy(stored).float() @ torch.from_numpy(built.centroids).T).gather(1, chosen)[:, 0]
+    torch.testing.assert_close(own, nearest_list.values, atol=1e-5, rtol=0)
 
 
 def test_vectors_added_later_are_found(ann: Ann, vectors: np.ndarray):
@@ -93,8 +147,16 @@ def test_any_width_is_kept_and_read_again(width: int, tmp_path: Path):
 
 
 def test_too_few_vectors_are_said_to_be(vectors: np.ndarray):
-    with pytest.raises(ValueError, match="100 vectors are too few for an approximate index"):
-        build(vectors[:100], None, quiet)
+    for few in (0, 1, 100):
+        with pytest.raises(ValueError, match=f"^{few} vectors are too few for an approximate index"):
+            build(vectors[:few], None, quiet)
+    assert build(vectors[:640], None, quiet).rows == 640  # 40 for each of the 16 numbers that a code can be
+
+
+def test_without_faiss_one_line_says_what_to_install(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"^An approximate index needs FAISS\. Install it: pip install faiss-cpu$"):
+        build(vectors, None, quiet)
 
 
 def test_recall_is_the_share_of_the_best_ten():
@@ -103,27 +165,82 @@ def test_recall_is_the_share_of_the_best_ten():
     assert recall_of(found, exact) == pytest.approx(0.9)
     assert recall_of(found, exact, left_out=1) == pytest.approx(0.8)  # of the 2nd to the 11th
     assert recall_of(exact, exact, left_out=1) == 1.0
+    assert recall_of(torch.cat([found, exact]), torch.cat([exact, exact])) == pytest.approx(0.95)
+    assert recall_of(found[:, :4], exact[:, :4]) == recall_of(exact[:, :4], exact[:, :4], left_out=1) == 1.0  # of few
+    assert recall_of(found[:, 7:], exact[:, 7:]) == pytest.approx(2 / 4)
     tied = torch.full((1, 10), 0.7)  # which ten of many equals were found does not matter
     assert recall_of(tied, tied) == 1.0
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "lists", "probes", "shape"])
+@pytest.mark.parametrize(
+    ("changed", "about", "complaint"),
+    [
+        ({}, {}, "'probes'"),
+        ({}, {"probes": "many"}, "invalid literal for int"),
+        ({}, {"probes": "8", "recall texts": "good"}, "could not convert string to float: 'good'"),
+        ({}, {"probes": "0"}, "it has 125 lists and looks into 0"),
+        ({}, {"probes": "126"}, "it has 125 lists and looks into 126"),
+        ({"codes": None}, {}, "codes"),
+        ({"lists": lambda lists: lists + 125 - lists.max()}, {}, "it names lists that it does not have"),
+        ({"lists": lambda lists: lists - 1 - lists.min()}, {}, "it names lists that it does not have"),
+        ({"lists": lambda lists: lists[:0], "codes": lambda codes: codes[:0]}, {}, "zero-size"),
+        ({"lists": lambda lists: lists[1:]}, {}, r"codes is uint8 \(5000, 8\), wanted uint8 \(4999, 8\)"),
+        ({"lists": lambda lists: lists.astype(np.int64)}, {}, r"lists is int64 \(5000,\), wanted int32 \(5000,\)"),
+        ({"codes": lambda codes: codes[:, :3]}, {}, r"codes is uint8 \(5000, 3\), wanted uint8 \(5000, 8\)"),
+        ({"codes": lambda codes: codes.astype(np.int8)}, {}, r"codes is int8 \(5000, 8\), wanted uint8 \(5000, 8\)"),
+        (
+            {"codebooks": lambda books: books[:15]},
+            {},
+            r"codebooks is float32 \(15, 16, 2\), wanted float32 \(16, 16, 2\)",
+        ),
+        ({"centroids": lambda all: all[:, :31]}, {}, r"centroids is float32 \(125, 31\), wanted float32 \(125, 32\)"),
+        ({"centroids": lambda all: all[:0]}, {"probes": "1"}, "it has 0 lists and looks into 1"),
+    ],
+)
+def test_a_file_with_something_else_in_it_is_refused(
+    ann: Ann,
+    tmp_path: Path,
+    changed: dict[str, Callable[[np.ndarray], np.ndarray] | None],
+    about: dict[str, str],
+    complaint: str,
+):
+    file = tmp_path / "ann.safetensors"
+    ann.save(file)
+    arrays = load_file(file)
+    for name, change in changed.items():
+        array = arrays.pop(name)
+        if change:
+            arrays[name] = np.ascontiguousarray(change(array))
+    save_file(arrays, file, about or ({"probes": "8"} if changed else {"other": "8"}))
+    line = (
+        rf"is no approximate index of this model \(.*{complaint}.*\)\. Delete it, or build it again: vlm index --ann$"
+    )
+    with pytest.raises(ValueError, match=line):
+        load(file, WIDTH)
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "other width"])
 def test_a_file_that_is_not_what_was_written_is_refused(ann: Ann, damage: str, tmp_path: Path):
     file = tmp_path / "ann.safetensors"
     ann.save(file)
-    arrays, about = load_file(file), {"probes": "8"}
     if damage == "cut":
         os.truncate(file, file.stat().st_size // 2)
     elif damage == "foreign":
         file.write_bytes(b"IxFI" + os.urandom(100))
-    elif damage == "lists":
-        save_file({**arrays, "lists": arrays["lists"] + 10**6}, file, about)
-    elif damage == "probes":
-        save_file(arrays, file, {"probes": "0"})
-    else:
-        save_file({**arrays, "codes": arrays["codes"][:, :3].copy()}, file, about)
     with pytest.raises(ValueError, match=r"is no approximate index of this model.*build it again"):
-        load(file, WIDTH)
+        load(file, WIDTH + 1 if damage == "other width" else WIDTH)
+
+
+def test_a_file_may_look_into_all_of_its_lists_and_keep_all_in_one(ann: Ann, vectors: np.ndarray, tmp_path: Path):
+    file = tmp_path / "ann.safetensors"
+    ann.save(file)
+    arrays = load_file(file)
+    for lists in (arrays["lists"], np.zeros_like(arrays["lists"]), np.full_like(arrays["lists"], 124)):
+        save_file({**arrays, "lists": lists}, file, {"probes": "125", "recall both ways": "0.5", "made by": "a test"})
+        opened = load(file, WIDTH)
+        assert (opened.probes, opened.recall) == (125, {"both ways": 0.5})
+        queries = torch.from_numpy(vectors[:50]).float()
+        assert (opened.nearest(vectors, queries, 1)[1][:, 0] == torch.arange(50)).float().mean() > 0.9
 
 
 def test_a_file_is_opened_once_until_it_changes(ann: Ann, tmp_path: Path):

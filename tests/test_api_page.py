@@ -11,6 +11,8 @@ import pytest
 from serving import png
 from starlette.testclient import TestClient
 
+from vlm.serving.api_page import api_page
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,6 +30,82 @@ def test_the_openapi_description_is_whole(client: TestClient):
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema)))
     assert named <= set(schema["components"]["schemas"])
     assert {"SearchAsked", "TermAsked", "SearchHit", "Problem"} <= named
+
+
+def test_every_body_may_be_json_or_a_form_and_is_described(client: TestClient):
+    schema = client.get("/openapi.json").json()
+    for path, model in (("/search", "SearchAsked"), ("/classify", "ClassifyAsked"), ("/embed", "EmbedAsked")):
+        body = schema["paths"][path]["post"]["requestBody"]
+        wanted = {"schema": {"$ref": f"#/components/schemas/{model}"}}
+        assert body == {"required": True, "content": dict.fromkeys(("application/json", "multipart/form-data"), wanted)}
+    page = client.get("/").text
+    asked = page[page.index("<h2>POST /search") : page.index("<h2>POST /classify")]
+    assert "<tr><td><code>k</code></td><td>integer, 1 to 1000, default 10</td><td>how many</td></tr>" in asked
+    assert "<h3>Send (application/json or multipart/form-data)</h3>" in asked
+    assert asked.count("<pre>curl") == 2
+    assert client.get("/openapi.json").json() == schema  # described twice, the same
+
+
+def test_a_page_says_all_that_a_description_holds():
+    thing = {
+        "properties": {
+            "name": {"type": "string", "description": "a <b> & c"},
+            "side": {"anyOf": [{"type": "integer", "minimum": 3}, {"type": "null"}], "description": "of it"},
+            "few": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "maxItems": 7},
+            "parts": {"type": "array", "items": {"$ref": "#/components/schemas/Part"}, "default": None},
+            "level": {"type": "number", "default": 0},
+        },
+        "examples": [{"name": "<赤>"}, {"side": 4}],
+    }
+    found: dict[str, Any] = {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/Part"}}}
+    one: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Part"}}
+    send = {"requestBody": {"content": {"text/a": {"schema": {"$ref": "#/components/schemas/Thing"}}, "text/b": {}}}}
+    page = api_page(
+        {
+            "info": {"title": "T<i>", "description": "D&d"},
+            "paths": {
+                "/a<b": {"post": {"summary": "S&s", "description": "Long <text>", "responses": answers(found), **send}},
+                "/b": {
+                    "get": {"summary": "Short", "responses": answers(one)},
+                    "put": {"summary": "P", "responses": {}},
+                },
+            },
+            "components": {
+                "schemas": {"Thing": thing, "Part": {"properties": {"x": {"type": "boolean"}}}, "Other": {}},
+            },
+        }
+    )
+    assert "<title>T&lt;i&gt;</title>" in page
+    assert "<h1>T&lt;i&gt;</h1><p>D&amp;d</p>" in page
+    part = "<table><tr><td><code>x</code></td><td>boolean</td><td></td></tr></table>"
+    rows = [
+        ("name", "string", "a &lt;b&gt; &amp; c"),
+        ("side", "integer, from 3", "of it"),
+        ("few", "list of integer, 1 to 9, at most 7", ""),
+        ("parts", "list of object", ""),
+        ("level", "number, default 0", ""),
+    ]
+    table = "".join(f"<tr><td><code>{a}</code></td><td>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
+    examples = "{&quot;name&quot;: &quot;&lt;赤&gt;&quot;}", "{&quot;side&quot;: 4}"
+    sent = [f"<pre>curl -H 'Content-Type: application/json' -d '{body}' …/a&lt;b</pre>" for body in examples]
+    wanted = [
+        "<h2>POST /a&lt;b <small>S&amp;s</small></h2>",
+        "<p>Long &lt;text&gt;</p>",
+        f"<h3>Send (text/a or text/b)</h3><table>{table}</table>",
+        *sent,
+        f"<h3>Get</h3><p>A list of</p>{part}",
+        "<h2>GET /b <small>Short</small></h2>",
+        "<p></p>",
+        f"<h3>Get</h3><p>One object with</p>{part}",
+        "<h2>PUT /b <small>P</small></h2>",
+        "<p></p>",
+    ]
+    body = page[page.index("<h2>") : page.index("</body>")].strip()
+    assert body.splitlines() == wanted
+
+
+def answers(found: dict[str, Any]) -> dict[str, Any]:
+    return {"200": {"content": {"application/json": found}}, "400": {}}
 
 
 @pytest.mark.parametrize("page", ["server.md", "server.ja.md"])

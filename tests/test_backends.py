@@ -166,6 +166,9 @@ def test_a_model_run_by_onnx_refuses_to_be_trained_and_to_read_parts_of_pictures
     with pytest.raises(ValueError, match=r"cannot be trained\. Load it with backend torch"):
         embedder.model(images, torch.tensor([[2]]))
     assert len(embedder.embed_pixels(images)) == 1  # which sets evaluation mode
+    assert isinstance(embedder.model, OnnxCLIP)
+    options = embedder.model._images.get_session_options()  # pyright: ignore[reportPrivateUsage]
+    assert options.intra_op_num_threads == torch.get_num_threads()
 
 
 def test_a_model_is_written_once_and_another_one_beside_it(
@@ -207,6 +210,61 @@ def test_a_write_that_fails_leaves_nothing_and_the_next_one_is_whole(
     assert sorted(path.name for path in (empty_cache / "model-onnx-1").iterdir()) == ["image.onnx", "text.onnx"]
 
 
+def test_a_folder_that_cannot_take_its_place_is_one_line(
+    empty_cache: Path, quick_writer: list[Path], tiny_clip: CLIP, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(
+        ValueError, match=r"^backend onnx: cannot write .*model-onnx-1: .*Device or resource busy\. Set"
+    ):
+        run_by(tiny_clip, "onnx", "model")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_the_first_use_says_what_takes_time_and_torch_writes_nothing(
+    empty_cache: Path,
+    quick_writer: list[Path],
+    tiny_clip: CLIP,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(backends, "_session", lambda path, backend: path)
+    assert run_by(tiny_clip, "torch", "model") is tiny_clip
+    assert (capsys.readouterr().err, empty_cache.exists()) == ("", False)
+    run_by(tiny_clip, "onnx", "model")
+    folder = empty_cache / "model-onnx-1"
+    assert capsys.readouterr().err == f"vlm: backend onnx: writing {folder}, once for this model\n"
+    run_by(tiny_clip, "onnx", "model")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "place"),
+    [
+        ("linux", {}, "home/.cache/vlm"),
+        ("darwin", {}, "home/Library/Caches/vlm"),
+        ("win32", {"LOCALAPPDATA": "local"}, "local/vlm"),
+        ("win32", {}, "home/vlm"),
+        ("linux", {"XDG_CACHE_HOME": ""}, "home/.cache/vlm"),
+        ("darwin", {"XDG_CACHE_HOME": "xdg", "LOCALAPPDATA": "local"}, "xdg/vlm"),
+    ],
+)
+def test_the_cache_lies_where_the_system_keeps_such_things(
+    platform: str, environment: dict[str, str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(sys, "platform", platform)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == tmp_path / place
+
+
 def test_of_two_processes_that_write_one_model_the_first_is_kept(
     empty_cache: Path, quick_writer: list[Path], tiny_clip: CLIP, monkeypatch: pytest.MonkeyPatch
 ):
@@ -234,6 +292,18 @@ def test_a_missing_package_is_one_line_with_its_remedy(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"backend int8 needs onnxruntime\. Install: pip install onnx"):
         vlm.load("mini", backend="int8")
+
+
+def test_so_is_one_that_only_the_writing_needs(
+    empty_cache: Path, quick_writer: list[Path], tiny_clip: CLIP, monkeypatch: pytest.MonkeyPatch
+):
+    def lacks(model: CLIP, path: Path) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(onnx_towers, "write_texts", lacks)
+    with pytest.raises(ValueError, match=r"^backend onnx needs onnxscript\. Install: pip install onnx onnxscript onnx"):
+        run_by(tiny_clip, "onnx", "model")
+    assert list(empty_cache.iterdir()) == []
 
 
 def test_onnx_runtime_reports_to_nobody(tmp_path: Path):

@@ -1,53 +1,20 @@
 """Hand-made sets of 40 sound pictures: every planted problem is found, and no other one."""
 
-import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from check_sets import THINGS, Row, divided, encoded, examine, picture, row, sound
 from datasets import Dataset
 from odd_pictures import ODD_PICTURES, write_odd_pictures
 from PIL import Image
 
 from training.check import check, check_rows, open_tokenizer
-from training.check_scan import Divided, script
-from training.formats.columns import recognise
-from training.formats.table import Table
-
-Row = dict[str, Any]
-COLOURS = ["red", "green", "blue", "black", "white"]
-THINGS = ["dog", "cat", "bird", "sun", "house", "car", "apple", "fish"]
-
-
-def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """Coloured blocks: another seed is another picture, and shrinking leaves it what it is."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def row(number: int, data: bytes, caption: str, **more: Any) -> Row:
-    return {"uid": f"sample {number}", "image": {"bytes": data, "path": None}, "caption": caption, **more}
-
-
-def sound(**more: Any) -> list[Row]:
-    captions = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS]
-    return [row(n, encoded(picture(n)), caption, **more) for n, caption in enumerate(captions)]
-
-
-def examine(rows: list[Row], out: Path | None = None) -> dict[str, Any]:
-    table = Table("set", Dataset.from_list(rows), recognise("set", list(rows[0]), {}))
-    return check_rows(Divided([table]), open_tokenizer("mini"), out=out)
+from training.check_scan import script
 
 
 def found_in(rows: list[Row]) -> list[str]:
@@ -161,8 +128,7 @@ def test_lengths_and_shares_are_those_of_the_tokenizer_and_of_the_definition():
 @pytest.mark.parametrize("name", ["mini", "clip"])
 def test_a_letter_is_lost_where_its_bytes_are_all_that_is_left(name: str):
     rows = [row(0, encoded(picture(0)), "dog ᚠ"), row(1, encoded(picture(1)), "cat")]
-    table = Table("set", Dataset.from_list(rows), recognise("set", list(rows[0]), {}))
-    assert list(check_rows(Divided([table]), open_tokenizer(name))["tokens"]["lost_letters"]) == ["ᚠ"]
+    assert list(check_rows(divided(rows), open_tokenizer(name))["tokens"]["lost_letters"]) == ["ᚠ"]
 
 
 def test_scripts_are_told_by_their_letters():
@@ -196,17 +162,9 @@ def test_the_sheet_shows_each_picture_whole_with_its_words_below(tmp_path: Path)
 
 def test_a_sample_is_the_same_each_time_and_says_so():
     rows = sound()
-    table = Table("set", Dataset.from_list(rows), recognise("set", list(rows[0]), {}))
-    first, second = (check_rows(Divided([table]), open_tokenizer("mini"), sample=10) for _ in range(2))
+    first, second = (check_rows(divided(rows), open_tokenizer("mini"), sample=10) for _ in range(2))
     assert first == second
     assert (first["rows"], first["looked_at"], first["sound"]) == (40, 10, 10)
-
-
-def test_processes_see_what_one_process_sees():
-    rows = [row(n, encoded(picture(n)), f"a {THINGS[n % 8]} {n}") for n in range(200)]
-    table = Table("set", Dataset.from_list(rows), recognise("set", list(rows[0]), {}))
-    alone, together = (check_rows(Divided([table]), open_tokenizer("mini"), workers=workers) for workers in (0, 1))
-    assert alone == together
 
 
 @pytest.mark.long

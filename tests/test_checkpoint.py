@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vlm.checkpoint
-from vlm.checkpoint import load, load_classifier, save
+from vlm.calibration import Calibration
+from vlm.checkpoint import load, load_classifier, save, save_calibration
 from vlm.clip import CLIP
 from vlm.config import CosineHeadConfig, PreprocessConfig, Projection, VisionConfig
 from vlm.embedder import Embedder
@@ -39,6 +40,11 @@ def resign(folder: Path) -> None:
     (folder / "manifest.json").write_text(vlm.checkpoint._manifest(sums))  # pyright: ignore[reportPrivateUsage]
 
 
+def rewrite(folder: Path, config: object) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    resign(folder)
+
+
 def test_what_is_saved_comes_back_bit_for_bit(tiny_embedder: Embedder, saved: Path, picture_folder: Path):
     again = load(saved)
     ours, theirs = tiny_embedder.model.state_dict(), again.model.state_dict()
@@ -54,13 +60,15 @@ def test_what_is_saved_comes_back_bit_for_bit(tiny_embedder: Embedder, saved: Pa
     assert all(weight.requires_grad for weight in again.model.parameters())
 
 
-def test_float16_halves_the_file_keeps_the_temperature_and_computes_in_float32(
-    tiny_embedder: Embedder, tmp_path: Path, saved: Path
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_halves_the_file_keeps_the_temperature_and_computes_in_float32(
+    dtype: torch.dtype, tiny_embedder: Embedder, tmp_path: Path, saved: Path
 ):
-    save(tiny_embedder, tmp_path / "half", dtype=torch.float16)
+    save(tiny_embedder, tmp_path / "half", dtype=dtype)
     again = load(tmp_path / "half")
     for name, weight in tiny_embedder.model.state_dict().items():
-        expected = weight.half().float() if weight.ndim > 1 else weight
+        expected = weight.to(dtype).float() if weight.ndim > 1 else weight
+        assert again.model.state_dict()[name].dtype == torch.float32
         assert torch.equal(again.model.state_dict()[name], expected)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", saved)]
     assert sizes[0] < 0.6 * sizes[1]
@@ -91,6 +99,7 @@ def test_a_classifier_comes_back_with_its_labels_and_preprocessing(
     save(tiny_classifier, tmp_path / "vit")
     again = load_classifier(tmp_path / "vit")
     assert again.labels == ("犬", "cat", "bird")
+    assert '"犬"' in (tmp_path / "vit" / "config.json").read_text(encoding="utf-8")  # people read it too
     assert again.preprocess
     assert tiny_classifier.preprocess
     assert again.preprocess.config == tiny_classifier.preprocess.config
@@ -118,8 +127,7 @@ def test_a_classifier_saved_before_there_were_cosine_heads_has_a_linear_one(
     save(tiny_classifier, tmp_path / "vit")
     config = json.loads((tmp_path / "vit" / "config.json").read_text())
     assert config.pop("head") is None
-    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
-    resign(tmp_path / "vit")
+    rewrite(tmp_path / "vit", config)
     assert torch.equal(load_classifier(tmp_path / "vit").head.weight, tiny_classifier.head.weight)
 
 
@@ -136,8 +144,7 @@ def test_a_head_that_does_not_fit_its_weights_is_refused(
 ):
     save(tiny_classifier, tmp_path / "vit")
     config = json.loads((tmp_path / "vit" / "config.json").read_text())
-    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"head": head}))
-    resign(tmp_path / "vit")
+    rewrite(tmp_path / "vit", config | {"head": head})
     with pytest.raises(ValueError, match=message) as error:
         load_classifier(tmp_path / "vit")
     assert "\n" not in str(error.value)
@@ -210,7 +217,7 @@ def test_a_pickle_in_place_of_the_weights_runs_nothing(saved: Path, tmp_path: Pa
 
     torch.save(Evil(), saved / "model.safetensors")
     resign(saved)
-    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file: .*\.$"):
         load(saved)
     assert not (tmp_path / "marker").exists()
 
@@ -219,65 +226,56 @@ def test_a_pickle_in_place_of_the_weights_runs_nothing(saved: Path, tmp_path: Pa
     ("change", "message"),
     [
         ({"format": "vlm-9"}, "is not of format 'vlm-1'"),
-        ({"kind": "llm"}, "Open it with a newer vlm"),
+        ({"format": None}, "is not of format 'vlm-1', the one this version of vlm reads"),
+        ({"kind": "llm"}, "holds a model of kind 'llm', wanted 'clip'. Open it with a newer vlm"),
         ({"model": {"embed_dmi": 24}}, "Did you mean 'embed_dim'"),
         ({"preprocess": {"image_size": -1}}, "image_size must be positive"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_one_line(saved: Path, change: dict[str, object], message: str):
     config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps(config | change))
-    resign(saved)
+    rewrite(saved, config | change)
     with pytest.raises(ValueError, match=message) as error:
         load(saved)
     assert "\n" not in str(error.value)
 
 
-def test_saving_again_replaces_the_model_and_leaves_nothing_beside(saved: Path, tiny_embedder: Embedder):
-    with torch.no_grad():
-        tiny_embedder.model.logit_scale.add_(1)
-    save(tiny_embedder, saved, card="# second\n")
-    assert load(saved).fingerprint == tiny_embedder.fingerprint
-    assert (saved / "README.md").read_text() == "# second\n"
-    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
+@pytest.mark.parametrize("absent", [["tokenizer"], ["tokenizer", "model", "preprocess"]])
+def test_settings_that_a_config_lacks_are_named(saved: Path, absent: list[str]):
+    config = json.loads((saved / "config.json").read_text())
+    rewrite(saved, {name: config[name] for name in config if name not in absent})
+    with pytest.raises(ValueError, match=rf"config\.json lacks {', '.join(sorted(absent))}\. Save the model again"):
+        load(saved)
+    rewrite(saved, [])
+    with pytest.raises(ValueError, match="is not of format 'vlm-1'"):
+        load(saved)
 
 
-def test_a_save_that_fails_leaves_the_older_model_whole(
-    saved: Path, tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch
-):
-    before = load(saved).fingerprint
-    with torch.no_grad():
-        tiny_embedder.model.logit_scale.fill_(torch.nan)
-    with pytest.raises(ValueError, match="logit_scale has values that are not finite"):
-        save(tiny_embedder, saved)
-    with torch.no_grad():
-        tiny_embedder.model.logit_scale.fill_(1.0)
-    monkeypatch.setattr(vlm.checkpoint, "_sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        save(tiny_embedder, saved)
-    monkeypatch.undo()
-    assert load(saved).fingerprint == before
-    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
+def test_a_classifier_without_labels_is_refused(tiny_classifier: ViTClassifier, tmp_path: Path):
+    save(tiny_classifier, tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    rewrite(tmp_path / "vit", {name: config[name] for name in config if name != "labels"})
+    with pytest.raises(ValueError, match=r"lacks labels\."):
+        load_classifier(tmp_path / "vit")
 
 
-def test_dying_between_the_two_renames_loses_nothing(saved: Path, tiny_embedder: Embedder):
-    saved.rename(saved.with_name(".saved.old"))  # what the disk shows then
-    (saved.with_name(".saved.new")).mkdir()
-    assert load(saved).fingerprint == tiny_embedder.fingerprint
-    save(tiny_embedder, saved)
-    assert load(saved).fingerprint == tiny_embedder.fingerprint
-    assert sorted(path.name for path in saved.parent.iterdir() if "saved" in path.name) == ["saved"]
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"[1]", b'{"files": 3}', b"[" * 200_000, b"\xff"])
+def test_a_manifest_that_is_none_is_one_line(saved: Path, text: bytes):
+    (saved / "manifest.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"manifest\.json is not what was saved: its own checksum is wrong\. Copy"):
+        load(saved)
 
 
-def test_a_folder_with_other_files_is_left_alone(saved: Path, tiny_embedder: Embedder, tmp_path: Path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "holiday.txt").write_text("dear")
-    (saved / "notes.txt").write_text("mine")
-    for folder, name in ((tmp_path / "photos", "holiday.txt"), (saved, "notes.txt")):
-        with pytest.raises(ValueError, match=f"would be lost: {name}"):
-            save(tiny_embedder, folder)
-        assert (folder / name).read_text() in ("dear", "mine")
-    load(saved)  # an extra file does no harm to reading
+def test_a_calibration_is_added_and_nothing_else_changes(saved: Path):
+    """More of it in test_calibration.py."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    save_calibration(saved, Calibration(scale=20.0, bias=-12.0, data="犬"), "# 校正\n")
+    after = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert load(saved).calibration == Calibration(scale=20.0, bias=-12.0, data="犬")
+    assert {name for name in after if after[name] != before.get(name)} == {"config.json", "README.md", "manifest.json"}
+    assert before.keys() == after.keys()
+    assert after["README.md"].decode() == "# 校正\n"
+    assert json.loads(after["config.json"]) | {"calibration": None} == json.loads(before["config.json"])
 
 
 def test_a_folder_can_be_moved_linked_and_copied(saved: Path, tiny_embedder: Embedder, tmp_path: Path):
@@ -294,15 +292,40 @@ def test_the_weights_file_is_plain_safetensors_with_our_names(saved: Path, tiny_
         assert set(file.keys()) == set(tiny_clip.state_dict())
 
 
-def test_options_for_foreign_models_are_refused_not_ignored(saved: Path):
-    with pytest.raises(ValueError, match="leave out num_heads, activation, norm_eps and image_size"):
-        load(saved, num_heads=4)
+@pytest.mark.parametrize("option", ["num_heads", "activation", "norm_eps", "image_size"])
+def test_options_for_foreign_models_are_refused_not_ignored(
+    saved: Path, tiny_classifier: ViTClassifier, tmp_path: Path, option: str
+):
+    save(tiny_classifier, tmp_path / "vit")
+    options = {option: {"activation": "gelu", "norm_eps": 0.0}.get(option, 4)}
+    with pytest.raises(
+        ValueError, match=r"saved is a model of ours .* leave out num_heads, activation, norm_eps and image"
+    ):
+        load(saved, **options)
+    with pytest.raises(ValueError, match="vit is a model of ours and says everything itself: leave out"):
+        load_classifier(tmp_path / "vit", **options)
 
 
 def test_a_source_that_is_nothing_says_what_could_be_meant():
     for opener in (load, load_classifier):
         with pytest.raises(ValueError, match=r"There is no model 'mimi': not 'mini', not a path"):
             opener("mimi")
+
+
+def test_mini_is_the_released_model_and_a_path_to_mini_is_a_folder(
+    tiny_embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    save(tiny_embedder, "mini")
+    released, own = load("mini"), load("./mini")
+    assert (released.name, own.name) == ("mini", "mini")
+    assert own.fingerprint == tiny_embedder.fingerprint != released.fingerprint
+
+
+def test_a_foreign_folder_is_not_taken_for_a_damaged_one_of_ours(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="holds no weights: wanted a file ending in"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

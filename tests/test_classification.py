@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from test_train_vit import ALONE
 from tiny_run import write_vit_recipe
 
-from training.class_stream import ClassBatch, ClassPictures, ClassStream
+from training.class_stream import ClassBatch, ClassPictures
 from training.classification import (
     accuracy,
     classifying,
+    final_rows,
     from_source,
     learn_from_above,
     mixing,
@@ -19,13 +20,11 @@ from training.classification import (
     open_classifier,
     open_pictures,
     open_stream,
+    plain,
 )
 from training.config import LossSection, VitRecipe, VitSection, read_recipe
 from training.labelled import ClassSet, open_labelled
 from training.optim import optimizers
-from training.rows import BrokenSample
-from training.stream import EndlessOrder
-from training.transforms import Transform, TransformConfig
 from vlm.checkpoint import save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.layers import Block
@@ -68,10 +67,15 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_its_definition():
     assert found.item() == pytest.approx(-(wanted * log_p).sum(1).mean().item(), rel=1e-5)
 
 
-def test_chunks_and_the_loss_scale_change_nothing_but_memory():
+@pytest.mark.parametrize("keep", [None, torch.stack([torch.arange(i % 3, 16, 3)[:5] for i in range(8)])])
+def test_chunks_and_the_loss_scale_change_nothing_but_memory(keep):
     one, four = tiny().double(), tiny().double()
-    whole = classifying(recipe(batch_size=8), one, PREPROCESS)(one, batch(), 1.0)
-    parts = classifying(recipe(batch_size=8, accumulate=4), four, PREPROCESS)(four, batch(), 16.0)
+    some = batch()._replace(keep=keep)
+    whole = classifying(recipe(batch_size=8), one, PREPROCESS)(one, some, 1.0)
+    parts = classifying(recipe(batch_size=8, accumulate=4), four, PREPROCESS)(four, some, 16.0)
+    with torch.no_grad():
+        logits = one(PREPROCESS.normalize(some.images).double(), keep)
+    assert whole.item() == pytest.approx(F.cross_entropy(logits, some.targets).item(), rel=1e-10)
     assert parts.item() == pytest.approx(whole.item(), rel=1e-10)
     for name, gradient in gradients(one).items():
         torch.testing.assert_close(gradients(four)[name], 16 * gradient, rtol=1e-9, atol=1e-12)
@@ -118,33 +122,29 @@ def test_accuracy_is_the_share_of_right_answers(run_folder):
         right = classifier.eval()(preprocess.normalize(pixels)).argmax(1) == targets
     found = accuracy(classifier, preprocess, validation, torch.device("cpu"))
     assert found["val top-1"] == pytest.approx(right.float().mean().item())
+    with torch.no_grad():
+        logits = classifier(preprocess.normalize(pixels))
+    among = (logits.topk(5).indices == targets[:, None]).any(1)
+    assert found["val top-5"] == pytest.approx(among.float().mean().item())
+    assert found["val loss"] == pytest.approx(F.cross_entropy(logits, targets).item())
+    rows = final_rows(settings, classifier.train(), preprocess, validation)
+    assert [(row.split, row.task, row.language, row.chance, row.n) for row in rows] == [
+        ("validation", "classification top-1", "en", 1 / 20, 12),
+        ("validation", "classification top-5", "en", 5 / 20, 12),
+    ]
+    assert [row.value for row in rows] == [found["val top-1"], found["val top-5"]]
 
 
-def test_transforms_depend_on_place_and_seed_alone(run_folder):
-    data = open_labelled(
-        str(run_folder / "data.parquet"), "train", ClassSet(keys=("red dog", "red cat", "grey sun"), column="concept")
-    )
-    pictures = ClassPictures(data, PREPROCESS)
-    config = TransformConfig(padding=2, flip=0.5, rotate=20.0, colour=0.4, erase=0.5)
-
-    def stream(seed: int, batch_size: int, rank: int = 0, world: int = 1) -> ClassStream:
-        order = EndlessOrder(len(pictures), seed=0, batch_size=batch_size, rank=rank, world=world)
-        return ClassStream(pictures, Transform(config, (16, 16), seed), order, seed=seed, num_patches=16)
-
-    state = torch.random.get_rng_state()
-    whole = stream(0, 4)[1]
-    assert torch.equal(torch.random.get_rng_state(), state)
-    halves = [stream(0, 4, rank, 2)[1] for rank in (0, 1)]
-    assert torch.equal(torch.cat([half.images for half in halves]), whole.images)
-    assert not torch.equal(stream(1, 4)[1].images, whole.images)
-    longer = stream(0, 2)
-    assert torch.equal(torch.cat([longer[2].images, longer[3].images]), whole.images)
-    assert len({picture.numpy().tobytes() for step in range(9) for picture in stream(0, 4)[step].images}) == 36
-
-
-def test_no_transform_leaves_pictures_as_they_are():
-    images = batch().images
-    assert Transform(TransformConfig(), (16, 16), 0)(images, None) is images  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("classes", "names"), [(5, {"val loss", "val top-1"}), (6, {"val loss", "val top-1", "val top-5"})]
+)
+def test_the_best_five_are_asked_for_where_there_are_more(run_folder, classes, names):
+    keys = ("red dog", "red cat", "grey sun", "red bird", "blue bird", "green cat")[:classes]
+    data = open_labelled(str(run_folder / "data.parquet"), "train", ClassSet(keys=keys, column="concept"))
+    pictures, model = ClassPictures(data, PREPROCESS), ViTClassifier(TINY, classes, labels=keys, preprocess=PREPROCESS)
+    assert accuracy(model, PREPROCESS, pictures, torch.device("cpu")).keys() == names
+    rows = final_rows(recipe(), model, PREPROCESS, pictures)
+    assert {row.split for row in rows} == {"1 held out"} and len(rows) == len(names) - 1
 
 
 def test_held_out_pictures_are_not_trained_on(run_folder):
@@ -208,48 +208,54 @@ def test_only_the_asked_for_blocks_learn(blocks):
     assert ("vision.norm.weight" in moved) == (blocks > 0)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data": {}}, "names no data"),
-        ({"data": {"train": "x"}}, "what to validate on"),
-        ({"data": {"train": "x", "held_out": 5, "validation_split": "y"}}, "what to validate on"),
-        ({"model": {"head": "names"}}, r"name one, \[model\] source"),
-        ({"model": {"source": "mini", "vision": {"width": 8}}}, "width cannot be changed in a trained model"),
-        ({"loss": {"label_smoothing": 1.5}}, r"label_smoothing must be in \[0, 1\)"),
-        ({"transform": {"flipp": 1.0}}, "Did you mean 'flip'"),
-    ],
-)
-def test_a_wrong_recipe_is_one_line(changes, message):
-    with pytest.raises(ValueError, match=message):
-        VitRecipe.from_dict({"data": {"train": "x", "held_out": 5}} | changes)
-
-
 def test_more_blocks_than_there_are_is_an_error():
-    with pytest.raises(ValueError, match="train_blocks is 3; this model has 2 blocks"):
-        learn_from_above(tiny(), 3)
+    for blocks in (-1, 3):
+        with pytest.raises(ValueError, match=f"train_blocks is {blocks}; this model has 2 blocks, so wanted 0 to 2"):
+            learn_from_above(tiny(), blocks)
 
 
-def test_a_batch_goes_to_a_device_with_the_patches_it_keeps():
-    keep = torch.arange(16).view(8, 2)
-    moved = batch()._replace(keep=keep).to(torch.device("cpu")).keep
-    assert moved is not None and torch.equal(moved, keep)
-    assert batch().to(torch.device("cpu")).keep is None
+def test_a_new_model_reads_pictures_as_the_data_say_and_starts_from_its_seed(run_folder):
+    def opened(seed: int, **run) -> ViTClassifier:
+        changes = {"data": {"mean": 0.4, "std": 0.2, "language": "ja"}, "run": {"seed": seed, **run}}
+        settings = read_recipe(write_vit_recipe(run_folder, **changes), VitRecipe)
+        return open_classifier(settings, classes, ALONE)[0]
+
+    keys = ("red dog", "grey sun")
+    classes = ClassSet(keys=keys, names={"ja": ("赤犬", "灰日")}, column="concept")
+    one, same, other = opened(1), opened(1), opened(2)
+    assert one.preprocess is not None
+    assert one.preprocess.config == PreprocessConfig(
+        image_size=16, resize="squash", mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)
+    )
+    assert one.labels == ("赤犬", "灰日")
+    qkv = [model.vision.blocks[0].get_parameter("attn.qkv.weight") for model in (one, same, other)]
+    assert torch.equal(qkv[0], qkv[1]) and not torch.equal(qkv[0], qkv[2])
+    assert {p.dtype for p in one.parameters()} == {torch.float32}
+    assert {p.dtype for p in opened(1, precision="float64").parameters()} == {torch.float64}
 
 
-def test_what_cannot_be_opened_is_left_out_of_a_measurement(run_folder, monkeypatch):
-    settings = read_recipe(write_vit_recipe(run_folder, data={"validation_split": None, "held_out": 10}), VitRecipe)
-    classes = open_classes(settings)
-    _, pictures = open_pictures(settings, classes, open_classifier(settings, classes, ALONE)[1])
-    whole = [torch.cat(part) for part in zip(*pictures.batches(4), strict=True)]
-    pixels = pictures.pairs.pixels
+def test_validation_pictures_may_lie_elsewhere(run_folder):
+    changes = {"validation": str(run_folder / "data.parquet"), "validation_split": None}
+    settings = read_recipe(write_vit_recipe(run_folder, data=changes), VitRecipe)
+    training, validation = open_pictures(settings, open_classes(settings), PREPROCESS)
+    assert (len(training), len(validation)) == (48, 60)
 
-    def broken(index: int) -> torch.Tensor:
-        if index == 3:
-            raise BrokenSample("three", "damaged", "it is")
-        return pixels(index)
 
-    monkeypatch.setattr(pictures.pairs, "pixels", broken)
-    left = [torch.cat(part) for part in zip(*pictures.batches(4), strict=True)]
-    others = [0, 1, 2, *range(4, 10)]
-    assert all(torch.equal(part, full[others]) for part, full in zip(left, whole, strict=True))
+def test_a_source_that_does_not_say_how_pictures_are_prepared_is_refused(tmp_path):
+    model = tiny()
+    model.preprocess = None
+    save(model, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model does not say how pictures are prepared\. Convert it with its config"):
+        from_source(VitSection(source=str(tmp_path / "model")), LABELS)
+
+
+def test_a_plain_copy_takes_the_weights_whatever_its_head(tiny_embedder, tmp_path):
+    save(tiny_embedder, tmp_path / "clip")
+    images = torch.randn(2, 3, 32, 32)
+    for head in ("names", "zero"):
+        ours = from_source(VitSection(source=str(tmp_path / "clip"), head=head), LABELS).eval()
+        copied = plain(ours).eval()
+        copied.load_state_dict(ours.state_dict())
+        assert torch.equal(copied(images), ours(images))
+        assert (copied.labels, copied.preprocess) == (ours.labels, ours.preprocess)
+        assert bool(ours(images).any()) is (head == "names")

@@ -22,9 +22,13 @@ def test_vectors_go_out_and_in_on_the_command_line(
 ):
     first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
     (row,) = run(capsys, "index", picture_folder, "--index", first, "--to-embeddings", out)
-    assert row["written"] == row["pictures"] == row["embedded"] != 0
+    assert row == dict.fromkeys(("imported", "recognised", "unchanged", "forgotten"), 0) | {
+        "folder": str(picture_folder), "embedded": 6, "pictures": 6, "written": 6,
+        "vanished": [], "skipped": [], "recall_at_10": None,
+    }  # fmt: skip
     (again,) = run(capsys, "index", "--index", second, "--from-embeddings", out)
     assert (again["imported"], again["embedded"], again["pictures"]) == (row["written"], 0, row["pictures"])
+    assert (again["folder"], again["written"], again["forgotten"]) == (None, 0, 0)
     answers = [run(capsys, "search", "a dog", "--index", index) for index in (first, second)]
     assert answers[0] == answers[1]
 
@@ -71,3 +75,38 @@ def test_fast_decoding_is_asked_for_and_not_the_default(
     monkeypatch.setattr(EmbeddingIndex, "open", noting)
     assert main(["index", str(picture_folder), "--index", str(tmp_path / "index"), *words]) == 0
     assert seen == [decoding]
+
+
+def test_what_is_skipped_is_listed_by_reason_and_what_is_gone_is_forgotten_when_asked(
+    picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    index = str(tmp_path / "index")
+    for name, data in (("a0.png", b"no picture"), ("b0.png", b""), ("c0.png", b"no picture"), ("d0.png", b"")):
+        (picture_folder / name).write_bytes(data)
+    assert main(["index", str(picture_folder), "--index", index]) == 0
+    output = capsys.readouterr()
+    first = "0 vanished, 0 forgotten, 0 imported, 0 written; 6 in the index\n"
+    assert output.out == f"6 embedded, 0 recognised, 0 unchanged, {first}"
+    said = output.err[output.err.index("vlm: skipped 4 of 10 pictures\n") :].splitlines()[1:]
+    assert [(Path(line.split(": ")[0]).name, line.split(": ")[1]) for line in said] == [
+        ("b0.png", "empty file"),
+        ("d0.png", "empty file"),
+        ("a0.png", "not a picture"),
+        ("c0.png", "not a picture"),
+    ]
+    (picture_folder / "b.png").unlink()
+    (row,) = run(capsys, "index", picture_folder, "--index", index)
+    assert (row["vanished"], row["forgotten"], row["pictures"]) == ([str(picture_folder / "b.png")], 0, 5)
+    assert row["unchanged"] == 5 + 4  # those that cannot be read are known too
+    (row,) = run(capsys, "index", "--index", index, "--prune")
+    assert (row["folder"], row["forgotten"], row["pictures"]) == (None, 1, 5)
+
+
+def test_a_search_needs_one_question_and_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for words in ([], ["x", "--duplicates", "0.9"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["search", *words, "--index", str(tmp_path)])
+        assert stopped.value.code == 2
+        assert "give either QUERY or --duplicates" in capsys.readouterr().err
+    assert main(["search", "x", "--index", str(tmp_path / "none")]) == 1
+    assert f"There is no index '{tmp_path / 'none'}'. Make one: vlm index FOLDER" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """The commands `vlm index` and `vlm search --index`, and the page they write."""
 
 import base64
+import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 from vlm.calibration import Calibration
 from vlm.checkpoint import save, save_calibration
 from vlm.cli import main
+from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder
 from vlm.retrieval import EmbeddingIndex
 
@@ -82,6 +85,38 @@ def test_the_contact_sheet_shows_the_hits_in_order_and_nothing_private(
     assert "<i>" not in text
     assert "&lt;i&gt;犬" in text
     assert b"secret camera" not in b"".join(base64.b64decode(copy.split('"')[0]) for copy in text.split("base64,")[1:])
+
+
+def test_a_file_that_is_gone_says_so_in_place_of_its_picture(
+    vlm_command: Callable[..., tuple[int, str, str]], picture_folder: Path, tmp_path: Path
+):
+    where, page = ["--index", tmp_path / "photos.index"], tmp_path / "page.html"
+    vlm_command("index", picture_folder, *where)
+    (picture_folder / "b.png").unlink()
+    rows = json.loads(vlm_command("search", "犬", *where, "--html", page, "--json")[1])
+    figures = re.findall("<figure>(.*?)</figure>", page.read_text(encoding="utf-8"))
+    assert len(figures) == len(rows) == 6
+    for figure, row in zip(figures, rows, strict=True):
+        assert f"<figcaption>{row['rank']} &middot; {row['score']:.3f} &middot; {row['path']}</figcaption>" in figure
+        assert ("<p>missing</p>" in figure) == ("<img" not in figure) == row["path"].endswith("b.png")
+    assert sum("missing" in figure for figure in figures) == 1
+    assert "No good match" not in contact_sheet((), "犬")  # which is for those to say who judge
+
+
+def test_copies_are_small_and_keep_their_shape(
+    vlm_command: Callable[..., tuple[int, str, str]], picture_folder: Path, tmp_path: Path
+):
+    where, page = ["--index", tmp_path / "photos.index"], tmp_path / "page.html"
+    noise(900, 600).save(picture_folder / "large.png")
+    vlm_command("index", picture_folder, *where)
+    rows = json.loads(vlm_command("search", "犬", *where, "--html", page, "--json")[1])
+    copies = [copy.split('"')[0] for copy in page.read_text(encoding="utf-8").split("base64,")[1:]]
+    for row, copy in zip(rows, copies, strict=True):
+        with Image.open(row["path"]) as whole, Image.open(io.BytesIO(base64.b64decode(copy))) as small:
+            scale = min(1, max(small.size) / max(whole.size))
+            assert small.size == (round(whole.width * scale), round(whole.height * scale))
+            assert max(small.size) <= 400
+            assert whole.size == small.size or "large.png" in row["path"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Arithmetic against what torch counts, on the meta device where it can: nothing is computed for it."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -11,12 +12,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from training import train_clip
-from training.config import OptimSection, Recipe, read_recipe
-from training.cost import Cost, block_bytes, loss_flops, muon_flops, plan, step_cost, text_flops, vision_flops
+from training.config import ModelSection, OptimSection, Recipe, read_recipe
+from training.cost import (
+    Cost,
+    block_bytes,
+    loss_flops,
+    muon_flops,
+    plan,
+    print_plan,
+    step_cost,
+    text_flops,
+    vision_flops,
+)
 from training.optim import optimizers, orthogonalise
+from vlm.checkpoint import save
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.layers import Block
+from vlm.tokenizer import load_tokenizer
 
 SIZES = ["mini", "B/32", "B/16", "L/14"]
 
@@ -155,6 +168,154 @@ def test_what_is_cut_into_pieces_takes_less_memory_and_what_is_computed_twice_mo
     assert cost(checkpoint_activations=True).memory["activations"] < whole.memory["activations"] / 4
     half = cost(precision="bfloat16").memory["activations"]
     assert whole.memory["activations"] / 2 < half < whole.memory["activations"]
+
+
+def cost_of(gpus: int = 1, caption_tokens: int | None = None, **sections: dict[str, object]) -> Cost:
+    sections["optim"] = {"matrices": "adamw"} | sections.get("optim", {})
+    sections["run"] = {"batch_size": 64} | sections.get("run", {})
+    return step_cost(named_size("B/32"), Recipe.from_dict(sections), gpus, caption_tokens)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_locked_picture_tower_is_computed_once_and_keeps_nothing(accumulate):
+    run: dict[str, object] = {"accumulate": accumulate}
+    free, locked = cost_of(run=run), cost_of(run=run, model={"source": "any", "lock_vision": True})
+    with torch.device("meta"):
+        clip = CLIP(named_size("B/32"))
+    still = sum(p.numel() for part in (clip.vision, clip.vision_proj) for p in part.parameters())
+    assert (locked.parameters, locked.trained) == (free.parameters, free.trained - still)
+    assert locked.flops["pictures"] == 64 * free.vision.forward
+    assert locked.flops["captions"] == free.flops["captions"]
+    tower, tokens = named_size("B/32").vision, 50  # 7 x 7 patches and the class
+    block = block_bytes(tower.width, tower.mlp_dim, tower.num_heads, tokens, half=False)
+    kept = 12 * block + 2 * 4 * tokens * tower.width  # what enters the first block and leaves the last too
+    difference = free.memory["activations"] - locked.memory["activations"]
+    assert difference == pytest.approx(64 / accumulate * kept)
+    assert locked.memory["gradients"] == 4 * locked.trained
+    assert locked.memory["optimizer"] == 2 * 4 * locked.trained
+
+
+def test_memory_goes_by_the_bytes_of_a_number_and_the_copies_kept():
+    single = cost_of()
+    for precision, weights in (("float16", 6), ("bfloat16", 6), ("float32", 4), ("float64", 8)):
+        assert cost_of(run={"precision": precision}).memory["weights"] == weights * single.parameters
+    assert cost_of(run={"precision": "float64"}).memory["activations"] == 2 * single.memory["activations"]
+    assert single.memory["average of weights"] == 0
+    assert cost_of(run={"ema_decay": 0.9}).memory["average of weights"] == 4 * single.parameters
+    two, cut = cost_of(2), cost_of(2, run={"shard": True, "ema_decay": 0.9, "precision": "bfloat16"})
+    assert two.memory["gradients"] == 2 * 4 * single.trained  # and DDP's buckets
+    assert two.memory["weights"] == single.memory["weights"]
+    assert [cut.memory[name] / single.parameters for name in ("weights", "gradients", "optimizer")] == [3, 2, 4]
+    assert cut.memory["average of weights"] == 2 * single.parameters
+
+
+def test_each_caption_more_costs_its_own_tower_and_its_own_loss():
+    one, three = cost_of(), cost_of(data={"captions_per_picture": 3})
+    assert three.flops["captions"] == pytest.approx(3 * one.flops["captions"])
+    assert three.flops["loss"] == pytest.approx(3 * one.flops["loss"])
+    assert three.flops["pictures"] == one.flops["pictures"]
+    assert three.memory["activations"] > one.memory["activations"]
+    short, long = cost_of(caption_tokens=9), cost_of(caption_tokens=999)
+    assert (short.tokens, long.tokens, one.tokens) == (9, 77, 77)
+    assert short.flops["captions"] < one.flops["captions"] / 7 and long == one
+
+
+def test_what_is_sent_is_a_ring_of_gradients_and_the_embeddings_there_and_back():
+    """All-reduce: 2 (g - 1) / g of 4-byte gradients; gather and reduce-scatter: own rows to g - 1 others, twice."""
+    assert cost_of().traffic == 0
+    for gpus, captions in ((2, 1), (4, 1), (4, 2)):
+        found = cost_of(gpus, data={"captions_per_picture": captions})
+        assert found.rows == 64 // gpus
+        rows = 2 * (gpus - 1) * found.rows * captions * 512 * 4
+        assert found.traffic == pytest.approx(2 * (gpus - 1) / gpus * 4 * found.trained + rows)
+
+
+def number(line: str, pattern: str) -> float:
+    found = re.search(pattern, line)
+    assert found is not None, line
+    return float(found[1])
+
+
+def test_every_line_of_a_plan_adds_up():
+    sections = {
+        "run": {"batch_size": 64, "steps": 1000, "ema_decay": 0.9},
+        "model": {"source": "any", "lock_vision": True},
+    }
+    recipe, config = Recipe.from_dict(sections), named_size("B/32")
+    cost = step_cost(config, recipe, 4)
+    total = sum(cost.memory.values()) / 2**30
+    lines = plan(config, recipe, gpus=4, tflops=50, efficiency=0.5, gib=total + 0.001)
+    model, picture, caption, step, time, steps, memory, traffic, assumed = lines
+    assert f"{cost.parameters / 1e6:.1f} M parameters, {cost.trained / 1e6:.1f} M of them" in model
+    assert number(picture, r"([\d.]+) forward") == pytest.approx(cost.vision.forward / 1e9, rel=1e-3)
+    assert number(picture, r"([\d.]+) backward") == 0
+    assert number(caption, r" ([\d.]+) \+") == pytest.approx(cost.text.forward / 1e9, rel=1e-3)
+    assert number(caption, r"\+ ([\d.]+) GFLOP, 77 tokens at most$") == pytest.approx(
+        cost.text.backward / 1e9, rel=1e-3
+    )
+    assert " 64 pictures, 16 on each of 4 GPUs: pictures " in step
+    work = sum(cost.flops.values())
+    parts = [float(part) for part in re.findall(r"(?:pictures|captions|loss|optimizer) ([\d.e-]+)", step)]
+    assert len(parts) == 4 and sum(parts) == pytest.approx(work / 1e12, rel=0.01)
+    assert number(step, r"= ([\d.]+) TFLOP") == pytest.approx(work / 1e12, rel=1e-3)
+    seconds = work / (50e12 * 0.5)
+    assert number(time, r"= ([\d.e-]+) s a step") == pytest.approx(seconds, rel=0.01)
+    assert number(time, r", (\d+) pictures/s") == pytest.approx(64 / seconds, rel=0.01)
+    assert number(steps, r"= ([\d.]+) h") == pytest.approx(1000 * seconds / 3600, abs=0.006)
+    assert number(steps, r"h, ([\d.]+) GPU-hours") == pytest.approx(4 * 1000 * seconds / 3600, abs=0.06)
+    sizes = [float(size) for size in re.findall(r"[a-z] ([\d.]+)", memory.split("=")[0])]
+    assert sum(sizes) == pytest.approx(total, abs=0.03)
+    assert number(memory, r"= ([\d.]+) GiB") == pytest.approx(total, abs=0.06)
+    assert memory.endswith(f" GiB of {total:.0f}, each GPU")
+    assert number(traffic, r"([\d.]+) GB") == pytest.approx(cost.traffic / 1e9, abs=0.006)
+    assert "50% of the peak" in assumed
+    full = plan(config, recipe, gpus=4, tflops=50, efficiency=1, gib=total - 0.001)
+    assert full[6].endswith(f" of {total:.0f}: too much, each GPU")
+    short = plan(config, recipe, gpus=4, tflops=50, efficiency=1, caption_tokens=20)
+    assert short[2].endswith(" GFLOP, 20 tokens")
+    assert plan(config, recipe, gpus=4, tflops=50, efficiency=1)[6].endswith(" GiB, each GPU")
+    for tflops, efficiency in ((0, 0.5), (50, 0), (50, 1.01)):
+        with pytest.raises(ValueError, match=rf"efficiency in \(0, 1\], got {tflops} and {efficiency}\."):
+            plan(config, recipe, gpus=4, tflops=tflops, efficiency=efficiency)
+
+
+def test_a_plan_is_of_the_model_the_recipe_names(tiny_embedder, run_folder, tmp_path, capsys):
+    save(tiny_embedder, tmp_path / "clip")
+    new: dict[str, object] = {"tokenizer": None, "embed_dim": None, "vision": None, "text": None}
+    shaped = {
+        "vision": {"image_size": 16, "patch_size": 4, "width": 512, "num_heads": 2, "depth": 2},
+        "text": None,
+        "size": "mini",
+    }
+    tokenizer = load_tokenizer(run_folder / "tokenizer")
+    of_tokenizer = (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.pad_id, tokenizer.context_length)
+    for model, config in (
+        (new | {"source": str(tmp_path / "clip")}, tiny_embedder.model.config),
+        (new | {"size": "B/32"}, named_size("B/32")),
+        (shaped, ModelSection(embed_dim=8, vision=shaped["vision"]).architecture(*of_tokenizer)),  # type: ignore[arg-type]
+    ):
+        print_plan(write_recipe(run_folder, model=model), 1, "l4")
+        with torch.device("meta"):
+            size = sum(p.numel() for p in CLIP(config).parameters())
+        assert f"{size / 1e6:.1f} M parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("precision", "words", "peak"),
+    [
+        ("float32", {"gpu": "a100"}, "19.5"),
+        ("float64", {"gpu": "l4"}, "30.3"),
+        ("auto", {"gpu": "h100"}, "989"),
+        ("float16", {"gpu": "l4"}, "121"),
+        ("float16", {"gpu": "l4", "tflops": 7.5}, "7.5"),
+        ("float32", {"tflops": 7.5}, "7.5"),
+    ],
+)
+def test_the_peak_is_that_of_the_datasheet_for_the_precision_unless_told(run_folder, capsys, precision, words, peak):
+    print_plan(write_recipe(run_folder, run={"precision": precision}), 1, **words)
+    out = capsys.readouterr().out
+    assert f"TFLOP / ({peak} TFLOP/s x 0.4)" in out
+    assert (" GiB of " in out) == ("gpu" in words)
 
 
 def test_the_plan_is_arithmetic_that_a_reader_can_repeat(run_folder):

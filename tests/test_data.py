@@ -10,8 +10,9 @@ from PIL import Image
 
 from training.augment import AugmentConfig
 from training.captions import CaptionChoice
-from training.data import Batch, PairStream, shrink
+from training.data import Batch, PairStream, group_number, shrink
 from training.pairs import Pairs, open_pairs
+from training.rows import BrokenSample
 from training.stream import batches
 from vlm.config import PreprocessConfig
 from vlm.preprocess import Preprocess
@@ -167,6 +168,93 @@ def test_chunks_of_a_batch_are_its_rows_in_order(pairs, tiny_tokenizer):
     for name in ("images", "ids", "groups", "keep"):
         assert torch.equal(torch.cat([getattr(chunk, name) for chunk in chunks]), getattr(batch, name))
     assert stream_of(pairs, tiny_tokenizer, patch_dropout=0.0)[0].chunks(2)[1].keep is None
+
+
+def test_a_batch_moves_with_all_its_parts(pairs, tiny_tokenizer):
+    for dropout in (0.5, 0.0):
+        batch = stream_of(pairs, tiny_tokenizer, patch_dropout=dropout)[0]
+        moved = batch.to(torch.device("meta"))
+        parts = [part for part in moved if isinstance(part, torch.Tensor)]
+        assert [part.device.type for part in parts] == ["meta"] * (4 if dropout else 3)
+        assert [part.shape for part in parts] == [part.shape for part in batch if isinstance(part, torch.Tensor)]
+        assert (moved.uids, moved.broken) == (batch.uids, batch.broken)
+
+
+def test_what_does_not_divide_is_rounded_to_more_patches(pairs, tiny_tokenizer):
+    for patches, dropout, kept in ((10, 0.25, 8), (16, 0.99, 1), (3, 0.3, 3)):
+        keep = stream_of(pairs, tiny_tokenizer, num_patches=patches, patch_dropout=dropout)[0].keep
+        assert keep is not None and keep.shape == (GLOBAL_BATCH, kept)
+
+
+def test_coarse_pictures_stay_so_where_no_step_is_named(pairs, tiny_tokenizer):
+    assert stream_of(pairs, tiny_tokenizer, coarse_size=8)[10**6].images.shape == (GLOBAL_BATCH, 3, 8, 8)
+    dense = stream_of(pairs, tiny_tokenizer, coarse_size=8, dense_from=0)[0]
+    assert dense.images.shape == (GLOBAL_BATCH, 3, 16, 16) and dense.keep is None
+
+
+class Lines(Pairs):
+    """Picture n is all n; its captions say so."""
+
+    def __init__(self, count: int, lost: dict[int, str] | None = None):
+        self.count, self.lost, self.rows = count, lost or {}, self  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def uid(self, index: int) -> str:
+        return f"p{index}"
+
+    def group(self, index: int) -> str:
+        return f"group {index // 2}"
+
+    def pixels(self, index: int) -> torch.Tensor:
+        if "picture" in self.lost.get(index, ""):
+            raise BrokenSample(self.uid(index), "missing", "no picture")
+        return torch.full((3, 4, 4), index, dtype=torch.uint8)
+
+    def captions(self, index: int) -> list[tuple[list[str], list[str]]]:
+        if "caption" in self.lost.get(index, ""):
+            raise BrokenSample(self.uid(index), "no caption", "none")
+        return [([f"{index} {language}"], []) for language in range(3)]
+
+
+def numbers_of(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([[int(word) for word in text.split()] for text in texts])
+
+
+PLAIN = AugmentConfig(zoom=(1, 1), stretch=0, rotate=0, shear=0, shift=0, colour=0, hue=0, gray=0, line=0, blur=0,
+                      background=0, erase=0)  # fmt: skip
+
+
+def test_pictures_captions_groups_and_names_of_a_batch_belong_together():
+    choice = CaptionChoice(per_picture=2)
+    stream = PairStream(Lines(12), numbers_of, PLAIN, seed=0, batch_size=6, num_patches=4, choice=choice)  # type: ignore[arg-type]
+    batch = stream[0]
+    samples = [int(uid[1:]) for uid in batch.uids]
+    assert batch.images.shape == (6, 3, 4, 4) and batch.ids.shape == (6, 2, 2)
+    assert batch.images[:, 0, 2, 1].tolist() == samples
+    assert batch.ids[:, :, 0].tolist() == [[sample, sample] for sample in samples]
+    assert ((batch.ids[:, 1, 1] - batch.ids[:, 0, 1]) % 3 == 1).all()  # the next language
+    assert batch.groups.tolist() == [group_number(f"group {sample // 2}") for sample in samples]
+    assert (batch.broken, batch.keep) == ((), None)
+
+
+def test_a_missing_caption_is_said_before_a_missing_picture():
+    lost = Lines(6, {1: "caption", 2: "picture", 4: "caption and picture"})
+    batch = PairStream(lost, numbers_of, PLAIN, seed=0, batch_size=6, num_patches=4)[0]  # type: ignore[arg-type]
+    reasons = {error.uid: error.reason for error in batch.broken}
+    assert reasons == {"p1": "no caption", "p2": "missing", "p4": "no caption"}
+
+
+def test_numbers_of_groups_are_63_bits_of_a_known_hash():
+    names = [f"group {number}" for number in range(1000)]
+    numbers = [group_number(name) for name in names]
+    assert len(set(numbers)) == 1000
+    assert torch.tensor(numbers).tolist() == numbers  # they fit, and none is negative
+    assert min(numbers) >= 0 and max(numbers) >= 2**62
+    assert sum(number & 1 for number in numbers) not in (0, 1000)
+    digest = hashlib.blake2b("犬".encode(), digest_size=8).hexdigest()
+    assert group_number("犬") == int(digest, 16) // 2
 
 
 def test_a_batch_that_does_not_divide_is_one_line(pairs, tiny_tokenizer):

@@ -1,11 +1,19 @@
+import dataclasses
+import hashlib
+import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from torch import nn
 
+from vlm.calibration import Calibration
+from vlm.checkpoint import save
 from vlm.clip import CLIP
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
@@ -78,12 +86,47 @@ def test_the_fingerprint_changes_with_any_weight_or_setting_and_with_nothing_els
     tiny_embedder: Embedder, tiny_clip: CLIP, tiny_tokenizer: Tokenizer
 ):
     first = tiny_embedder.fingerprint
+    assert re.fullmatch("[0-9a-f]{16}", first)
     assert Embedder(tiny_clip, None, Preprocess(PreprocessConfig(image_size=32)), name="other").fingerprint == first
     squash = Preprocess(PreprocessConfig(image_size=32, resize="squash"))
     assert Embedder(tiny_clip, tiny_tokenizer, squash).fingerprint != first
+    assert Embedder(tiny_clip, tiny_tokenizer, None).fingerprint != first
     with torch.no_grad():
         tiny_clip.vision.blocks[1].get_parameter("mlp.fc2.bias")[3] += 1e-7
     assert tiny_embedder.fingerprint != first
+
+
+def test_the_fingerprint_is_the_one_that_older_indexes_hold(tiny_embedder: Embedder, tmp_path: Path):
+    """sha256 of the settings in the order of their names, then of every weight in the order of theirs."""
+    save(tiny_embedder, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    digest = hashlib.sha256(json.dumps([config["model"], config["preprocess"]], sort_keys=True).encode())
+    for name, weight in sorted(load_file(tmp_path / "saved" / "model.safetensors").items()):
+        digest.update(f"{name} torch.float32 {weight.shape}".encode() + weight.tobytes())
+    assert tiny_embedder.fingerprint == digest.hexdigest()[:16]
+
+
+def test_who_says_how_probable_a_match_is_and_what_none_is(tiny_clip: CLIP):
+    """More of it in test_calibration.py."""
+    cosines = torch.tensor([[-0.2, 0.4, 0.6]])
+    ranking = Embedder(tiny_clip, None, None)
+    assert ranking.match_probability(cosines) is None  # a softmax only ranks
+    assert not ranking.no_good_match(0.0)
+    siglip = Embedder(CLIP(dataclasses.replace(tiny_clip.config, logit_scale=2.0, logit_bias=-3.0)), None, None)
+    wanted = 1 / (1 + torch.exp(3 - math.exp(2) * cosines))
+    torch.testing.assert_close(siglip.match_probability(cosines), wanted)
+    calibrated = Embedder(siglip.model, None, None, calibration=Calibration(scale=20.0, bias=-12.0, line=0.25))
+    torch.testing.assert_close(calibrated.match_probability(cosines), 1 / (1 + torch.exp(12 - 20 * cosines)))
+    assert [calibrated.no_good_match(p) for p in (0.24, 0.25, 0.26, 0.0, None)] == [True, False, False, True, False]
+
+
+def test_an_error_inside_leaves_a_model_in_training(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiny_embedder.model, "encode_image", lambda pixels: 1 / 0)
+    tiny_embedder.model.train()
+    with pytest.raises(ZeroDivisionError):
+        tiny_embedder.embed_pixels(torch.zeros(1, 3, 32, 32))
+    assert tiny_embedder.model.training
+    tiny_embedder.model.eval().encode_text(tiny_embedder.tokenizer(["a dog"])).sum().backward()  # gradients are back
 
 
 def test_an_absent_part_is_one_clear_line_and_the_other_part_works(tiny_clip: CLIP, tiny_tokenizer: Tokenizer):
@@ -97,8 +140,8 @@ def test_an_absent_part_is_one_clear_line_and_the_other_part_works(tiny_clip: CL
 
 def test_one_picture_or_one_text_in_place_of_a_list_is_refused(tiny_embedder: Embedder):
     array = np.zeros((8, 8, 3), dtype=np.uint8)
-    for picture in ("a.png", Path("a.png"), Image.new("RGB", (8, 8)), array):
-        with pytest.raises(ValueError, match="wanted a list of pictures, got one"):
+    for picture in ("a.png", b"a", Path("a.png"), Image.new("RGB", (8, 8)), array, array[..., 0]):
+        with pytest.raises(ValueError, match=f"wanted a list of pictures, got one {type(picture).__name__}"):
             tiny_embedder.embed_images(picture)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Write \['a dog'\]"):
         tiny_embedder.embed_texts("a dog")
@@ -112,8 +155,28 @@ def test_a_broken_picture_is_named(tiny_embedder: Embedder, picture_folder: Path
         tiny_embedder.embed_images([picture_folder / "a.png", broken])
 
 
-def test_parts_of_different_models_are_refused(tiny_clip: CLIP):
-    with pytest.raises(ValueError, match=r"vocab_size 49408, .*tokenizer context_length 77, model 16; .*eot_id"):
-        Embedder(tiny_clip, CLIPTokenizer(), None)
-    with pytest.raises(ValueError, match=r"image_size \(224, 224\), model \(32, 32\)"):
+def test_parts_of_different_models_are_refused_all_at_once(tiny_clip: CLIP):
+    vocab_size, eot_id = tiny_clip.config.text.vocab_size, tiny_clip.config.text.eot_id
+    with pytest.raises(ValueError, match="do not belong together") as error:
+        Embedder(tiny_clip, CLIPTokenizer(), Preprocess(PreprocessConfig(image_size=(32, 48))))
+    assert str(error.value) == (
+        f"These parts do not belong together: tokenizer vocab_size 49408, model {vocab_size}; "
+        f"tokenizer context_length 77, model 16; tokenizer eot_id 49407, model {eot_id}; "
+        "preprocess image_size (32, 48), model (32, 32). Take all three from one model."
+    )
+    with pytest.raises(ValueError, match=r"together: preprocess image_size \(224, 224\), model \(32, 32\)\. Take"):
         Embedder(tiny_clip, None, Preprocess(PreprocessConfig()))
+
+
+def test_a_model_may_know_more_words_and_longer_texts_and_pool_without_their_end(
+    tiny_clip: CLIP, tiny_tokenizer: Tokenizer
+):
+    text = dataclasses.replace(tiny_clip.config.text, vocab_size=tiny_tokenizer.vocab_size + 1, context_length=17)
+    mean = dataclasses.replace(text, pool="mean", pad_to_context=True, eot_id=tiny_tokenizer.eot_id + 1)
+    for config in (text, mean):
+        model = CLIP(dataclasses.replace(tiny_clip.config, text=config)).eval()
+        assert Embedder(model, tiny_tokenizer, None).embed_texts(TEXTS).isfinite().all()
+    with pytest.raises(ValueError, match=r"together: tokenizer eot_id 2, model 3\."):
+        Embedder(
+            CLIP(dataclasses.replace(tiny_clip.config, text=dataclasses.replace(text, eot_id=3))), tiny_tokenizer, None
+        )

@@ -1,3 +1,4 @@
+import inspect
 import io
 from pathlib import Path
 
@@ -61,11 +62,47 @@ def test_other_pictures_pass_through(tiny_embedder: Embedder, picture_folder: Pa
     torch.testing.assert_close(found, tiny_embedder.embed_images(pictures))
 
 
+def test_of_a_mixed_list_and_of_a_stream_of_files_nothing_is_remembered(
+    tiny_embedder: Embedder, picture_folder: Path, computed: list[int]
+):
+    cached = CachedEmbedder(tiny_embedder)
+    for pictures in ([png(0), picture_folder / "a.png", png(1)], (png(0), png(0))):
+        expected = tiny_embedder.embed_images(pictures)
+        computed.clear()
+        for _ in range(2):
+            torch.testing.assert_close(cached.embed_images(pictures), expected)
+        assert computed == [len(pictures)] * 2
+    assert cached.embed_images(png(n) for n in (0, 1)).shape == (2, tiny_embedder.embed_dim)
+
+
+def test_what_is_new_is_embedded_in_batches_of_the_size_asked_for(tiny_embedder: Embedder, computed: list[int]):
+    cached = CachedEmbedder(tiny_embedder)
+    cached.embed_images([png(0), png(1), png(0), png(2), png(3), png(4)], batch_size=2)
+    assert computed == [2, 2, 1]
+    found = cached.embed_images([png(5), png(1), png(4)])
+    assert computed == [2, 2, 1, 1]
+    torch.testing.assert_close(found, tiny_embedder.embed_images([png(5), png(1), png(4)]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["embed_texts", "embed_images"])
+def test_it_is_called_as_any_embedder_is(name: str):
+    assert inspect.signature(getattr(CachedEmbedder, name)) == inspect.signature(getattr(Embedder, name))
+
+
+def test_one_text_in_place_of_a_list_is_refused(tiny_embedder: Embedder):
+    with pytest.raises(ValueError, match=r"Write \['a dog'\]"):
+        CachedEmbedder(tiny_embedder).embed_texts("a dog")
+
+
 def test_what_was_used_last_is_kept(tiny_embedder: Embedder, computed: list[int]):
     cached = CachedEmbedder(tiny_embedder, size=2)
     for text in ("a", "b", "a", "c", "a", "b"):  # c drives out b, then b drives out c
         cached.embed_texts([text])
     assert computed == [1, 1, 1, 1]
+    cached.embed_texts(["e", "f", "g"])  # all are answered, the last two are kept
+    computed.clear()
+    cached.embed_texts(["f", "g"])
+    assert computed == []
 
 
 def test_the_fingerprint_is_that_of_the_model(tiny_embedder: Embedder):

@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -6,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageFont
 
-from vlm import figures
+from vlm import figures, visualize
 from vlm.checkpoint import save
 from vlm.cli import main
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.vision import VisionTransformer, ViTClassifier
 
 QUESTIONS = ["attention", "rollout", "distance", "positions", "filters", "relevance"]
 LABELS = ["shirt", "靴", "bag", "coat", "dress", "sandal"]
@@ -84,6 +87,145 @@ def test_a_long_caption_is_cut_to_the_width_of_its_picture():
     assert draw({"a" * 500: grid, "b": grid}).size == draw({"a": grid, "b": grid}).size
     strip = np.asarray(draw({"a" * 500: grid, "": grid}).crop((16 + 2 * 198 + 2, 76, 16 + 3 * 198 - 8, 94)))
     assert (strip == 255).all()  # nothing reaches over the next picture
+
+
+def test_a_font_that_is_missing_leaves_it_to_the_next(monkeypatch: pytest.MonkeyPatch):
+    there = findfont("DejaVu Sans")  # which matplotlib brings along
+    monkeypatch.setattr(figures, "FONTS", ("no such font.ttf", there, "nor this.ttf"))
+    drawing = figures.pen("ja")
+    assert drawing.japanese
+    assert drawing.words == figures.WORDS["ja"]
+    font = drawing.font(17)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert (font.path, font.size) == (there, 17)
+
+
+def test_a_mosaic_has_each_tile_at_its_row_and_column_and_white_between():
+    colours = [
+        [(10 * row + 5, 20 * column, 7) for column in range(3 - row % 2)] for row in range(3)
+    ]  # the second is short
+    tiles = [[Image.new("RGB", (7, 5), colour) for colour in line] for line in colours]
+    for gap, laid in ((4, figures.mosaic(tiles, gap=4)), (0, figures.mosaic(tiles, gap=0))):
+        expected = np.full((15 + 2 * gap, 21 + 2 * gap, 3), 255)
+        for row, line in enumerate(colours):
+            for column, colour in enumerate(line):
+                y, x = row * (5 + gap), column * (7 + gap)
+                expected[y : y + 5, x : x + 7] = colour
+        np.testing.assert_array_equal(np.asarray(laid), expected)
+
+
+def test_enlarged_pictures_keep_their_shape():
+    assert figures.enlarged(Image.new("RGB", (30, 20)), 60).size == (60, 40)
+    assert figures.enlarged(Image.new("RGB", (20, 30)), 15).size == (10, 15)
+
+
+def test_a_picture_seen_is_the_pixels():
+    pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
+    seen = figures.picture_seen(pixels)
+    assert seen.size == (5, 4)
+    assert seen.getpixel((3, 2)) == tuple(pixels[:, 2, 3].tolist())
+
+
+def uneven() -> tuple[VisionTransformer, torch.Tensor, Image.Image]:
+    """A tower with a grid of 2 x 4 patches, 3 blocks and 2 heads, and a picture for it."""
+    config = VisionConfig(image_size=(16, 32), patch_size=8, width=12, depth=3, num_heads=2, mlp_dim=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vision = VisionTransformer(config).eval()
+        for weight in vision.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+    return (
+        vision,
+        torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(1)),
+        Image.new("RGB", (32, 16), "grey"),
+    )
+
+
+def brightest(tile: Image.Image, grid: tuple[int, int]) -> tuple[int, int]:
+    light = np.asarray(tile.convert("L")).astype(float)
+    height, width = light.shape
+    middles = light[height // grid[0] // 2 :: height // grid[0], width // grid[1] // 2 :: width // grid[1]]
+    y, x = np.unravel_index(middles.argmax(), middles.shape)
+    return int(y), int(x)
+
+
+def test_rows_of_attention_are_blocks_and_columns_heads():
+    vision, images, picture = uneven()
+    read = visualize.attention_read(vision, images)[:, 0]
+    tiles = figures.attention_tiles(vision, images, picture)
+    assert (len(tiles), {len(line) for line in tiles}) == (3, {2})
+    for line, maps in zip(tiles, read, strict=True):
+        for tile, grid in zip(line, maps, strict=True):
+            assert tile.size == (96, 48)
+            assert brightest(tile, (2, 4)) == np.unravel_index(int(grid.argmax()), (2, 4))
+
+
+def test_each_position_is_reddest_at_its_own_place_and_blue_where_it_is_the_opposite():
+    vision, _, _ = uneven()
+    with torch.no_grad():
+        vision.pos_embed[0, 1:] = torch.eye(12)[[0, 1, 2, 3, 4, 5, 6, 0]]
+        vision.pos_embed[0, 8] *= -1  # the last is the first, turned round
+    tiles = figures.position_tiles(vision)
+    assert (len(tiles), {len(line) for line in tiles}) == (2, {4})
+    for row, column in itertools.product(range(2), range(4)):
+        tile = np.asarray(tiles[row][column]).astype(int)
+        side = tile.shape[0]
+        assert tile.shape == (side, side, 3)
+        middle = tile[side // 4 :: side // 2, side // 8 :: side // 4]
+        assert middle.shape == (2, 4, 3)
+        redness = middle[..., 0] - middle[..., 2]
+        expected = np.zeros((2, 4))
+        expected[row, column] = 1
+        if (row, column) in ((0, 0), (1, 3)):
+            expected[1 - row, 3 - column] = -1
+        np.testing.assert_array_equal(np.sign(redness * (abs(redness) > 20)), expected)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_filter_tile_is_its_filter_from_black_to_white(channels: int):
+    config = VisionConfig(
+        image_size=(16, 32), patch_size=8, width=12, depth=1, num_heads=2, mlp_dim=16, in_channels=channels
+    )
+    vision = VisionTransformer(config)
+    filters = visualize.patch_filters(vision)[0]
+    tiles = figures.filter_tiles(vision)
+    assert len(tiles) == len(filters) == 12
+    for tile, own in zip(tiles, filters.numpy(), strict=True):
+        levels = np.asarray(tile)[4::8, 4::8].transpose(2, 0, 1) / 127.5 - 1  # (3, 8, 8), 8 pixels each
+        np.testing.assert_allclose(levels, np.broadcast_to(own / abs(own).max(), (3, 8, 8)), atol=0.005)
+
+
+def test_dots_stand_at_their_block_and_as_high_as_their_head_looks(monkeypatch: pytest.MonkeyPatch):
+    vision, images, _ = uneven()
+    top = math.hypot(8, 24)  # from corner to corner
+    far = torch.tensor([[0.2, 0.8], [0.4, 0.8], [0.6, 0.8]]) * top
+    monkeypatch.setattr(visualize, "attention_distance", lambda maps, config: far)
+    page = np.asarray(figures.draw_distance(vision, images, figures.pen("en"))).astype(int)
+    dots = (page == (0xB7, 0x37, 0x79)).all(-1)
+    columns = np.flatnonzero(dots.any(0))
+    groups = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+    assert len(groups) == 3
+    middles = [group.mean() for group in groups]
+    assert middles[2] - middles[1] == pytest.approx(middles[1] - middles[0], abs=1)
+    heights = []
+    for group in groups:
+        rows = np.flatnonzero(dots[:, group].any(1))
+        parts = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        heights.append([part.mean() for part in parts])  # from the top: 0.8 first
+    step = heights[0][1] - heights[1][1]
+    assert step > 20
+    assert heights[1][1] - heights[2][1] == pytest.approx(step, abs=1)
+    assert [low - high for high, low in heights] == pytest.approx([3 * step, 2 * step, step], abs=2)
+
+
+def test_no_figure_is_cut_off_at_the_edge():
+    vision, images, picture = uneven()
+    grids = {"dog": lambda features: features[:, 0], "a long caption " * 9: lambda features: features[:, 1]}
+    for language in ("en", "ja"):
+        for name, page in figures.draw_all(vision, images, picture, grids, figures.pen(language)).items():
+            pixels = np.asarray(page)
+            inner = pixels[8:-8, 8:-8]
+            assert (pixels == 255).sum() - (inner == 255).sum() == pixels.size - inner.size, name
 
 
 def test_both_languages_have_the_same_words():

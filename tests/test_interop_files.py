@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import clip_config, randomise
 from vlm.clip import CLIP
-from vlm.interop import hub, huggingface, load_foreign, load_foreign_classifier, openclip
+from vlm.interop import huggingface, load_foreign, load_foreign_classifier, openclip
 from vlm.interop.files import find_weights, read_tensors
 
 MARKER = Path("marker-of-executed-code")
@@ -240,6 +241,97 @@ def test_all_unknown_names_are_listed_at_once(good: Path, tmp_path: Path) -> Non
         load_foreign(str(tmp_path))
 
 
+def test_in_a_folder_safe_files_go_before_pickled_ones_and_openclips_own_names_before_the_rest(tmp_path: Path) -> None:
+    safe = ["open_clip_model.safetensors", "model.safetensors", "model.safetensors.index.json"]
+    pickled = ["open_clip_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.pth"]
+    for name in (*reversed(safe + pickled), "another.safetensors", "a.pt"):
+        (tmp_path / name).touch()
+    assert find_weights(tmp_path, ("absent.pt", "a.pt")) == tmp_path / "a.pt"
+    for name in safe + pickled:
+        assert find_weights(tmp_path) == tmp_path / name
+        (tmp_path / name).unlink()
+    (tmp_path / "a.pt").rename(tmp_path / "a.txt")
+    assert find_weights(tmp_path) == tmp_path / "another.safetensors"  # the only one
+    (tmp_path / "another.safetensors").unlink()
+    line = f"{tmp_path} holds no weights: wanted a file ending in .safetensors, .pt, .pth, .bin, .npz."
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        find_weights(tmp_path)
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize("around", ["", "state_dict", "model", "model_state_dict"])
+def test_a_checkpoint_holds_its_tensors_alone_or_beside_the_state_of_a_training(tmp_path: Path, around: str) -> None:
+    state: dict[str, Any] = {"w": torch.randn(2, 3), "b": torch.randn(3)}
+    training = {"epoch": 3, "optimizer": {"lr": [ONE]}, around: state, "scheduler": None}
+    torch.save(training if around else state, tmp_path / "a.bin")
+    read = read_tensors(tmp_path / "a.bin")
+    assert list(read) == ["w", "b"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.pt", None, "FILE is not a file."),
+        ("a.txt", b"", "a.txt is no weight file known here: wanted a name ending in .safetensors, .pt, .pth, "),
+        ("a.safetensors", b"no", "FILE is not a whole safetensors file (Error while deserializing header: "),
+        ("a.npz", b"PK no", "FILE is not a whole .npz file of plain arrays ("),
+        ("a.npz", {"o": np.array([{}])}, "(Object arrays cannot be loaded when allow_pickle=False). Pickled arrays"),
+        ("a.npz", {"t": np.array(["x"])}, "FILE is not a whole .npz file of plain arrays (can't convert np.ndarray"),
+        ("a.pt", b"no", "FILE is not a file of plain tensors ("),
+        ("a.pt", io.StringIO, "FILE is not a file of plain tensors (its pickle asks for code). Code is never run: "),
+        ("a.pt", [ONE], "FILE holds a list; wanted a state dict, names and tensors."),
+        ("a.pt", {}, "FILE holds a dict; wanted a state dict, names and tensors."),
+        ("a.pt", {"model": {}}, "FILE holds a dict; wanted a state dict, names and tensors."),
+        ("a.pt", {"w": ONE, "lr": 3, 7: ONE}, "FILE holds more than names and tensors: lr, 7. Save model."),
+        ("a.pt", {"state_dict": {"model": {"w": ONE}}}, "FILE holds more than names and tensors: model. Save "),
+    ],
+)  # fmt: skip
+def test_what_holds_no_plain_tensors_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: Any, line: str
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif name.endswith(".npz"):
+        np.savez(path, **content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=re.escape(line.replace("FILE", str(path)))):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        ({}, " has no weight_map."),
+        ({"weight_map": {}}, " has no weight_map."),
+        ({"weight_map": ["a.pt"]}, " has no weight_map."),
+        (
+            {"weight_map": {"x": "a.pt", "y": "../a.pt", "z": "notes.txt", "u": "sub/a.pt"}},
+            " names files outside its folder, or no weight files: ../a.pt, notes.txt, sub/a.pt.",
+        ),
+        (
+            {"weight_map": {"y": "b.pt", "x": "a.pt", "u": "b.pt", "v": "a.pt"}},
+            " lists tensors that its files do not hold: u, v.",
+        ),
+    ],
+)
+def test_shards_that_do_not_fit_their_list_are_refused_with_the_reason(
+    tmp_path: Path, index: dict[str, Any], line: str
+) -> None:
+    for name, tensor in (("a", "x"), ("b", "y")):
+        torch.save({tensor: ONE}, tmp_path / f"{name}.pt")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"y": "b.pt", "x": "a.pt"}}))
+    assert read_tensors(path) == {"x": ONE, "y": ONE}
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path) + line)}$"):
+        read_tensors(path)
+
+
 def test_several_weight_files_without_a_usual_name_are_not_chosen_from(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         torch.save({"x": torch.zeros(1)}, tmp_path / name)
@@ -253,53 +345,3 @@ def test_a_clip_is_no_classifier_and_a_missing_source_says_what_is_wanted(good: 
         load_foreign_classifier(str(good / "openclip"))
     with pytest.raises(ValueError, match="wanted openclip:NAME/TAG, hf:org/name, a folder or a file"):
         load_foreign(str(tmp_path / "nowhere"))
-
-
-@pytest.mark.parametrize(
-    ("source", "line"),
-    [
-        ("openclip:ViT-B-33/openai", "OpenCLIP has no model 'ViT-B-33'. Near: "),
-        ("openclip:ViT-B-32/nobody", "OpenCLIP has no weights 'nobody' for ViT-B-32.*Known: openai, "),
-        ("hf:../../etc", "is no hub name"),
-    ],
-)
-def test_a_wrong_remote_name_is_answered_with_what_there_is(source: str, line: str) -> None:
-    with pytest.raises(ValueError, match=line):
-        load_foreign(source)
-
-
-def test_offline_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="hub cannot be reached, and nobody/nothing is not in the cache"):
-        load_foreign("hf:nobody/nothing")
-
-
-@pytest.mark.parametrize(
-    ("there", "taken"),
-    [
-        (["pytorch_model.bin", "model.safetensors", "config.json"], ["model.safetensors"]),
-        (["open_clip_pytorch_model.bin", "other.safetensors"], ["open_clip_pytorch_model.bin"]),
-        (
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "pytorch_model-00001-of-00001.bin",
-            ],
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
-        ),
-        (["deep/a.safetensors", "b.safetensors", "c.safetensors"], ["b.safetensors"]),
-        (["README.md"], []),
-    ],
-)
-def test_of_a_repository_one_form_of_the_weights_is_taken(there: list[str], taken: list[str]) -> None:
-    assert hub._weights(there) == taken  # pyright: ignore[reportPrivateUsage]
-
-
-def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: Any, **__: Any) -> str:
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr("open_clip.download_pretrained", unreachable)
-    with pytest.raises(ValueError, match=r"^The weights of .* cannot be downloaded \(no route.*not in the cache\.$"):
-        load_foreign("openclip:ViT-B-32/laion2b_s34b_b79k")

@@ -1,5 +1,6 @@
 """Tokenizers travel: the same ids in `tokenizers`, transformers and OpenCLIP as here."""
 
+import dataclasses
 import re
 import string
 import unicodedata
@@ -105,6 +106,25 @@ def test_symbols_spelt_in_a_text_never_end_it(ours: SentencePieceTokenizer, tmp_
     assert back.encode("a </s> b <pad> c").count(back.eot_id) == 1
 
 
+def test_symbols_spelt_in_a_text_are_read_as_its_letters() -> None:
+    config = TokenizerConfig(kind="tokenizers", context_length=77, vocab_size=49408, eot_id=49407, pad_id=0)
+    back, ours = JsonTokenizer(from_clip().to_str().encode(), config), CLIPTokenizer()
+    for text in ("a <|endoftext|> b", "<|startoftext|>"):
+        assert back.encode(text) == ours.encode(text)
+    assert back.encode("a\udcff b") == ours.encode("a? b")  # of a file name that nobody can decode
+
+
+def test_limits_and_padding_of_the_file_are_not_those_of_the_model(ours: SentencePieceTokenizer) -> None:
+    file: Any = from_sentencepiece(ours.to_bytes())
+    file.enable_truncation(4)
+    file.enable_padding(length=30, pad_id=5)
+    config = TokenizerConfig(
+        kind="tokenizers", context_length=24, vocab_size=ours.vocab_size, eot_id=ours.eot_id, pad_id=ours.pad_id
+    )
+    back = JsonTokenizer(file.to_str().encode(), config)
+    assert back(captions()).tolist() == ours(captions()).tolist()
+
+
 def test_clips_own_encoding_has_clips_ids_in_tokenizer_json_and_transformers(tmp_path: Path) -> None:
     ours = CLIPTokenizer()
     write_tokenizer(tmp_path, ours)
@@ -167,4 +187,13 @@ def test_damaged_tokenizers_are_refused_in_one_line(tmp_path: Path) -> None:
     config = TokenizerConfig(kind="tokenizers", context_length=8, vocab_size=100, eot_id=1, pad_id=0)
     with pytest.raises(ValueError, match=r"these bytes is not a tokenizer.json"):
         JsonTokenizer(b"{}", config)
+    with pytest.raises(ValueError, match=r"cannot read the tokenizer .*gone\.json: No such file or directory\.$"):
+        JsonTokenizer(tmp_path / "gone.json", config)
+    words = from_clip().to_str().encode()
+    with pytest.raises(ValueError, match=r"^the tokenizer has 49408 ids, more than the model's 49407\.$"):
+        JsonTokenizer(words, dataclasses.replace(config, vocab_size=49407))
+    fits = dataclasses.replace(config, vocab_size=49408)
+    assert JsonTokenizer(words, fits).vocab_size == 49408
+    with pytest.raises(ValueError, match=r"^clean is 'upper'; it must be one of none, lower, whitespace, canonicalize"):
+        JsonTokenizer(words, dataclasses.replace(fits, clean="upper"))
     assert read_tokenizer(tmp_path / "nothing", 8, 100) is None

@@ -1,6 +1,7 @@
 """ViTs of timm, torchvision, big_vision and the book give their outputs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from tests.foreign_models import odd_pictures, pixels, randomise, rows, small_timm
 from vlm.clip import CLIP
 from vlm.config import VisionConfig
-from vlm.interop import load_foreign, load_foreign_classifier
+from vlm.interop import big_vision, load_foreign, load_foreign_classifier
 from vlm.interop import timm as timm_layout
-from vlm.interop.foreign import ForeignClassifier
+from vlm.interop.foreign import ForeignClassifier, Hints
 from vlm.preprocess import Preprocess
 from vlm.vision import ViTClassifier
 
@@ -333,6 +334,8 @@ def test_big_vision_siglip_gives_what_openclip_reads_from_it(tmp_path: Path, sta
     with torch.inference_mode():
         assert torch.allclose(theirs.encode_image(images, normalize=True), ours.encode_image(images), atol=1e-5)
         assert torch.allclose(theirs.encode_text(ids, normalize=True), ours.encode_text(ids), atol=1e-5)
+    assert (foreign.config.text.eot_id, foreign.config.text.pad_id) == (1, 1)  # T5's end-of-text is its padding too
+    assert (foreign.config.logit_scale, foreign.config.logit_bias) == (math.log(10), -10)  # before training
     assert (ours.logit_scale.item(), ours.logit_bias.item()) == pytest.approx((2.1, -9.5))  # pyright: ignore[reportOptionalMemberAccess]
 
 
@@ -341,6 +344,8 @@ def test_npz_vits_give_what_timm_reads_from_them(tmp_path: Path, older: bool) ->
     random = np.random.default_rng(1)
     arrays = flax_vit(random, 48, 3, older=older) | {"cls": noise(random, 1, 1, 48)}
     arrays["Transformer/posembed_input/pos_embedding" if older else "pos_embedding"] = noise(random, 1, 10, 48)
+    bare = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert big_vision.read_classifier(bare, Hints()).num_classes == 0
     arrays |= {"head/kernel": noise(random, 48, 7), "head/bias": noise(random, 7)}
     path = tmp_path / "vit.npz"
     _savez(path, **arrays)
@@ -365,6 +370,20 @@ def test_npz_vits_give_what_timm_reads_from_them(tmp_path: Path, older: bool) ->
         assert torch.equal(
             newer.state["vision.blocks.1.attn.qkv.weight"], again.state["vision.blocks.1.attn.qkv.weight"]
         )
+
+
+def test_what_a_big_vision_siglip_holds_beyond_or_less_is_seen() -> None:
+    state = {name: torch.from_numpy(array) for name, array in flax_siglip(stacked=False).items()}
+    gemma = state | {"params/txt/Embed_0/embedding": torch.zeros(256_000, 64, device="meta")}
+    assert big_vision.read_clip(gemma, Hints())[0].text.pad_id == 0  # SigLIP 2's
+    bare, _ = big_vision.read_clip({name: t for name, t in state.items() if name != "params/b"}, Hints())
+    assert bare.logit_bias is None
+    head = {"params/img/head/kernel": torch.randn(96, 96), "params/img/head/bias": torch.randn(96)}
+    config, ours = big_vision.read_clip(state | head, Hints(norm_eps=1e-3, activation="gelu"))
+    assert torch.equal(ours["vision_proj.weight"], head["params/img/head/kernel"].T)
+    assert config.vision_proj == config.text_proj == "linear_bias"
+    for tower in (config.vision, config.text):
+        assert (tower.norm_eps, tower.activation) == (1e-3, "gelu")
 
 
 def test_big_vision_positions_are_resized_bilinearly(tmp_path: Path) -> None:

@@ -22,10 +22,13 @@ READ = Preprocess(PreprocessConfig(image_size=16, resize="squash"))
 
 def write_classes(folder: Path) -> None:
     sets = {
-        "animals": {"by": "kind", "classes": {"dog": {"en": ["a dog"], "ja": ["犬"]}, "cat": {"en": ["a cat"]}}},
+        "animals": {"by": "zone", "classes": {"dog": {"en": ["a dog"], "ja": ["犬"]}, "cat": {"en": ["a cat"]}}},
         "both": {
             "by": "kind",
-            "classes": {"dog": {"en": ["a dog"], "ja": ["犬"]}, "cat": {"en": ["a cat"], "ja": ["猫"]}},
+            "classes": {
+                "dog": {"en": ["a dog", "a hound"], "ja": ["犬", "いぬ"]},
+                "cat": {"en": ["a cat"], "ja": ["猫"]},
+            },
         },
         "listed": {"by": "uids", "classes": {}},
     }
@@ -62,8 +65,13 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path):
         read_class_set(tmp_path, "listed")
     with pytest.raises(ValueError, match="neither the keys nor the names"):
         read_class_set(tmp_path, "both").in_order_of(("dog", "cow"))
-    with pytest.raises(ValueError, match="Two or more classes"):
+    with pytest.raises(ValueError, match=r"Two or more classes can be told apart, got 1: dog\."):
         ClassSet(keys=("dog",))
+    letters = tuple("abcdefghi")
+    with pytest.raises(
+        ValueError, match=r"labels \(b, c, d, e, f, g, h, i\) are .* \(a, b, c, d, e, f, g, h, \.\.\.\)\.$"
+    ):
+        ClassSet(keys=letters).in_order_of(letters[1:])
 
 
 def test_samples_of_other_classes_are_left_out_and_said(run_folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -74,7 +82,7 @@ def test_samples_of_other_classes_are_left_out_and_said(run_folder: Path, capsys
     found = open_labelled(data, "validation", some)
     assert [found.rows.label(i) for i in found.index] == [some.keys[t] for t in found.targets.tolist()]
     assert len(found.index) == 3
-    assert sum(found.left_out.values()) == 9
+    assert found.left_out == {f"class {key} is not asked for": 1 for key in every.keys[3:]}
     lines = capsys.readouterr().err.splitlines()
     assert f"validation: 1 of 12 samples left out: class {every.keys[5]} is not asked for" in lines
     with pytest.raises(ValueError, match="has no sample of these classes"):
@@ -105,8 +113,43 @@ def test_broken_pictures_are_left_out_named_and_counted(tmp_path: Path, capsys: 
     assert answers.outputs.tolist() == [0, 0, 1, 1, 1]
     assert answers.targets.tolist() == [0, 0, 1, 1, 1]
     assert [found.rows.uid(i) for i in answers.index] == [found.rows.uid(i) for i in range(6) if i != 1]
-    assert sum(answers.left_out.values()) == 1
-    assert "1.png left out" in capsys.readouterr().err
+    assert answers.left_out == {"not a picture": 1}
+    assert "cat/1.png left out: " in capsys.readouterr().err
+
+
+def test_samples_without_a_class_or_a_picture_are_counted_by_their_reasons(tmp_path: Path, capsys):
+    from PIL import Image
+
+    lines = ["image,label", "0.png,cat", "1.png,", "2.png,dog", "../3.png,cat", "4.png,cow", "5.png,", "6.png,dog"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    for number in (0, 6):
+        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    data = str(tmp_path / "a.csv")
+    found = open_labelled(data, None, ClassSet(keys=("dog", "cat")))
+    assert (found.index, found.targets.tolist()) == ([0, 2, 3, 6], [1, 0, 1, 0])
+    assert found.left_out == {"no class": 2, "class cow is not asked for": 1}
+    assert f"{data}: 2 of 7 samples left out: no class" in capsys.readouterr().err.splitlines()
+    sizes: list[int] = []
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.double().mean((1, 2, 3))
+
+    answers = ask(model, READ, found, what="asked", batch_size=1)
+    assert sizes == [1, 1]
+    torch.testing.assert_close(answers.outputs, torch.stack([READ(tmp_path / f"{n}.png").mean() for n in (0, 6)]))
+    assert (answers.index, answers.targets.tolist()) == ([0, 6], [1, 0])
+    assert answers.left_out == found.left_out | {"missing": 1, "outside the folder": 1}
+    err = capsys.readouterr().err
+    assert "asked: 100%" in err and "4/4" in err and "../3.png left out: ../3.png: outside the folder" in err
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "6.png").unlink()
+    with pytest.raises(ValueError, match=r"^None of the 4 pictures of .*a\.csv can be opened\.$"):
+        ask(model, READ, found, what="asked")
+    with pytest.raises(
+        ValueError, match=r"no sample of these classes \(x, y\), only: class cat is not asked for, no class, "
+    ):
+        open_labelled(data, None, ClassSet(keys=("x", "y")))
 
 
 def test_held_out_samples_and_the_rest_are_everything_once_and_always_the_same(run_folder: Path):
@@ -119,6 +162,7 @@ def test_held_out_samples_and_the_rest_are_everything_once_and_always_the_same(r
     target_of = dict(zip(every.index, every.targets.tolist(), strict=True))
     assert [target_of[i] for i in held.index] == held.targets.tolist()
     assert every.hold_out(10)[1].index == held.index
+    assert len(every.hold_out(47)[0].index) == 1 and held.left_out == rest.left_out == every.left_out
     for count in (0, 48):
         with pytest.raises(ValueError, match=f"held_out is {count}, and there are 48"):
             every.hold_out(count)

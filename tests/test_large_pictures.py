@@ -1,6 +1,7 @@
 """The fast path of large pictures: one level from Pillow's pixels at most, and the same refusals."""
 
 import io
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +13,9 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from tests.odd_pictures import ODD_PICTURES, noise, write_odd_pictures
-from vlm import preprocess
+from vlm import large_pictures, preprocess
 from vlm.config import PreprocessConfig
-from vlm.large_pictures import decode_jpeg
+from vlm.large_pictures import decode_jpeg, shrink
 from vlm.preprocess import ImageError, Preprocess, open_image
 
 
@@ -191,6 +192,35 @@ def test_torchvisions_decoder_takes_no_damaged_file_that_pillow_refuses(progress
             taken += 1
             assert np.array_equal(levels, np.asarray(open_image(data)))
     assert taken >= 20
+
+
+@pytest.mark.parametrize("found", ["nothing", "no folder", "no library", "no decoder", "all"])
+def test_without_torchvisions_decoder_the_fast_path_is_not_taken(
+    found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not installed; a broken installation; a version whose library lies elsewhere; one without this operator."""
+    package = ModuleSpec("torchvision", None, is_package=True)
+    package.submodule_search_locations = [] if found == "no folder" else [str(tmp_path)]
+    if found != "all":
+        monkeypatch.setattr(large_pictures, "find_spec", lambda name: None if found == "nothing" else package)
+    if found == "no decoder":
+        monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+        monkeypatch.setattr(torch.ops, "image", None)
+    decoder = large_pictures._decoder.__wrapped__()  # pyright: ignore[reportPrivateUsage]
+    assert (decoder is not None) == (found == "all")
+    monkeypatch.setattr(large_pictures, "_decoder", lambda: decoder)
+    levels = decode_jpeg(LARGE_JPEGS["plain"])
+    assert (levels is not None) == (found == "all")
+    assert decode_jpeg(LARGE_JPEGS["plain"][:500]) is None
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_shrinking_takes_width_and_height_and_keeps_the_order_of_bytes(interpolation: str) -> None:
+    levels = np.array(noise(90, 60))
+    small = shrink(levels, (30, 10), interpolation)
+    assert small.shape == (10, 30, 3) and small.dtype == np.uint8 and small.flags.c_contiguous
+    pillows = Image.fromarray(levels).resize((30, 10), Image.Resampling[interpolation.upper()])
+    assert np.abs(small.astype(int) - np.asarray(pillows).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("decoding", get_args(preprocess.Decoding))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.layers import Attention, AttentionPool, Block, DropPath, Mlp, QuickGELU, TanhGELU, init_blocks
+from vlm.layers import Attention, AttentionPool, Block, DropPath, Mlp, QuickGELU, TanhGELU, init_blocks, projection
 
 D, H = 24, 3
 causal_or_not = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -117,6 +117,15 @@ def test_a_block_is_pytorchs_pre_norm_encoder_layer(causal: bool) -> None:
     torch.testing.assert_close(block(z), encoder_layer(block)(z, src_mask=future(7) if causal else None))
 
 
+def test_unless_told_attention_has_biases_and_sees_all_tokens_as_pytorchs_does() -> None:
+    assert sorted(p.shape for p in Attention(D, H).parameters()) == sorted(
+        p.shape for p in nn.MultiheadAttention(D, H).parameters()
+    )
+    block, z = Block(D, H, 40, activation="gelu", norm_eps=1e-5), torch.randn(2, 7, D)
+    torch.testing.assert_close(block(z), encoder_layer(block)(z))
+    assert bool((Attention(D, H).weights(z) > 0).all())
+
+
 @pytest.mark.parametrize(
     ("ours", "definition"),
     [
@@ -164,6 +173,23 @@ def test_a_dropped_branch_leaves_the_stream_as_it_was(train: bool) -> None:
     torch.testing.assert_close(block(z), z if train else whole)
 
 
+def test_without_a_rate_drop_path_draws_no_random_numbers() -> None:
+    """Else a model trained without it would see other batches."""
+    before, branch = torch.get_rng_state(), torch.ones(4, 2, 3)
+    assert DropPath(0.0).train()(branch) is branch
+    assert DropPath(0.5).eval()(branch) is branch
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_attention_drops_what_it_says_while_training() -> None:
+    layer, z = Attention(D, H, dropout=0.5), torch.randn(8, 50, D)
+    exact = layer.eval()(z)
+    out = layer.train()(z)
+    kept = out != 0
+    torch.testing.assert_close(out[kept], 2 * exact[kept])
+    assert float(kept.float().mean()) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(out.numel()))
+
+
 def test_dropout_is_off_in_eval_and_keeps_the_mean_while_training() -> None:
     mlp, z = Mlp(D, 40, "gelu", dropout=0.2), torch.randn(1, 1, D)
     exact = mlp.fc2(mlp.act(mlp.fc1(z)))
@@ -187,6 +213,17 @@ def test_blocks_start_as_clips_do() -> None:
         for name, p in block.named_parameters():
             if p.ndim == 1:
                 assert bool((p == (1 if "norm" in name and "weight" in name else 0)).all()), name
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_are_linear_and_start_as_clips_do(bias: bool) -> None:
+    layer, x = projection("linear_bias" if bias else "linear", 200, 100), torch.randn(3, 200)
+    assert_normal(layer.get_parameter("weight"), 200**-0.5)
+    assert set(dict(layer.named_parameters())) == ({"weight", "bias"} if bias else {"weight"})
+    torch.testing.assert_close(layer(x), x @ layer.get_parameter("weight").T)  # the bias starts at zero
+    if bias:
+        assert not bool(layer.get_parameter("bias").any())
+    assert projection("none", 200, 200)(x) is x
 
 
 def assert_normal(weight: Tensor, std: float) -> None:

@@ -1,5 +1,3 @@
-import copy
-import json
 import math
 import os
 import signal
@@ -14,9 +12,9 @@ from torch import Tensor, nn
 from training.config import Recipe
 from training.data import Batch
 from training.distributed import Processes
-from training.loop import Training, fit, precision, rehearse
-from training.parallel import clip_gradients, prepare
-from training.record import draw_curves, forget_after, read_metrics
+from training.loop import Evaluate, Training, fit, rehearse
+from training.quarantine import Quarantine
+from training.rows import BrokenSample
 from training.state import load_state, saved
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
@@ -35,11 +33,18 @@ def towers(**settings: Any) -> Towers:
 
 
 def run(
-    model: nn.Module, out: Path, settings: Recipe, *, resume: bool = False, evaluate=lambda _: {}, step=backward
+    model: nn.Module,
+    out: Path,
+    settings: Recipe,
+    *,
+    evaluate: Evaluate = lambda _: {},
+    step: Any = backward,
+    stream: Any = Vectors(),  # noqa: B008 (it has no state)
+    **more: Any,
 ) -> bool:
     out.mkdir(exist_ok=True)
-    stream: Any = Vectors()
-    return fit(model, step, stream, evaluate, settings, out, peers=ALONE, chance_loss=CHANCE, resume=resume)
+    of_fit = {"peers": ALONE, "chance_loss": CHANCE, "resume": False} | more
+    return fit(model, step, stream, evaluate, settings, out, **of_fit)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -127,6 +132,66 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        ([signal.SIGINT], "SIGINT"),
+        ([signal.SIGTERM, signal.SIGTERM], "SIGTERM"),
+        ([signal.SIGINT, signal.SIGTERM], "SIGTERM"),
+        ([signal.SIGTERM, signal.SIGINT], None),
+        ([signal.SIGINT, signal.SIGINT], None),
+    ],
+)
+def test_a_signal_waits_for_the_end_of_the_step_and_a_second_ctrl_c_does_not(tmp_path, capsys, sent, seen):
+    def send(_: nn.Module) -> dict[str, float]:
+        for number in sent:
+            os.kill(os.getpid(), number)
+        return {}
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    settings = recipe(eval_every=1, save_every=100)
+    if seen is None:
+        with pytest.raises(KeyboardInterrupt):
+            run(towers(), tmp_path / "run", settings, evaluate=send)
+    else:
+        assert not run(towers(), tmp_path / "run", settings, evaluate=send)
+        said = f"stopped by {seen} after step 1; saved. --resume auto goes on."
+        assert said in capsys.readouterr().err
+        assert [path.name for path in saved(tmp_path / "run" / "checkpoints")] == ["step-00000001"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_last_step_is_measured_and_saved_whatever_its_number(tmp_path):
+    measured = []
+    run(
+        towers(),
+        tmp_path / "run",
+        recipe(steps=5, eval_every=2, save_every=3, keep=9),
+        evaluate=lambda _: measured.append(1) or {},
+    )
+    assert len(measured) == 3
+    names = [path.name for path in saved(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-00000005", "step-00000003"]
+
+
+def test_too_many_broken_samples_end_the_run_at_the_step_that_shows_them(tmp_path, capsys):
+    class Broken(Vectors):
+        def __getitem__(self, step: int) -> Batch:
+            one = (BrokenSample("this", "damaged", "by hand"),) if step == 1 else ()
+            return super().__getitem__(step)._replace(broken=one)
+
+    (tmp_path / "run").mkdir()
+    for allowed in (0.02, 0.04):
+        quarantine = Quarantine(tmp_path / "run", 2 * ROWS, allowed, ALONE, resume=False)
+        if allowed < 1 / 32:
+            with pytest.raises(ValueError, match="1 of the first 32 samples are broken"):
+                run(towers(), tmp_path / "run", recipe(), stream=Broken(), quarantine=quarantine)
+            assert "broken=1" not in capsys.readouterr().err
+        else:
+            run(towers(), tmp_path / "run", recipe(), stream=Broken(), quarantine=quarantine)
+            assert "broken=1" in capsys.readouterr().err
+
+
 def test_dropout_is_drawn_again_the_same_after_a_resume(tmp_path):
     def noisy(model: nn.Module, batch: Batch, scale: float) -> Tensor:
         return backward(model, batch._replace(images=nn.functional.dropout(batch.images, 0.5)), scale)
@@ -155,6 +220,28 @@ def test_random_numbers_of_a_step_differ_between_steps_ranks_and_seeds():
     assert len(set(drawn)) == 6
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_weight_that_no_step_uses_stays(precision):
+    class Spare(Towers):
+        def __init__(self):
+            super().__init__()
+            self.another, self.zebra = nn.Linear(3, 3), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * self.zebra(x).sum()
+
+    torch.manual_seed(0)
+    model = Spare()
+    before = weights(model)
+    training = Training(model, backward, recipe(precision=precision), ALONE)
+    if training.loss_scale:
+        training.loss_scale.value = 1024.0
+    training.step(0, Vectors()[0])
+    moved = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
+    assert not [name for name in moved if name.startswith("another")]
+    assert {"vision.weight", "text.bias", "logit_scale"} <= moved
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_move():
     model = towers()
     before = weights(model)
@@ -172,141 +259,19 @@ def test_the_temperature_stays_within_its_limits():
         assert model.logit_scale.item() == pytest.approx(limit, abs=1e-6)
 
 
-def test_float16_finds_its_loss_scale_and_leaves_out_steps_that_overflow():
-    model = towers()
-    settings = recipe(precision="float16")
-    training = Training(model, backward, settings, ALONE)
-    assert training.loss_scale is not None
-    training.loss_scale.value = 2.0**20  # the gradients of the first steps overflow
-    before = weights(model)
-    training.step(0, Vectors()[0])
-    assert_equal(weights(model), before)
-    steps = 1
-    while weights(model)["vision.weight"].equal(before["vision.weight"]):
-        training.step(steps, Vectors()[steps])
-        steps += 1
-        assert steps < 20
-    assert training.loss_scale.value == 2.0 ** (20 - steps + 1)
-
-
-def test_float16_gives_up_when_gradients_overflow_without_a_loss_scale():
-    def overflow(model: nn.Module, batch: Batch, scale: float) -> Tensor:
-        loss = backward(model, batch, scale)
-        for p in model.parameters():
-            p.grad = torch.full_like(p, math.inf)
-        return loss
-
-    training = Training(towers(), overflow, recipe(precision="float16"), ALONE)
-    assert training.loss_scale is not None
-    training.loss_scale.value = 2.0
-    training.step(0, Vectors()[0])
-    assert training.loss_scale.value == 1.0
-    with pytest.raises(FloatingPointError, match=r"step 1: loss .*, gradient norm inf. Lower the learning rate"):
-        training.step(1, Vectors()[1])
-
-
-def test_float16_gradients_are_those_of_float32_but_for_rounding():
-    norms = {}
-    for kind in ("float32", "float16", "bfloat16"):
-        training = Training(towers(), backward, recipe(precision=kind), ALONE)
-        if training.loss_scale:
-            training.loss_scale.value = 1024.0
-        norms[kind] = training.step(0, Vectors()[0]).gradient_norm
-    assert norms["float16"] == pytest.approx(norms["float32"], rel=5e-3)
-    assert norms["bfloat16"] == pytest.approx(norms["float32"], rel=5e-2)
-    assert len(set(norms.values())) == 3
-
-
-def test_precision_is_the_type_that_matrix_products_come_out_in():
-    a = torch.ones(2, 2)
-    for wanted, got in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-        with precision(wanted, torch.device("cpu")):
-            assert (a @ a).dtype == got
-
-
-def test_clipping_gives_torchs_norm_and_gradients():
-    one, two = towers(), towers()
-    for model in (one, two):
-        model(Vectors()[0].images).backward()
-    norm = clip_gradients(one.parameters(), 0.1)
-    assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(two.parameters(), 0.1).item())
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-
-
-def test_recomputed_activations_give_the_same_gradients(tiny_clip):
-    images, ids = torch.randn(4, 3, 32, 32), torch.tensor([[5, 6, 2], [7, 2, 0], [8, 9, 2], [5, 2, 0]])
-    reference = copy.deepcopy(tiny_clip)
-    model = prepare(tiny_clip, recipe(checkpoint_activations=True).run, ALONE)
-    passes = []
-    model.vision.blocks[0].mlp.fc1.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[union-attr]
-    for one in (model, reference):
-        image_embeds, text_embeds = one(images, ids)
-        (image_embeds * text_embeds).sum().backward()
-    assert len(passes) == 2  # forward, and once more for backward
-    for (name, p), (same, q) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
-        assert name == same
-        if name != "logit_scale":
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.long  # the compiler takes a minute
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_blocks_give_the_same_embeddings(tiny_clip):
-    images, ids = torch.randn(4, 3, 32, 32), torch.tensor([[5, 6, 2], [7, 2, 0], [8, 9, 2], [5, 2, 0]])
-    reference = copy.deepcopy(tiny_clip)
-    model = prepare(tiny_clip, recipe(compile=True).run, ALONE)
-    assert list(model.state_dict()) == list(reference.state_dict())
-    for ours, theirs in zip(model(images, ids), reference(images, ids), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_a_changed_recipe_is_said_aloud_when_a_run_goes_on(tmp_path, capsys):
-    run(towers(), tmp_path / "run", recipe(steps=2))
-    run(towers(), tmp_path / "run", recipe(steps=4), resume=True)
+def test_a_changed_recipe_is_said_aloud_and_counts_from_then_on(tmp_path, capsys):
+    run(towers(), tmp_path / "run", recipe({"weight_decay": 0.1}, steps=2))
+    settings = recipe({"weight_decay": 0.3, "betas": [0.5, 0.6], "lr": 0.5, "final_lr": 1.0}, steps=4)
+    training, said = Training(towers(), backward, settings, ALONE), []
+    assert training.restore(saved(tmp_path / "run" / "checkpoints")[0], said.append) == 2
+    training.step(2, Vectors()[2])
+    (adamw,) = training.optimizers
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.3, 0.0}
+    assert all((group["betas"], group["lr"]) == ((0.5, 0.6), 0.5) for group in adamw.param_groups)
+    assert {state["step"].item() for state in adamw.state.values()} == {3}
+    assert "the recipe has changed since step-00000002: optim.weight_decay: 0.3, was 0.1" in said
+    run(towers(), tmp_path / "run", settings, resume=True)
     assert "the recipe has changed since step-00000002: run.steps: 4, was 2" in capsys.readouterr().err
-
-
-def test_metrics_can_be_read_while_the_run_goes_on(tmp_path):
-    seen = []
-
-    def evaluate(_: nn.Module) -> dict[str, float]:
-        seen.append([step for step, _ in read_metrics(tmp_path / "run" / "metrics.jsonl")["loss"]])
-        return {}
-
-    run(towers(), tmp_path / "run", recipe(eval_every=3), evaluate=evaluate)
-    assert seen == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]
-
-
-def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path):
-    run(towers(), tmp_path / "run", recipe(eval_every=3, log_every=2), evaluate=lambda _: {"val x": 0.5})
-    curves = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [step for step, _ in curves["loss"]] == [2, 4, 6]
-    assert curves["val x"] == [(3, 0.5), (6, 0.5)]
-    assert curves.keys() == {"loss", "gradient_norm", "lr_factor", "logit_scale", "val x"}
-    timing = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
-    for line in timing:
-        assert line["samples_per_second"] == pytest.approx(ROWS / line["seconds"])
-        assert 0 <= line["waiting"] < line["seconds"]
-    draw_curves(tmp_path / "run")
-    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_tensorboard_has_every_step_when_a_run_ends(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run(towers(), tmp_path / "run", recipe())
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', '{"step": 3}\n', '{"step": 3}\n{"step": 4}\n{'])
-def test_lines_after_the_checkpoint_are_cut_and_a_torn_one_too(tmp_path, torn):
-    whole = '{"step": 1}\n{"step": 2}\n{"step": 2, "val": 1}\n'
-    (tmp_path / "metrics.jsonl").write_text(whole + torn)
-    forget_after(tmp_path / "metrics.jsonl", 2)
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
-    forget_after(tmp_path / "none.jsonl", 2)
 
 
 def test_a_rehearsal_writes_nothing_and_measures_the_second_step(tmp_path, monkeypatch):

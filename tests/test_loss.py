@@ -1,6 +1,8 @@
 """The tiled losses against their dense definitions, written out here in the plainest way."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -198,6 +200,75 @@ def test_no_tensor_grows_with_the_square_of_the_batch(name, grouped):
 
 
 @both_losses
+def test_inputs_of_two_precisions_are_computed_in_the_higher_one(name):
+    """The value as if both were of it; each gradient in the precision of what was given."""
+    for first, second in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        made = example(name, 20, 20.0)
+        given = [made[0].detach().to(first), made[1].detach().to(second), *(t.detach() for t in made[2:])]
+        mixed, wide = copies_of_each(given), copies(given, torch.float64)
+        ours, truth = LOSSES[name][0](*mixed), LOSSES[name][0](*wide)
+        assert ours.dtype == torch.float64 and torch.equal(ours, truth)
+        ours.backward()
+        assert [t.dtype for t in gradients(mixed)] == [t.dtype for t in given]
+
+
+def copies_of_each(inputs: list[Tensor]) -> list[Tensor]:
+    return [t.clone().requires_grad_() for t in inputs]
+
+
+class Threads:
+    """`Peers` that are threads of this process: each waits for all others."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier, table: list[Tensor]):
+        self.rank, self.barrier, self.table = rank, barrier, table
+
+    def gather(self, rows: Tensor) -> Tensor:
+        self.table[self.rank] = rows
+        self.barrier.wait(20)
+        found = torch.cat(self.table)
+        self.barrier.wait(20)
+        return found
+
+    def sum_home(self, rows: Tensor) -> Tensor:
+        n = len(rows) // len(self.table)
+        self.table[self.rank] = rows
+        self.barrier.wait(20)
+        found = torch.stack(self.table).sum(0)[self.rank * n : self.rank * n + n]
+        self.barrier.wait(20)
+        return found
+
+
+@both_losses
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("size", "tile"), [(3, 4), (2, 1024)])
+def test_processes_get_the_loss_of_the_whole_batch_and_gradients_to_be_averaged(name, grouped, size, tile):
+    n = 5  # rows of each
+    tiled, dense = LOSSES[name]
+    whole = example(name, size * n, 20.0)
+    groups = torch.randint(0, 4, (size * n,)) if grouped else None
+    truth = dense(*whole, groups)
+    truth.backward()
+    barrier, table = threading.Barrier(size), [torch.empty(0)] * size
+
+    def run(rank: int) -> tuple[Tensor, list[Tensor]]:
+        own = slice(rank * n, rank * n + n)
+        inputs = copies_of_each([*(t.detach()[own] for t in whole[:2]), *(t.detach() for t in whole[2:])])
+        peers = Threads(rank, barrier, table)
+        value = tiled(*inputs, None if groups is None else groups[own], peers=peers, tile=tile)
+        value.backward()
+        return value, gradients(inputs)
+
+    with ThreadPoolExecutor(size) as pool:
+        values, found = zip(*pool.map(run, range(size)), strict=True)
+    for value in values:
+        assert_close(value, truth, 1e-12)
+    rows, shared = zip(*found, strict=True), gradients(whole)
+    for number, (parts, wanted) in enumerate(zip(rows, shared, strict=True)):
+        averaged = torch.cat(parts) / size if number < 2 else torch.stack(parts).mean(0)
+        assert_close(averaged, wanted, 1e-10)
+
+
+@both_losses
 def test_second_derivatives_are_refused_rather_than_wrong(name):
     inputs = example(name, 5, 20.0)
     with pytest.raises(RuntimeError, match="Leave out create_graph=True"):
@@ -210,3 +281,6 @@ def test_shapes_that_do_not_fit_are_named():
         clip_loss(x, x[:3], torch.tensor(0.0))
     with pytest.raises(ValueError, match=r"groups \(3,\) must be \(4,\)"):
         siglip_loss(x, x, torch.tensor(0.0), torch.tensor(0.0), torch.arange(3))
+    for wrong in (torch.zeros(2, 3, 4), torch.zeros(4)):
+        with pytest.raises(ValueError, match=r"must both be \(N, E\)"):
+            clip_loss(wrong, wrong, torch.tensor(0.0))

@@ -1,4 +1,5 @@
 import math
+import statistics
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
@@ -9,6 +10,7 @@ from sklearn.metrics import average_precision_score, ndcg_score, recall_score, t
 
 from vlm.metrics import (
     balanced_accuracy,
+    calibration_error,
     chance_recall_at_k,
     expected_calibration_error,
     mean_average_precision,
@@ -84,16 +86,23 @@ def test_a_model_that_answers_everything_alike_gets_chance_not_luck():
 
 def test_bad_input_is_one_clear_line():
     scores, correct = random_problem(5)
-    with pytest.raises(ValueError, match="2 of 30 queries have no correct item"):
-        recall_at_k(scores, correct & (torch.arange(30) > 1)[:, None], 1)
-    with pytest.raises(ValueError, match="1 of 30 queries have NaN scores"):
-        recall_at_k(torch.where(torch.arange(30)[:, None] == 3, torch.nan, scores), correct, 1)
+    with pytest.raises(ValueError, match=r"7 of 30 queries have no correct item, first \[2, 3, 4, 5, 6\]\. Leave"):
+        recall_at_k(scores, correct & ((torch.arange(30) < 2) | (torch.arange(30) > 8))[:, None], 1)
+    with pytest.raises(ValueError, match="0 of 0 queries have no correct item"):
+        recall_at_k(scores[:0], correct[:0], 1)
+    for rows in (torch.arange(30)[:, None] == 3, (torch.arange(30)[:, None] == 3) & (torch.arange(12) == 5)):
+        with pytest.raises(ValueError, match=r"^1 of 30 queries have NaN scores"):
+            recall_at_k(torch.where(rows, torch.nan, scores), correct, 1)
     with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
         recall_at_k(scores, correct, 0)
-    with pytest.raises(ValueError, match="correct bool"):
-        recall_at_k(scores, correct.long(), 1)
-    with pytest.raises(ValueError, match=r"targets \(3,\) must be"):
-        top_k_accuracy(torch.zeros(2, 4), torch.zeros(3, dtype=torch.long))
+    for wrong in (correct.long(), correct[:, 1:], correct[1:]):
+        with pytest.raises(ValueError, match=r"scores \(30, 12\) and correct .*: both must be \(Q, G\), correct bool"):
+            recall_at_k(scores, wrong, 1)
+    with pytest.raises(ValueError, match=r"both must be \(Q, G\)"):
+        recall_at_k(scores[None], correct[None], 1)
+    for logits, targets in (((2, 4), (3,)), ((3, 4, 2), (3,)), ((3,), (3,)), ((3, 4), (3, 1))):
+        with pytest.raises(ValueError, match=r"^logits \(.*\) must be \(B, M\) and targets \(3,.*\) must be \(B,\)\.$"):
+            top_k_accuracy(torch.zeros(logits), torch.zeros(targets, dtype=torch.long))
 
 
 def two_classes(sure: list[float], right: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,8 +147,18 @@ def test_calibration_error_is_the_sum_over_the_bins_of_the_paper():
 def test_calibration_error_wants_probabilities_not_logits():
     with pytest.raises(ValueError, match="must sum to 1"):
         expected_calibration_error(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
-    with pytest.raises(ValueError, match="n > 0"):
-        expected_calibration_error(torch.empty(0, 3), torch.empty(0, dtype=torch.long))
+    for shape, targets in (((0, 3), 0), ((4, 3), 3), ((4, 3, 2), 4), ((4,), 4)):
+        with pytest.raises(ValueError, match=rf"must be \(n, M\) and targets \({targets},\) \(n,\), n > 0"):
+            expected_calibration_error(torch.empty(shape), torch.zeros(targets, dtype=torch.long))
+
+
+def test_the_reliability_of_the_error_is_what_reliability_says():
+    """The same number of bins unless told; each answer in one of them."""
+    generator = torch.Generator().manual_seed(2)
+    answers = torch.randn(300, 4, generator=generator).softmax(1), torch.randint(4, (300,), generator=generator)
+    assert calibration_error(reliability(*answers)) == expected_calibration_error(*answers)
+    assert calibration_error(reliability(*answers, bins=7)) == expected_calibration_error(*answers, bins=7)
+    assert (len(reliability(*answers, bins=7).count), reliability(*answers, bins=7).count.sum().item()) == (7, 300)
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn_and_knows_only_classes_that_occur():
@@ -162,8 +181,9 @@ def test_without_ties_map_and_ndcg_are_those_of_ranx(name: str):
     assert METRICS[name](scores, correct) == pytest.approx(of_ranx(scores, correct, name), abs=1e-9)
 
 
-def test_without_ties_map_and_ndcg_are_those_of_scikit_learn():
-    scores, correct = random_problem(6)
+@pytest.mark.parametrize("queries", [30, 4])
+def test_without_ties_map_and_ndcg_are_those_of_scikit_learn(queries: int):
+    scores, correct = random_problem(6, queries)
     pairs = list(zip(correct.numpy(), scores.numpy(), strict=True))
     precisions = [average_precision_score(*pair) for pair in pairs]
     assert mean_average_precision(scores, correct) == pytest.approx(sum(precisions) / len(pairs), abs=1e-9)
@@ -183,16 +203,21 @@ def of_ranx(scores: torch.Tensor, correct: torch.Tensor, name: str) -> float:
     return value
 
 
-def test_without_ties_the_median_rank_is_that_of_the_first_correct_item():
-    scores, correct = random_problem(7, queries=31)
+@pytest.mark.parametrize("queries", [31, 30, 4, 1])
+def test_without_ties_the_median_rank_is_that_of_the_first_correct_item(queries: int):
+    scores, correct = random_problem(7, queries)
     ranks = [row[hits].max().le(row).sum().item() for row, hits in zip(scores, correct, strict=True)]
-    assert median_rank(scores, correct) == sorted(ranks)[15]
+    assert median_rank(scores, correct) == statistics.median(ranks)
 
 
+@pytest.mark.parametrize("hits", [(1, 3, 4), (4, 5), (0, 1, 2, 3)])
 @pytest.mark.parametrize("metric", [mean_average_precision, ndcg, partial(ndcg, k=2), median_rank])
-def test_under_ties_every_metric_is_the_mean_over_every_order(metric: Callable[[torch.Tensor, torch.Tensor], float]):
+def test_under_ties_every_metric_is_the_mean_over_every_order(
+    metric: Callable[[torch.Tensor, torch.Tensor], float], hits: tuple[int, ...]
+):
     scores = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0, 0.0]])
-    correct = torch.tensor([[False, True, False, True, True, False]])
+    correct = torch.zeros(1, 6, dtype=torch.bool)
+    correct[0, list(hits)] = True
     values = []
     for order in map(list, permutations(range(6))):
         distinct = scores[:, order] - torch.arange(6) * 1e-3  # the earlier, the better

@@ -9,7 +9,7 @@ from vlm.index.near_duplicates import fold, group_near
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "_BLOCK", 300)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 400)  # copies lie 800 apart: in a block's diagonal
 
 
 def pairs(spectrum: float, seed: int = 0) -> np.ndarray:
@@ -57,7 +57,38 @@ def test_the_glance_never_sees_less_than_the_cosine(spectrum: float):
     assert folded.shape[1] <= 49
 
 
+def rotated(sizes: torch.Tensor, count: int = 600) -> np.ndarray:
+    """float16 unit vectors whose principal components, of these sizes, lie along no axis."""
+    generator = torch.Generator().manual_seed(2)
+    turn = torch.linalg.qr(torch.randn(len(sizes), len(sizes), generator=generator)).Q
+    return F.normalize(torch.randn(count, len(sizes), generator=generator) * sizes @ turn, dim=1).half().numpy()
+
+
+def test_vectors_that_fill_16_dimensions_of_48_are_seen_whole_with_16_coordinates():
+    vectors = rotated((torch.arange(48) < 16).float())
+    folded, exact = fold(vectors, 0.98), torch.from_numpy(vectors).float()
+    assert folded.shape == (600, 17)
+    torch.testing.assert_close(folded @ folded.T, exact @ exact.T, atol=2e-3, rtol=0)  # float16 leaves its plane a bit
+
+
+@pytest.mark.parametrize(("threshold", "decay"), [(0.3, 0.0), (0.5, 0.0), (0.6, 0.02), (0.8, 0.0), (0.8, 0.02)])
+def test_coordinates_are_as_few_as_let_one_pair_in_16384_pass_in_vain(threshold: float, decay: float):
+    vectors = rotated(torch.exp(-decay * torch.arange(160)))
+    exact = torch.from_numpy(vectors).double()
+    axes = torch.linalg.svd(exact, full_matrices=False).Vh.T  # the most important first
+
+    def in_vain(m: int) -> float:
+        first, rest = exact @ axes[:, :m], (exact @ axes[:, m:]).norm(dim=1)
+        bounds = first @ first.T + rest[:, None] * rest
+        return ((bounds >= threshold) & (exact @ exact.T < threshold)).double().mean().item()
+
+    few = next((m for m in (16, 32, 64, 128) if in_vain(m) <= 1 / 16384), 160)
+    assert fold(vectors, threshold).shape[1] == few + 1
+
+
 def test_equal_vectors_are_one_group_and_none_are_none():
     assert set(group_near(np.full((700, 4), 0.5, np.float16), 0.99)) == {0}
     assert group_near(np.empty((0, 4), np.float16), 0.99).shape == (0,)
+    assert fold(np.empty((0, 4), np.float16), 0.99).shape == (0, 5)
     assert group_near(np.full((1, 4), 0.5, np.float16), 0.99).tolist() == [0]
+    assert group_near(np.eye(3, dtype=np.float16)[[2, 0, 1, 0, 2]], 0.99).tolist() == [0, 1, 2, 1, 0]

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from training.config import OptimSection
-from training.optim import Muon, learning_rate_factor, optimizers, orthogonalise, parameter_groups
+from training.optim import (
+    Muon,
+    learning_rate_factor,
+    native_bfloat16,
+    optimizers,
+    orthogonalise,
+    parameter_groups,
+)
 from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.layers import Block
@@ -89,14 +96,42 @@ def test_query_key_and_value_are_orthogonalised_apart() -> None:
 
 def test_weight_decay_does_not_pass_through_the_momentum() -> None:
     """Without a gradient a step is nothing but the decay, and without a decay nothing at all."""
-    p, untouched = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
-    before, other = p.detach().clone(), untouched.detach().clone()
-    optimizer = Muon([p, untouched], lr=LR, weight_decay=DECAY)
+    first, untouched, last = (nn.Parameter(torch.randn(8, 8)) for _ in range(3))
+    before, other, end = (p.detach().clone() for p in (first, untouched, last))
+    optimizer = Muon([first, untouched, last], lr=LR, weight_decay=DECAY)
     for _ in range(3):
-        p.grad = torch.zeros_like(p)
+        first.grad, last.grad = torch.zeros_like(first), torch.zeros_like(last)
         optimizer.step()
-    torch.testing.assert_close(p.detach(), before * (1 - LR * DECAY) ** 3)
+    torch.testing.assert_close(first.detach(), before * (1 - LR * DECAY) ** 3)
+    torch.testing.assert_close(last.detach(), end * (1 - LR * DECAY) ** 3)
     assert torch.equal(untouched, other)  # it never had a gradient
+    before = last.detach().clone()
+    Muon([last], lr=LR).step()
+    assert torch.equal(last, before)
+
+
+@pytest.mark.parametrize(
+    ("processor", "native"),
+    [
+        ({}, False),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+    ],
+)
+def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch, processor: dict[str, bool], native: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert native_bfloat16(torch.device("cpu")) is native
+    matrices = torch.randn(1, 8, 12)
+    rounded = orthogonalise(matrices)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.bfloat16().float()) is native
+    for emulates, able in ((True, False), (False, True)):  # an older GPU, a newer one
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, e=emulates: including_emulation or not e
+        )
+        assert native_bfloat16(torch.device("cuda")) is able
+    assert not native_bfloat16(torch.device("mps"))
 
 
 def groups_of(model: nn.Module, section: OptimSection) -> list[tuple[type[torch.optim.Optimizer], dict]]:
@@ -127,13 +162,22 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     assert {id(p) for kind, group in groups_of(model, MUON) if kind is Muon for p in group["params"]} == inside
     assert {id(p) for p in parameter_groups(model)[0]} == inside
     assert {kind for kind, _ in groups_of(model, ADAMW)} == {torch.optim.AdamW}
+    assert {kind for kind, _ in groups_of(nn.Linear(4, 4), MUON)} == {torch.optim.AdamW}  # no blocks
+
+
+def test_numbers_and_what_has_sides_are_not_in_one_group() -> None:
+    """FSDP2 cuts the second, not the first, and a fused step takes no mixture."""
+    for _, group in groups_of(model_of(), ADAMW):
+        assert len({p.ndim == 0 for p in group["params"]}) == 1
 
 
 def test_recipe_numbers_reach_the_optimizers() -> None:
     section = dataclasses.replace(MUON, lr=0.3, muon_lr=0.7, weight_decay=0.4, muon_decay=0.2, betas=(0.8, 0.9))
+    theirs = torch.optim.Muon([nn.Parameter(torch.ones(2, 2))]).defaults
     for kind, group in groups_of(model_of(), section):
         if kind is Muon:
             assert (group["lr"], group["weight_decay"]) == (0.7, 0.2)
+            assert group["momentum"] == theirs["momentum"]
         else:
             assert (group["lr"], group["betas"]) == (0.3, (0.8, 0.9))
             assert group["weight_decay"] in (0.4, 0.0)
@@ -144,16 +188,14 @@ def test_layer_decay_slows_each_tower_from_its_last_block_down() -> None:
     rates: dict[Tensor, float] = {}
     for _, group in groups_of(model, dataclasses.replace(ADAMW, lr=1.0, layer_decay=0.5)):
         rates |= dict.fromkeys(group["params"], group["lr"])
-    assert (
-        rates[model.logit_scale]
-        == rates[model.vision.norm.weight]
-        == rates[model.text_proj.get_parameter("weight")]
-        == 1.0
-    )
+    above = [model.vision.norm, model.vision.pool, model.vision_proj, model.text.norm, model.text_proj]
+    parameters = [model.logit_scale, *(p for part in above for p in part.parameters())]  # type: ignore[union-attr]
+    assert {rates[p] for p in parameters} == {1.0}
     for tower in (model.vision, model.text):
         down = [rates[block.get_parameter("mlp.fc1.weight")] for block in reversed(tower.blocks)]
         assert down == [0.5 ** (step + 1) for step in range(len(down))]
-        assert rates[tower.pos_embed] == down[-1] / 2
+        below = [p for name, p in tower.named_parameters() if not name.startswith(("blocks", "norm", "pool"))]
+        assert {rates[p] for p in below} == {down[-1] / 2}
 
 
 @pytest.mark.parametrize("section", [MUON, ADAMW], ids=["muon", "adamw"])

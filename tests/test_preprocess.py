@@ -19,7 +19,7 @@ from tests.odd_pictures import ODD_PICTURES, four_corners, noise, write_odd_pict
 from vlm import preprocess
 from vlm.config import PreprocessConfig
 from vlm.picture_finding import find_images
-from vlm.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, Preprocess, open_image
+from vlm.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, Preprocess, open_image, picture_size
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
@@ -141,6 +141,17 @@ def test_long_pictures_are_resized_as_if_whole(width: int, height: int) -> None:
     assert levels_apart(ours, torch.tensor(whole).permute(2, 0, 1)) <= 1
 
 
+@pytest.mark.parametrize("rounding, fraction", [("first", 0.0), ("down", 0.5), ("even", 0.5)])
+def test_a_frame_is_cut_where_its_rounding_says(rounding: str, fraction: float) -> None:
+    """SigLIP 384 / 14 ("first") is a patch convolution's: it leaves out what is left over on the right and below."""
+    picture, (height, width) = noise(40, 50), (24, 30)
+    settings = {"image_size": (height, width), "resize": "squash", "crop_pct": 0.8, "crop_rounding": rounding}
+    whole = np.asarray(picture.resize((37, 30), Image.Resampling.BICUBIC))  # 7 and 6 left over
+    top, left = int(6 * fraction), round(7 * fraction) if rounding == "even" else int(7 * fraction)
+    cut = torch.tensor(whole[top : top + height, left : left + width]).permute(2, 0, 1)
+    assert torch.equal(Preprocess(PreprocessConfig.from_dict(settings)).pixels(picture), cut)
+
+
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("width, height", [(20000, 1), (1, 20000), (1, 1)])
 def test_one_colour_stays_one_colour_at_any_shape(resize: str, width: int, height: int) -> None:
@@ -162,6 +173,15 @@ def test_the_odd_pictures_open_or_say_why_not(odd: dict[str, Path]) -> None:
             reasons[name] = error.reason
             assert str(error).startswith(str(path)) and "\n" not in str(error)
     assert reasons == ODD_PICTURES
+
+
+def test_the_size_of_a_picture_is_read_from_its_header_alone(odd: dict[str, Path]) -> None:
+    for name in ("dot.png", "line.png", "grey16.png", "rotated.jpg", "truncated.jpg"):  # the last has lost its end
+        with Image.open(odd[name]) as opened:
+            assert picture_size(odd[name]) == picture_size(odd[name].read_bytes()) == opened.size
+    assert picture_size(np.zeros((3, 5, 3), np.uint8)) == picture_size(Image.new("L", (5, 3))) == (5, 3)
+    with pytest.raises(ImageError, match="too many pixels"):
+        picture_size(odd["bomb.png"])
 
 
 @pytest.mark.parametrize("name", ["cmyk.jpg", "rotated.jpg", "animated.webp"])
@@ -195,7 +215,7 @@ def test_every_colour_mode_keeps_white_white_and_black_black(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])
 def test_colours_without_a_meaning_are_refused(mode: str) -> None:
-    assert refusal(Image.new(mode, (2, 2))).reason == "unsupported format"
+    assert str(refusal(Image.new(mode, (2, 2)))).startswith(f"<picture>: unsupported format: colour mode {mode} has no")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
@@ -271,12 +291,53 @@ def test_random_damage_raises_nothing_but_image_error(kind: str) -> None:
 def test_caps_are_checked_before_decoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     noise(20, 10).save(path)
+    size = path.stat().st_size
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 200)
+    monkeypatch.setattr(preprocess, "MAX_BYTES", size)
+    with path.open("rb") as file:  # at the limits
+        assert [open_image(source).size for source in (path, path.read_bytes(), file)] == [(20, 10)] * 3
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     monkeypatch.setattr(preprocess, "MAX_PIXELS", 199)
-    assert refusal(path).reason == "too many pixels"
-    monkeypatch.setattr(preprocess, "MAX_BYTES", path.stat().st_size - 1)
+    assert str(refusal(path)) == f"{path}: too many pixels: 20 x 10 pixels; the limit is 199; make it smaller first"
+    monkeypatch.setattr(preprocess, "MAX_BYTES", size - 1)
     with path.open("rb") as file:
         assert [refusal(source).reason for source in (path, path.read_bytes(), file)] == ["too many bytes"] * 3
+
+
+def test_the_limits_are_those_of_the_documents(tmp_path: Path) -> None:
+    """docs/data.md: more than 64 MiB, more than 89 million pixels, which is Pillow's own line."""
+    assert preprocess.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+    for size, reason in ((64 * 1024**2, "not a picture"), (64 * 1024**2 + 1, "too many bytes")):
+        with (tmp_path / "large.png").open("wb") as file:
+            file.truncate(size)  # zeros that take no room
+        assert refusal(tmp_path / "large.png").reason == reason
+    assert "too many bytes: more than 64 MiB; make" in str(refusal(tmp_path / "large.png"))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "WEBP", "PNG"])
+def test_a_format_that_this_pillow_cannot_read_is_called_unsupported(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    noise(8, 8).save(file, kind)
+    monkeypatch.setattr(preprocess.features, "check", lambda feature: feature != kind.lower())
+    if kind == "PNG":  # each Pillow can
+        open_image(file.getvalue())
+    else:
+        assert str(refusal(file.getvalue())) == f"<bytes>: unsupported format: this is {kind}; save it as JPEG or PNG"
+
+
+def test_a_file_that_begins_well_and_an_error_without_words_are_damaged() -> None:
+    class Wordless(Image.Image):
+        def load(self) -> None:  # type: ignore[override]
+            raise AssertionError
+
+    file = io.BytesIO()
+    noise(8, 8).save(file, "PNG")
+    assert "damaged: begins like PNG, but its header cannot be read" in str(refusal(file.getvalue()[:8] + bytes(8)))
+    wordless = Wordless()
+    wordless._size = (8, 8)
+    assert str(refusal(wordless)) == "<picture>: damaged: AssertionError; get a whole copy"
 
 
 def test_paths_that_are_no_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +354,8 @@ def test_paths_that_are_no_files_are_named(tmp_path: Path, monkeypatch: pytest.M
         "n" * 300: "unreadable",
     }
     assert {name: refusal(f"{tmp_path}/{name}").reason for name in reasons} == reasons
+    assert str(refusal(tmp_path)) == f"{tmp_path}: not a file: this is a folder; wanted a picture file"
+    assert "pipe.jpg: not a file: this is a device, pipe or socket; wanted" in str(refusal(tmp_path / "pipe.jpg"))
     (tmp_path / "secret.jpg").write_bytes(b"x")
     monkeypatch.setattr("builtins.open", _forbidden)
     error = refusal(tmp_path / "secret.jpg")
@@ -307,15 +370,13 @@ def test_other_objects_are_refused_in_one_line() -> None:
     closed = io.BytesIO(b"x")
     closed.close()
     assert refusal(closed).reason == "unreadable"
-    wrong = [
-        None,
-        3,
-        io.StringIO("x"),
-        np.zeros((4, 4, 3)),
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-    ]
+    wrong = [None, 3, io.StringIO("x"), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8), np.zeros((0, 4, 3), "u1")]
     assert [refusal(source).reason for source in wrong] == ["not a picture"] * len(wrong)  # type: ignore[arg-type]
+    assert str(refusal(3)).startswith("<int>: not a picture: wanted a path, ")  # type: ignore[arg-type]
+    assert "got float64 (4, 4, 3), wanted uint8" in str(refusal(np.zeros((4, 4, 3))))
+    assert "got uint8 (4, 4, 4)" in str(refusal(np.zeros((4, 4, 4), np.uint8)))
+    assert "got uint8 (4,)" in str(refusal(np.zeros(4, np.uint8)))
+    assert str(refusal(io.StringIO("x"))).startswith("<stream>: not a picture: read str, wanted bytes")  # type: ignore[arg-type]
 
 
 def test_an_error_crosses_processes_and_keeps_to_one_line() -> None:

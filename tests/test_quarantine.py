@@ -36,11 +36,25 @@ def test_each_sample_is_listed_once_also_after_a_crash(tmp_path):
     whole = (tmp_path / "quarantine.jsonl").read_bytes()
     (tmp_path / "quarantine.jsonl").write_bytes(whole + b'{"uid": "p3", "rea')
     again = Quarantine(tmp_path, 1000, 0.5, ALONE, resume=True)
+    assert list(again.known) == ["p0", "p1", "p2"]
+    assert (tmp_path / "quarantine.jsonl").read_bytes() == whole
     again.add(SAMPLES[:4], 24)
     assert [entry["uid"] for entry in entries(tmp_path)] == ["p0", "p1", "p2", "p3"]
     assert entries(tmp_path)[0] == {"uid": "p0", "reason": "missing", "detail": "there is no such file"}
     Quarantine(tmp_path, 1000, 0.5, ALONE, resume=False)
     assert entries(tmp_path) == []
+    (tmp_path / "quarantine.jsonl").unlink()
+    assert len(Quarantine(tmp_path, 1000, 0.5, ALONE, resume=True)) == 0
+
+
+def test_the_list_can_be_read_by_people_and_line_by_line(tmp_path):
+    quarantine = Quarantine(tmp_path, 1000, 0.5, ALONE, resume=False)
+    assert (quarantine.shown(), len(quarantine)) == ({}, 0)
+    quarantine.add([BrokenSample("犬.png", "missing", "a\u2028b")], 8)
+    assert (tmp_path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines() == [
+        '{"uid": "犬.png", "reason": "missing", "detail": "a b"}'
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["quarantine.jsonl"]
 
 
 def test_too_many_end_the_run_once_there_are_enough_to_tell(tmp_path):
@@ -110,18 +124,45 @@ def test_nothing_but_broken_samples_is_one_line(workers, tmp_path, tiny_tokenize
     assert "\n" not in str(caught.value)
 
 
-def test_two_processes_write_one_list(tmp_path):
-    """Gathering, against what two processes would have found: rank 1's news reaches rank 0."""
+def lines_of(*uids: str) -> bytes:
+    rows = ({"uid": uid, "reason": "missing", "detail": "there is no such file"} for uid in uids)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [(SAMPLES[:1], ["q"]), (SAMPLES[:1], ["犬", "r", "s"]), (SAMPLES[:3], ["q"]), (SAMPLES[:2], []), ([], ["q", "r"])],
+)
+def test_two_processes_write_one_list(rank, own, others, tmp_path):
+    """Gathering, against what two processes would have found: each one's news reaches both, the first one writes."""
+    theirs = lines_of(*others)
+    length = max(len(theirs), len(lines_of(*(sample.uid for sample in own))))
+    padded = np.frombuffer(theirs.ljust(length, b"\0"), np.uint8).copy()
+    gathered = [torch.zeros(1), torch.tensor([len(theirs)]), torch.from_numpy(padded)[None]]
 
     class Two(Processes):
         def gather(self, rows: torch.Tensor) -> torch.Tensor:
-            other = others.pop(0) if others else torch.zeros_like(rows)
-            return torch.cat([rows, other.to(rows.dtype)])
+            both = [rows, gathered.pop(0).to(rows.dtype)]
+            return torch.cat(both[:: 1 if rank == 0 else -1])
 
-    line = (json.dumps({"uid": "q", "reason": "missing", "detail": "x"}) + "\n").encode()
-    own = (json.dumps({"uid": "p0", "reason": "missing", "detail": "there is no such file"}) + "\n").encode()
-    padded = np.frombuffer(line.ljust(len(own), b"\0"), np.uint8).copy()
-    others = [torch.zeros(1), torch.tensor([len(line)]), torch.from_numpy(padded)[None]]
+    quarantine = Quarantine(tmp_path, 1000, 0.5, Two(rank=rank, size=2, device=ALONE.device), resume=False)
+    quarantine.add(own, 8)
+    both = [[sample.uid for sample in own], others]
+    wanted = [uid for part in both[:: 1 if rank == 0 else -1] for uid in part]
+    assert list(quarantine.known) == wanted
+    assert (tmp_path / "quarantine.jsonl").exists() == (rank == 0)
+    if rank == 0:
+        assert (tmp_path / "quarantine.jsonl").read_bytes() == lines_of(*wanted)
+
+
+def test_no_news_from_anybody_needs_no_second_talk(tmp_path):
+    class Two(Processes):
+        def gather(self, rows: torch.Tensor) -> torch.Tensor:
+            talks.append(len(rows))
+            return torch.cat([rows, rows])
+
+    talks: list[int] = []
     quarantine = Quarantine(tmp_path, 1000, 0.5, Two(rank=0, size=2, device=ALONE.device), resume=False)
-    quarantine.add(SAMPLES[:1], 8)
-    assert [entry["uid"] for entry in entries(tmp_path)] == ["p0", "q"]
+    quarantine.add([], 8)
+    assert (talks, len(quarantine)) == ([1, 1], 0)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from training.labelled import ClassSet, ask, classes_of, open_labelled
 from training.report import main
+from training.report_numbers import fit_temperature
 from vlm.checkpoint import load_classifier, save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.metrics import expected_calibration_error, top_k_accuracy
@@ -75,7 +76,33 @@ def test_where_the_temperature_saw_the_measured_pictures_the_card_says_so(
     words = (trained, run_folder / "data.parquet", "--label", "concept", "--out", tmp_path / "report")
     assert run(monkeypatch, *words, "--split", "validation") == 0
     assert "a little too good" in (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
-    assert "chance 0.083" in capsys.readouterr().out
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
+    before, after = (part["expected_calibration_error"] for part in (found, found["with_temperature"]))
+    fitted = f"at temperature {found['temperature']:.3f} fitted on validation"
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["top-1", f"{found['top_1']['value']:.3f}", "chance", f"{1 / 12:.3f}"],
+        ["top-5", f"{found['top_5']['value']:.3f}", "chance", f"{5 / 12:.3f}"],
+        ["balanced", "accuracy", f"{found['balanced_accuracy']['value']:.3f}", "chance", f"{1 / 12:.3f}"],
+        f"calibration error {before:.3f} {after:.3f} {fitted}".split(),
+        [f"{found['n']}", *f"pictures of validation; all of it in {tmp_path / 'report'}".split()],
+    ]
+
+
+def test_the_temperature_may_be_fitted_to_what_was_held_out(
+    trained: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data, out = str(run_folder / "data.parquet"), tmp_path / "report"
+    where = (trained, data, "--label", "concept", "--out", out)
+    assert run(monkeypatch, *where, "--split", "validation", "--held-out", "5") == 0
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert (found["split"], found["temperature_fitted_on"]) == ("validation", "validation, 5 held out")
+    assert (found["classifier"], found["data"]) == (str(trained), data)
+    model = load_classifier(trained)
+    assert model.preprocess
+    held_out = open_labelled(data, "validation", ClassSet(keys=model.labels, column="concept")).hold_out(5)[1]
+    answers = ask(model, model.preprocess, held_out, what="x")
+    assert found["temperature"] == pytest.approx(fit_temperature(answers.outputs, answers.targets))
+    assert "a little too good" not in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_does_not_fit_is_one_line_and_exit_code_1(

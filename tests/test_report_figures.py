@@ -48,8 +48,38 @@ def test_confusion_is_darkest_where_most_of_a_class_goes(tmp_path: Path):
 
 
 def test_many_classes_are_drawn_without_names(tmp_path: Path):
-    draw_confusion(np.eye(60, dtype=int).tolist(), [str(n) for n in range(60)], letters("en"), tmp_path / "a.png")
-    assert pixels(tmp_path / "a.png").shape[0] < 2500
+    for name, names in (("a", [str(n) for n in range(60)]), ("b", ["dog"] * 60)):
+        draw_confusion(np.eye(60, dtype=int).tolist(), names, letters("en"), tmp_path / f"{name}.png")
+    a, b = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
+    np.testing.assert_array_equal(a, b)
+    assert a.shape[0] < 2500
+
+
+def test_a_cell_holds_its_number_white_on_dark_and_black_on_pale_and_nothing_for_none(tmp_path: Path):
+    draw_confusion([[8, 0, 0], [0, 3, 1], [2, 2, 2]], ["a", "b", "c"], letters("en"), tmp_path / "a.png")
+    page = pixels(tmp_path / "a.png")
+    dark = (page[..., 0] < 20) & (abs(page[..., 2] - 107) < 20)  # "Blues" at 1: only the first cell is
+    top, left = (int(part.min()) for part in dark.nonzero())
+    bottom, right = (int(part.max()) for part in dark.nonzero())
+    height, width = bottom - top + 1, right - left + 1
+
+    def inked(row: int, column: int, white: bool) -> bool:
+        y, x = top + row * height, left + column * width
+        cell = page[y + 4 : y + height - 4, x + 4 : x + width - 4]
+        return bool((cell > 240).all(-1).any() if white else (cell < 60).all(-1).any())
+
+    assert inked(0, 0, white=True)
+    assert inked(1, 1, white=True)
+    assert [inked(*place, white=False) for place in ((1, 2), (2, 0), (2, 1), (2, 2))] == [True] * 4
+    assert not any(inked(*place, white=False) for place in ((0, 1), (0, 2), (1, 0)))
+
+
+def test_six_mistakes_stand_in_a_row(tmp_path: Path):
+    mistakes = [Mistake(Image.new("RGB", (8, 8), "red"), "dog", "cat", 0.9)] * 7
+    for count in (5, 6, 7):
+        draw_mistakes(mistakes[:count], letters("en"), tmp_path / f"{count}.png")
+    five, six, seven = (pixels(tmp_path / f"{count}.png").shape[0] for count in (5, 6, 7))
+    assert abs(six - five) < 10 < seven - six
 
 
 def test_reliability_shows_both_curves_and_empty_bins_do_not_matter(tmp_path: Path):

@@ -35,7 +35,10 @@ def test_no_temperature_nearby_is_likelier():
 
 
 def test_a_classifier_that_is_never_wrong_gets_the_sharpest_temperature_allowed():
-    assert fit_temperature(torch.eye(3), torch.arange(3)) < 0.1
+    assert fit_temperature(torch.eye(3), torch.arange(3)) == pytest.approx(1 / 20, rel=0.01)
+    assert fit_temperature(torch.eye(3), torch.tensor([1, 2, 0])) == pytest.approx(
+        20, rel=0.01
+    )  # never right: the flattest
 
 
 def test_per_class_numbers_are_scikit_learns_and_confusion_has_true_classes_as_rows():
@@ -93,4 +96,30 @@ def test_the_card_names_chance_beside_every_accuracy():
     card = card_part(source | numbers(logits, targets, 1.0, CLASSES, "ja"))
     rows = [line for line in card.splitlines() if line.startswith(("| top-", "| balanced"))]
     assert len(rows) == 2 and all(row.endswith("| 0.333 |") for row in rows)
-    assert "| 犬 |" in card
+    for row in numbers(logits, targets, 1.0, CLASSES, "ja")["classes"]:
+        cells = [row["name"], f"{row['n']}", *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))]
+        assert f"| {' | '.join(cells)} | {row['most_often_taken_for']} |\n" in card
+    assert "are the same pictures" in card
+    other = card_part(source | {"temperature_fitted_on": "held"} | numbers(logits, targets, 1.0, CLASSES, "ja"))
+    assert "are the same pictures" not in other and "fitted on `held`" in other
+
+
+@pytest.mark.parametrize(("classes", "ks"), [(5, (1,)), (6, (1, 5)), (7, (1, 5))])
+def test_five_answers_of_five_are_no_achievement(classes: int, ks: tuple[int, ...]):
+    logits, targets = honest(50, classes)
+    found = numbers(logits, targets, 1.0, ClassSet(keys=tuple("abcdefg"[:classes])), "en")
+    source = {"split": "validation", "data": "birds", "temperature_fitted_on": "validation"}
+    lines = card_part(source | found).splitlines()
+    tops = [line for line in lines if line.startswith("| top-")]
+    ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # of the true class, from 0
+    assert tops == [f"| top-{k} | {(ranks < k).double().mean():.3f} | {k / classes:.3f} |" for k in ks]
+    assert sum(line.startswith(f"| {letter} |") for line in lines for letter in "abcdefg") == classes
+
+
+def test_a_class_that_is_never_mistaken_is_taken_for_nothing():
+    found = numbers(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 1]), 1.0, CLASSES, "en")
+    assert [row["most_often_taken_for"] for row in found["classes"]] == [None, None, None]
+    found = numbers(torch.eye(3)[[0, 2, 2, 1, 0]], torch.tensor([0, 1, 1, 1, 1]), 1.0, CLASSES, "en")
+    assert [row["most_often_taken_for"] for row in found["classes"]] == [None, "bird", None]
+    source = {"split": "a", "data": "birds", "temperature_fitted_on": "b"}
+    assert "| dog | 1 | 0.500 | 1.000 | 0.667 |  |" in card_part(source | found)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from training.augment import AugmentConfig
 from training.captions import CaptionChoice
 from training.data import PairStream
 from training.pairs import Pairs, open_pairs
-from training.rows import BrokenSample, Joined, Selected, class_names, open_rows
+from training.rows import BrokenSample, Captions, Joined, Rows, Selected, class_names, open_rows
 from vlm.config import PreprocessConfig
 from vlm.preprocess import Preprocess
 
@@ -120,6 +121,84 @@ def test_joined_sets_keep_their_samples_apart(tmp_path):
     assert len({both.uid(index) for index in range(26)}) == 26
     assert both.captions(25) == parts[1].captions(1) == parts[0].captions(1)
     assert both.group(24) != both.group(25)
+
+
+class Letters:
+    """A sample for each letter; capitals have no class."""
+
+    def __init__(self, letters: str, name: str):
+        self.letters, self.name, self.fingerprint = letters, name, f"print of {letters}"
+
+    def __len__(self) -> int:
+        return len(self.letters)
+
+    def uid(self, index: int) -> str:
+        return f"uid {self.letters[index]}"
+
+    def picture(self, index: int) -> bytes:
+        return self.letters[index].encode()
+
+    def captions(self, index: int) -> Captions:
+        return {"en": ([self.letters[index]], [])}
+
+    def label(self, index: int) -> str | None:
+        return None if self.letters[index].isupper() else f"class {self.letters[index]}"
+
+    def group(self, index: int) -> str:
+        return f"group {self.letters[index]}"
+
+    def split(self, index: int) -> str:
+        return {"z": "last", "a": "first"}.get(self.letters[index], "")
+
+    def splits(self) -> list[str]:
+        return sorted({self.split(index) for index in range(len(self))} - {""})
+
+    def column(self, name: str) -> list[str]:
+        return [f"{name} {letter}" for letter in self.letters]
+
+
+def check_letters(rows: Rows, letters: str) -> None:
+    """All that is asked of `rows`, against the same letters in one piece."""
+    truth = Letters(letters, "")
+    assert len(rows) == len(letters)
+    for what in ("picture", "captions", "label", "group", "split"):
+        assert [getattr(rows, what)(i) for i in range(len(rows))] == [getattr(truth, what)(i) for i in range(len(rows))]
+    assert (rows.splits(), rows.column("x")) == (truth.splits(), truth.column("x"))
+
+
+def test_selected_samples_are_those_in_that_order():
+    rows = Letters("zabCd", "set")
+    part = Selected(rows, np.array([3, 0, 0, 4]))  # type: ignore[arg-type]
+    check_letters(part, "Czzd")
+    assert (part.name, part.uid(0), part.uid(3)) == ("set", "uid C", "uid d")
+    check_letters(Selected(rows, []), "")
+    prints = {Selected(rows, index).fingerprint for index in ([3, 0], [0, 3], [3], [30], [])}
+    assert len(prints | {rows.fingerprint, Selected(Letters("zab", "set"), [3, 0]).fingerprint}) == 7
+    assert Selected(rows, [3, 0]).fingerprint == Selected(rows, (3, 0)).fingerprint
+
+
+def test_joined_sets_are_one_after_the_other_whatever_their_lengths():
+    both = Joined([Letters("zb", "one"), Letters("", "none"), Letters("C", "two"), Letters("ade", "three")])
+    check_letters(both, "zbCade")
+    uids = ["one: uid z", "one: uid b", "two: uid C", "three: uid a", "three: uid d", "three: uid e"]
+    assert [both.uid(index) for index in range(6)] == uids
+    assert both.name == "one + none + two + three"
+    assert both.fingerprint == "print of zb + print of  + print of C + print of ade"
+
+
+def test_classes_are_those_of_all_samples_sorted():
+    assert class_names(Letters("badab", "set")) == ["class a", "class b", "class d"]
+    for letters in ("", "aBc", "B"):
+        with pytest.raises(ValueError, match=r"^set has samples without a class\. Wanted a folder per class"):
+            class_names(Letters(letters, "set"))
+
+
+def test_a_broken_sample_is_one_line_and_the_same_in_another_process():
+    for uid, shown in (("犬/1.png", "犬/1.png"), ("a\nb", r"'a\nb'")):
+        error = pickle.loads(pickle.dumps(BrokenSample(uid, "missing", "no\n such  file")))
+        assert isinstance(error, BrokenSample)
+        assert str(error) == f"{shown}: missing: no such file"
+        assert (error.uid, error.reason, error.detail) == (shown, "missing", "no such file")
 
 
 def broken(rows, index: int) -> tuple[str, str]:

@@ -1,21 +1,25 @@
 """`vlm serve` lets in whom it should, and survives whom it should not."""
 
+import asyncio
 import io
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from PIL import Image
 from serving import base64_of, png
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from vlm.embedder import Embedder
 from vlm.retrieval import EmbeddingIndex
-from vlm.serving.server import create_app
+from vlm.serving.server import Door, create_app, run
 from vlm.serving.service import Service
 
 SECRET = "こっそり-secret"
@@ -29,9 +33,10 @@ def test_with_a_token_only_those_who_send_it_are_answered(tiny_embedder: Embedde
         for given in (None, b"Bearer wrong", b"geheim", b"Bearer \xff"):
             answer = client.get("/health", headers={b"Authorization": given} if given else None)
             assert answer.status_code == 401
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
             assert "Authorization: Bearer TOKEN" in answer.json()["error"]
         assert client.get("/health", headers={"Authorization": "Bearer geheim"}).status_code == 200
-        assert client.get("/").status_code == 200
+        assert [client.get(path).status_code for path in ("/", "/openapi.json", "/search")] == [200, 200, 401]
 
 
 def test_a_page_elsewhere_cannot_reach_it_under_a_name_of_its_own(client: TestClient):
@@ -221,6 +226,63 @@ def test_a_body_that_does_not_say_its_length_is_cut_off(tiny_embedder: Embedder)
     assert "1,000,000" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(("spare", "status"), [(0, 200), (1, 413)])
+@pytest.mark.parametrize("said", [True, False])
+def test_just_the_most_bytes_are_read_whether_their_number_was_said_or_not(
+    tiny_embedder: Embedder, spare: int, status: int, said: bool
+):
+    body = b'{"texts": ["a dog"]}'
+    body += b" " * (10_000 - len(body) + spare)
+    parts = iter([body[:4000], body[4000:9000], body[9000:]])
+    with TestClient(create_app(Service(tiny_embedder), max_bytes=10_000)) as client:
+        answer = client.post("/embed", content=body if said else parts, headers=JSON)
+    assert answer.status_code == status
+    if status == 413:
+        came = "10,001" if said else "more than 10,000"
+        line = f"The request has {came} bytes, at most 10,000 are read. Send less at once."
+        assert answer.json() == {"error": line}
+
+
+@pytest.mark.parametrize(("length", "status"), [(32 * 2**20, 200), (32 * 2**20 + 1, 413)])
+def test_a_request_has_32_mib_at_most_unless_said_otherwise(tiny_embedder: Embedder, length: int, status: int):
+    headers = {**JSON, "Content-Length": str(length)}  # docs/server.md; that so much comes need not be waited for
+    with TestClient(create_app(Service(tiny_embedder))) as client:
+        assert client.post("/embed", content=b'{"texts": ["a dog"]}', headers=headers).status_code == status
+
+
+def test_256_requests_are_answered_at_once_and_one_more_is_told_to_come_again():
+    async def ask_all() -> list[int]:
+        go_on, statuses = asyncio.Event(), list[int]()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await go_on.wait()
+            if scope["path"] == "/fails":
+                raise KeyError
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        async def receive() -> Message:
+            raise AssertionError("nobody reads")
+
+        def ask(path: str) -> asyncio.Task[None]:
+            scope = {"type": "http", "path": path, "headers": []}
+            return asyncio.create_task(door(scope, receive, send))
+
+        door = Door(slow, token=None, hosts=None, max_bytes=1)
+        running = [ask("/fails" if number % 2 else "/") for number in range(256)]  # docs/server.md
+        await asyncio.sleep(0)
+        await ask("/one more")
+        go_on.set()
+        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*(ask("/") for _ in range(256)))
+        return statuses
+
+    assert asyncio.run(ask_all()) == [503] + [200] * 128 + [200] * 256
+
+
 def test_names_that_are_not_utf_8_stay_valid_json(
     client: TestClient, photos: Path, tiny_embedder: Embedder, picture_folder: Path
 ):
@@ -243,9 +305,88 @@ def test_a_failure_of_ours_tells_nothing_of_the_inside(client: TestClient, monke
     assert SECRET not in answer.text
 
 
-def test_each_kind_of_refusal_has_its_own_status(client: TestClient):
-    text = json.dumps({"text": "a dog"})
-    assert client.post("/search", content=text, headers={"Content-Type": "text/plain"}).status_code == 415
-    assert client.post("/search", content="{", headers=JSON).status_code == 400
-    assert client.post("/nowhere", json={"text": "a dog"}).status_code == 404
-    assert client.get("/search").status_code == 405
+TOO_FEW = "Input should be greater than or equal to 1"
+
+
+REFUSED: list[tuple[dict[str, Any], int, str | None]] = [
+    (
+        {"content": "{}", "headers": {"Content-Type": "Text/Plain; charset=utf-8"}},
+        415,
+        "The content type is 'text/plain'. Send application/json or multipart/form-data.",
+    ),
+    ({"url": "/nowhere", "json": {}}, 404, "There is nothing at this address. See / for what there is."),
+    ({"method": "GET"}, 405, "This address takes another method."),
+    ({"json": {"text": "a", "k": 0}}, 400, f"k: {TOO_FEW}. See / for what is taken."),
+    (
+        {"json": {"text": "a", "k": 0, "min_side": 0, "size": 3}},
+        400,
+        f"k: {TOO_FEW}. (2 more like this.) See / for what is taken.",
+    ),
+    (
+        {"json": {"terms": [{"text": "a"}, {"text": "b"}, {}]}},
+        400,
+        "terms.2: a term is either a text or a picture. See / for what is taken.",
+    ),
+    (
+        {"json": {}},
+        400,
+        "The request: wanted exactly one of text, picture and terms, got none. See / for what is taken.",
+    ),
+    ({"json": {"text": "a", "since": "May\n"}}, 400, None),
+    (
+        {"data": {"text": ["a", "b"]}, "files": {"other": b""}},
+        400,
+        "The form has 'text' more than once, wanted one.",
+    ),
+    ({"url": "/embed", "json": {"pictures": [base64_of(png()), "aGVsbG8="]}}, 400, None),
+]
+
+
+def test_each_kind_of_refusal_has_its_own_status_and_words(client: TestClient):
+    schema = client.get("/openapi.json").json()["paths"]
+    for operation in (schema["/health"]["get"], *(schema[path]["post"] for path in ("/search", "/classify", "/embed"))):
+        assert [*operation["responses"]] == ["200", "400", "401", "403", "413", "415", "500", "503"]  # docs/server.md
+    for request, status, line in REFUSED:
+        answer = client.request(**{"method": "POST", "url": "/search", **request})
+        assert answer.status_code == status
+        if line:
+            assert answer.json() == {"error": line}
+        else:
+            assert "\n" not in answer.json()["error"]
+
+
+def test_a_content_type_may_be_written_in_any_way(client: TestClient):
+    for kind in ("application/json", "Application/JSON; charset=utf-8", " application/json ;x"):
+        assert client.post("/search", content='{"text": "a dog"}', headers={"Content-Type": kind}).status_code == 200
+
+
+def test_a_form_may_hold_as_much_as_json(client: TestClient):
+    for texts, pictures, status in [(1000, 1, 200), (1001, 1, 400), (1, 32, 200), (1, 33, 400)]:  # docs/server.md
+        files = [("pictures", (f"{n}.png", png())) for n in range(pictures)]
+        answer = client.post("/embed", data={"texts": ["a"] * texts}, files=files)
+        assert answer.status_code == status, answer.text
+
+
+def test_the_server_is_told_to_end_in_30_seconds_and_to_write_no_log_of_requests(
+    tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+):
+    started: list[tuple[uvicorn.Config, list[socket.socket]]] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: started.append((self.config, sockets)))
+    service = Service(tiny_embedder)
+    with socket.socket() as listener:
+        app = create_app(service)
+        run(app, listener)
+        ((config, sockets),) = started
+        assert sockets == [listener]
+    service.close()
+    assert config.app is app
+    assert config.timeout_graceful_shutdown == 30  # docs/server.md
+    assert (config.access_log, config.log_level) == (False, "warning")
+
+
+def test_the_end_of_the_server_is_the_end_of_its_service(tiny_embedder: Embedder, photos: Path):
+    service = Service(tiny_embedder, photos)
+    with TestClient(create_app(service)) as client:
+        assert client.get("/health").status_code == 200
+    with pytest.raises(RuntimeError, match="shutdown"):
+        asyncio.run(service.embed_texts(["a dog"]))

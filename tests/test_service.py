@@ -1,19 +1,25 @@
 """`vlm serve` gives the commands' answers, to many at once."""
 
 import asyncio
+import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from serving import base64_of, png
 from starlette.testclient import TestClient
 
+from vlm.calibration import Calibration
 from vlm.checkpoint import save
 from vlm.cli import main
 from vlm.embedder import Embedder
+from vlm.preprocess import ImageError
 from vlm.retrieval import EmbeddingIndex
+from vlm.serving.api_types import Picture
 from vlm.serving.server import create_app
 from vlm.serving.service import Service
 
@@ -111,19 +117,123 @@ def test_health_embeds_a_new_picture_each_time(
     sizes: list[int] = []
     inner = Embedder.embed_pixels
     monkeypatch.setattr(Embedder, "embed_pixels", lambda self, pixels: sizes.append(len(pixels)) or inner(self, pixels))
+    start = time.perf_counter()
     answers = [client.get("/health").json() for _ in range(2)]
     assert sizes == [1, 1]
+    assert 0 < sum(answer["milliseconds"] for answer in answers) < 1000 * (time.perf_counter() - start)
     for answer in answers:
         assert (answer["status"], answer["model"], answer["indexed"]) == ("ok", "tiny", 6)
+        assert (answer["embed_dim"], answer["device"]) == (24, "cpu")
         assert answer["fingerprint"] == tiny_embedder.fingerprint
 
 
-def test_health_fails_when_the_model_does(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("factor", [float("nan"), 2.0, 0.5])
+def test_health_fails_when_the_model_does(client: TestClient, monkeypatch: pytest.MonkeyPatch, factor: float):
     inner = Embedder.embed_pixels
-    monkeypatch.setattr(Embedder, "embed_pixels", lambda self, pixels: inner(self, pixels) * float("nan"))
+    monkeypatch.setattr(Embedder, "embed_pixels", lambda self, pixels: inner(self, pixels) * factor)
     answer = client.get("/health")
     assert answer.status_code == 500
-    assert "nan" not in answer.text
+    assert str(factor) not in answer.text
+
+
+def test_a_search_that_finds_nothing_says_whether_there_was_anything(
+    client: TestClient, tiny_embedder: Embedder, tmp_path: Path
+):
+    answer = client.post("/search", json={"text": "a dog", "glob": "nowhere/*"})
+    assert (answer.status_code, answer.json(), answer.headers["No-Good-Match"]) == (200, [], "false")
+    with TestClient(create_app(Service(tiny_embedder, tmp_path / "empty.index"))) as empty:
+        line = "The index has no pictures for this model. Run vlm index with it first."
+        assert empty.post("/search", json={"text": "a dog"}).json() == {"error": line}
+
+
+@pytest.mark.parametrize(("bias", "none_is_good"), [(-30, "true"), (30, "false")])
+def test_the_header_says_when_even_the_best_is_no_good_match(
+    tiny_embedder: Embedder, photos: Path, bias: float, none_is_good: str
+):
+    tiny_embedder.calibration = Calibration(scale=20, bias=bias)
+    with TestClient(create_app(Service(tiny_embedder, photos))) as client:
+        answer = client.post("/search", json={"text": "a dog"})
+        assert len(answer.json()) == 6
+        assert answer.headers["No-Good-Match"] == none_is_good
+        answer = client.post("/search", json={"picture": base64_of(png())})
+        assert answer.headers["No-Good-Match"] == "false"  # of a picture nobody can say
+
+
+def test_what_a_request_holds_is_embedded_in_one_batch_and_remembered(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[int | list[str]] = []
+    pixels, texts = Embedder.embed_pixels, Embedder.embed_texts
+    monkeypatch.setattr(Embedder, "embed_pixels", lambda self, those: given.append(len(those)) or pixels(self, those))
+    monkeypatch.setattr(Embedder, "embed_texts", lambda self, those, size: given.append(those) or texts(self, those))
+    terms = [
+        {"text": "a dog"},
+        {"picture": base64_of(png(1))},
+        {"text": "a cat", "weight": 2},
+        {"picture": base64_of(png(2))},
+    ]
+    requests: list[tuple[dict[str, Any], list[int | list[str]]]] = [
+        ({"terms": terms}, [["a dog", "a cat"], 2]),
+        ({"terms": terms[:2]}, []),
+        ({"text": "a dog + 2*a bird - a cat"}, [["a bird"]]),
+        ({"picture": base64_of(png(3))}, [1]),
+        ({"picture": base64_of(png(2))}, []),
+    ]
+    for asked, wanted in requests:
+        given.clear()
+        assert client.post("/search", json=asked).status_code == 200
+        assert sorted(given, key=str) == sorted(wanted, key=str)
+
+
+def test_a_picture_that_cannot_be_read_is_named_by_its_place_or_its_file(client: TestClient):
+    good, bad = base64_of(png()), base64_of(b"hello")
+    for url, asked, place in [
+        ("/search", {"picture": bad}, "picture[0]"),
+        ("/search", {"terms": [{"text": "a"}, {"picture": good}, {"picture": bad}]}, "picture[1]"),
+        ("/classify", {"labels": ["犬"], "pictures": [good, good, bad]}, "pictures[2]"),
+        ("/embed", {"pictures": [good, bad]}, "pictures[1]"),
+    ]:
+        answer = client.post(url, json=asked)
+        assert (answer.status_code, answer.json()["error"].split(": ")[:2]) == (400, [place, "not a picture"])
+    files = [("pictures", (name, data)) for name, data in (("a.png", png()), ("b.png", b"hello"))]
+    assert client.post("/embed", files=files).json()["error"].startswith("b.png: not a picture")
+
+
+def test_a_picture_may_have_as_many_pixels_as_were_allowed_and_no_more(tiny_embedder: Embedder):
+    service, usual = Service(tiny_embedder, max_pixels=24 * 24), Service(tiny_embedder)
+    assert asyncio.run(service.embed_pictures([Picture(png(side=24))])).shape == (1, 24)
+    with pytest.raises(ImageError, match=r"^pictures\[0\]: too many pixels.*25 x 25 pixels; the limit is 576; make it"):
+        asyncio.run(service.embed_pictures([Picture(png(side=25))]))
+    wide, file = Image.new("1", (40, 1_000_001)), io.BytesIO()
+    wide.save(file, "PNG")
+    with pytest.raises(ImageError, match=r"40 x 1000001 pixels; the limit is 40,000,000; make"):  # docs/server.md
+        asyncio.run(usual.embed_pictures([Picture(file.getvalue())]))
+    service.close()
+    usual.close()
+
+
+def test_labels_times_templates_are_at_most_ten_thousand(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    labels, templates = [f"{n}" for n in range(143)], [f"{{}} {n}" for n in range(70)]
+    asked = {"pictures": [base64_of(png())], "labels": labels, "templates": templates}
+    line = "labels x templates is 10,010, at most 10,000. Send fewer of either."  # docs/server.md
+    assert client.post("/classify", json=asked).json() == {"error": line}
+    monkeypatch.setattr("vlm.serving.service.MAX_SENTENCES", 6)
+    for few, status in ((2, 200), (3, 400)):
+        asked = {**asked, "labels": labels[:few], "templates": templates[:3]}
+        assert client.post("/classify", json=asked).status_code == status
+
+
+def test_labels_are_ranked_for_each_picture(client: TestClient):
+    asked = {"pictures": [base64_of(png(n)) for n in range(3)], "labels": ["犬", "cat", "鳥", "sea"]}
+    every = client.post("/classify", json=asked).json()
+    assert [(row["path"], row["rank"]) for row in every] == [
+        (f"pictures[{n}]", rank) for n in range(3) for rank in (1, 2, 3, 4)
+    ]
+    assert client.post("/classify", json={**asked, "k": 3}).json() == [row for row in every if row["rank"] <= 3]
+    for n in range(3):
+        scores = [row["score"] for row in every[4 * n : 4 * n + 4]]
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1, abs=1e-5)
 
 
 def test_without_an_index_search_says_so_and_the_rest_works(tiny_embedder: Embedder):

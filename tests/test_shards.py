@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from PIL import Image
 
 import vlm
 from training import embed as command
-from training.shards import Done, Job, embed
+from training.rows import BrokenSample
+from training.shards import Done, Job, data_hash, embed
 from vlm.embedder import Embedder
+from vlm.preprocess import ImageSource
 
 ROOT = Path(__file__).parent.parent
 COUNT, BROKEN = 23, {4: "truncated", 11: "missing", 22: "not a picture"}
@@ -81,6 +84,55 @@ def test_vectors_are_the_embedders_own_and_broken_samples_are_listed(job, tiny_e
     assert [entry["uid"] for entry in listed] == [f"{number:04d}.png" for number in BROKEN]
 
 
+def test_names_of_broken_samples_can_be_read(job):
+    table = Path(job.data) / "metadata.csv"
+    table.write_text(table.read_text().replace("0011.png", "犬.png"), encoding="utf-8")
+    embed(job)
+    entries = (job.out / "broken.jsonl").read_text(encoding="utf-8").splitlines()
+    assert entries[1].startswith('{"row": 11, "uid": "犬.png", "reason": "missing", "detail": "')
+    assert sorted(path.name for path in job.out.iterdir()) == [
+        "broken.jsonl",
+        *(f"part-0000{n}.parquet" for n in range(5)),
+    ]
+
+
+class Pictures:
+    """Samples of a data set, as `data_hash` sees them."""
+
+    def __init__(self, *found: ImageSource | Exception):
+        self.found = found
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def uid(self, index: int) -> str:
+        return f"p{index}"
+
+    def picture(self, index: int) -> ImageSource:
+        picture = self.found[index]
+        if isinstance(picture, Exception):
+            raise picture
+        return picture
+
+
+def test_a_data_set_is_known_by_its_pictures_wherever_they_are(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")  # nobody writes: reading it would never end
+    grey = np.zeros((2, 2), np.uint8)
+    different: list[Sequence[ImageSource | Exception]] = [
+        [b"1"], [b"2"], [tmp_path / "a"], [str(tmp_path / "b")], [tmp_path / "pipe"], [grey], [grey + 1], [],
+        [grey, b"1"],
+        [BrokenSample("p0", "missing", "")], [tmp_path / "none"],
+        [b"x"] * 40, [b"x"] * 39 + [b"y"], [b"y"] + [b"x"] * 39,
+    ]  # fmt: skip
+    hashes = [data_hash(Pictures(*found)) for found in different]  # type: ignore[arg-type]
+    assert len(set(hashes)) == len(different)
+    assert all(len(found) == 16 and int(found, 16) >= 0 for found in hashes)
+    same = (tmp_path / "c", str(tmp_path / "c"))
+    assert [data_hash(Pictures(path)) for path in same] == [hashes[2]] * 2  # type: ignore[arg-type]
+
+
 def test_a_shard_says_what_it_holds(job, tiny_embedder):
     embed(job)
     schema = pq.read_schema(job.out / "part-00004.parquet")
@@ -93,8 +145,9 @@ def test_a_shard_says_what_it_holds(job, tiny_embedder):
 
 def test_half_precision_is_the_nearest_to_single(job):
     embed(job)
-    embed(replace(job, out=job.out.with_name("single"), dtype="float32"))
-    half, single = (np.array(read(out)["embedding"].to_pylist()) for out in (job.out, job.out.with_name("single")))
+    other = job.out.with_name("new") / "single"
+    embed(replace(job, out=other, dtype="float32"))
+    half, single = (np.array(read(out)["embedding"].to_pylist()) for out in (job.out, other))
     np.testing.assert_array_equal(half, single.astype(np.float32).astype(np.float16))
 
 
@@ -135,7 +188,8 @@ def test_a_second_run_keeps_whole_shards_and_makes_lost_and_damaged_ones_again(j
     done, complete = embed(job)
     assert (done, complete) == (Done(shards=3, found=2, rows=COUNT, broken=3), True)
     assert hashes(job.out) == wanted
-    assert "part-00002.parquet is damaged and made again" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "part-00002.parquet is damaged and made again" in err and "embedding:" not in err  # no bar unless asked for
     for name in ("part-00003.parquet", "part-00004.parquet"):
         assert (job.out / name).stat().st_mtime_ns == times[name]
 
@@ -181,10 +235,11 @@ def test_renamed_samples_between_the_probes_are_noticed(job, tmp_path):
     other = replace(job, data=str(many), rows_per_shard=20)
     embed(other)
     lines = (many / "metadata.csv").read_text().splitlines()
-    lines[1 + 1], lines[2 + 1] = lines[2 + 1], lines[1 + 1]  # rows 1 and 3 are no probes of 32 among 70
-    lines[3 + 1], lines[1 + 1] = lines[1 + 1], lines[3 + 1]
+    lines[1 + 1], lines[3 + 1] = lines[3 + 1], lines[1 + 1]  # rows 1 and 3 are no probes of 32 among 70
     (many / "metadata.csv").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"other samples than rows 0 to 19 .* the data has changed|other data"):
+    with pytest.raises(
+        ValueError, match=r"part-00000\.parquet has other samples than rows 0 to 19 of .*the data has changed"
+    ):
         embed(other)
 
 
@@ -195,12 +250,36 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_the_command_counts_what_it_did(job, monkeypatch, capsys):
     words = [job.model, job.data, "--out", str(job.out), "--rows-per-shard", "10", "--workers", "0", "--json"]
-    assert run(monkeypatch, *words) == 0
+    assert run(monkeypatch, *words, "--batch-size", "3", "--dtype", "float32") == 0
     out, err = capsys.readouterr()
     answer = json.loads(out)
     assert answer.pop("seconds") > 0
     assert answer == {"shards": 3, "found": 0, "rows": COUNT, "broken": 3, "complete": True}
     assert "3 shards written, 0 were there: 20 vectors, 3 broken samples left out" in err
+    assert err.endswith(f" s. {job.out} is complete.\n")
+    assert "embedding: 100%" in err and "23/23" in err and "broken=3" in err
+    metadata = pq.read_schema(job.out / "part-00002.parquet").metadata
+    said = [metadata[f"vlm.{name}".encode()].decode() for name in ("batch_size", "dtype", "rows_per_shard", "device")]
+    assert said == ["3", "float32", "10", "cpu"]
+
+
+def test_each_of_two_processes_does_its_part_and_the_first_one_shows_it(job, monkeypatch, capsys):
+    words = [job.model, job.data, "--out", str(job.out), "--rows-per-shard", "10", "--workers", "0"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, ended in (
+        (1, "1 shards written, 0 were there: 9 vectors, 1 "),
+        (0, "2 shards written, 0 were there: 11 "),
+    ):
+        monkeypatch.setenv("RANK", str(rank))
+        assert run(monkeypatch, *words) == 0
+        out, err = capsys.readouterr()
+        assert out == "" and ended in err
+        assert ("embedding: 100%" in err) == (rank == 0)
+        assert ("Other processes have shards to write." in err) == (rank == 1)
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, *words, "--ray")
+    assert caught.value.code == 2
+    assert "--ray and torchrun both deal out the shards: use one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -209,7 +288,10 @@ def test_the_command_counts_what_it_did(job, monkeypatch, capsys):
         ({"data": "nowhere"}, "embed: error: There is no data nowhere."),
         ({"model": "nowhere"}, "embed: error: "),
         ({"more": ["--batch-size", "0"]}, "embed: error: batch_size must be 1 or more, got 0."),
+        ({"more": ["--rows-per-shard", "0"]}, "embed: error: rows_per_shard must be 1 or more, got 0."),
+        ({"more": ["--threads", "-2"]}, "embed: error: threads must be 1 or more, got -2."),
         ({"more": ["--workers", "-1"]}, "embed: error: workers must be 0 or more, got -1."),
+        ({"more": ["--split", "a", "b"]}, "embed: error: "),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line_and_code_1(job, monkeypatch, capsys, change, message):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -38,11 +39,43 @@ def assert_same(one: dict, two: dict) -> None:
 
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
-    path = save_state(tmp_path, 7, state(1), 2, ALONE)
-    assert newest(tmp_path, ALONE, pytest.fail) == path
-    step, back = load_state(path, state(0))
-    assert step == 7
-    assert_same(back, state(1))
+    for step in (0, 7):
+        path = save_state(tmp_path, step, state(1 + step), 2, ALONE)
+        assert newest(tmp_path, ALONE, pytest.fail) == path
+        found, back = load_state(path, state(0))
+        assert found == step
+        assert_same(back, state(1 + step))
+
+
+def test_the_tensors_it_is_loaded_like_receive_the_values(tmp_path):
+    path, like = save_state(tmp_path, 7, state(1), 2, ALONE), state(0)
+    held = tensors(like)
+    load_state(path, like)
+    assert len(held) == 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(held, tensors(state(1)), strict=True))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, sync, final = {}, os.fsync, tmp_path / "step-00000003"
+
+    def spy(handle: int) -> None:
+        synced[os.fstat(handle).st_ino] = final.exists()
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    save_state(tmp_path, 3, state(), 2, ALONE)
+    named = {path: synced.get(path.stat().st_ino) for path in (*final.iterdir(), final, tmp_path)}
+    assert named == dict.fromkeys((*final.iterdir(), final), False) | {tmp_path: True}
+
+
+def test_processes_but_the_first_leave_the_folder_to_it(tmp_path):
+    other = Processes(rank=1, size=1, device=torch.device("cpu"))
+    (tmp_path / ".deleting-00000001").mkdir()
+    save_state(tmp_path, 1, state(), 1, other)
+    assert newest(tmp_path, other, pytest.fail) is None
+    assert [path.name for path in tmp_path.iterdir()] == [".deleting-00000001"]
+    assert newest(tmp_path, ALONE, pytest.fail) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_last_are_kept(tmp_path):
@@ -74,9 +107,21 @@ def test_any_damage_is_said_aloud_and_the_checkpoint_before_is_used(tmp_path, na
     found = newest(tmp_path, ALONE, said.append)
     assert found is not None
     assert found.name == "step-00000001"
-    assert len(said) == 1
-    assert "step-00000002 is damaged" in said[0]
+    (line,) = said
+    assert line.startswith(f"checkpoint {tmp_path / 'step-00000002'} is damaged (")
+    assert line.endswith("); going back to the one before it.")
+    if name != "manifest.json":
+        assert ("No such file" if harm == "delete" else f"{name} does not match its checksum") in line
     assert_same(load_state(found, state(0))[1], state(1))
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", "5", "null", '{"tensors.safetensors": ""}'])
+def test_a_manifest_that_lists_something_else_is_damage(tmp_path, manifest):
+    path = save_state(tmp_path, 1, state(), 1, ALONE)
+    (path / "manifest.json").write_text(manifest)
+    said: list[str] = []
+    assert newest(tmp_path, ALONE, said.append) is None
+    assert len(said) == 1 and "is damaged (" in said[0] and "()" not in said[0]
 
 
 def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidies_up(tmp_path, monkeypatch):
@@ -89,6 +134,8 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidi
         with monkeypatch.context() as patch:
             patch.setattr(moment, crash)
             with pytest.raises(KeyboardInterrupt):
+                save_state(tmp_path, 2, state(2), 2, ALONE)
+            with pytest.raises(KeyboardInterrupt):  # nor does what is left of the first hinder another
                 save_state(tmp_path, 2, state(2), 2, ALONE)
         assert newest(tmp_path, ALONE, pytest.fail) == tmp_path / "step-00000001"
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -115,6 +162,11 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     other["model"]["b.weight"] = other["model"].pop("a.weight")
     other["model"]["scale"] = torch.zeros(2)
     with pytest.raises(ValueError, match=r"3 tensors differ: /model/a.weight, /model/b.weight, /model/scale"):
+        load_state(path, other)
+    other["model"] |= {f"c{number}": torch.zeros(number + 1) for number in range(4)}
+    with pytest.raises(
+        ValueError, match=r"or recipe; 7 tensors differ: /model/a.weight, /model/b.weight(, /model/c[012]){3}\.$"
+    ):
         load_state(path, other)
 
 

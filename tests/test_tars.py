@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -127,6 +128,166 @@ def test_a_caption_in_json_alone_and_a_class_are_read(tmp_path):
     assert rows.captions(1) == {"": (["guide dog"], [])}
     assert [rows.label(index) for index in (0, 1)] == [None, "guide_dog"]
     assert [rows.uid(index) for index in (0, 1)] == ["a.tar/deep/1", "a.tar/deep/2"]
+
+
+def packed(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            add(tar, name, data)
+    return path
+
+
+def why(rows, index: int) -> str:
+    with pytest.raises(BrokenSample) as caught:
+        rows.picture(index)
+    return str(caught.value)
+
+
+def test_neighbours_of_one_key_are_a_sample(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "deep", kind=tarfile.DIRTYPE)
+        add(tar, "deep/x.jpg", kind=tarfile.DIRTYPE)  # no picture: a folder
+        for name, data in [
+            ("deep/1.PNG", b"first"), ("README", b"no ending"), ("deep/1.webp", b"other"), ("deep/1.TXT", b"one"),
+            ("2.b.jpg", b"two"), ("2.txt", b"2"),
+            ("2.TXT", b"again"), ("2.jpg", b"2 again"),
+            ("2.JPG", b"2 alone"),
+            ("3.jpg", b"three"), ("3.txt", b"3"), ("3.seg.txt", b"no caption"), ("3.npy", b"x"),
+        ]:  # fmt: skip
+            add(tar, name, data)
+    rows = open_rows(tmp_path / "a.tar")
+    assert [rows.uid(i) for i in range(len(rows))] == [f"a.tar/{key}" for key in ("deep/1", "2", "2", "2", "3")]
+    assert [rows.captions(i)[""][0] for i in (0, 2, 4)] == [["one"], ["again"], ["3"]]
+    assert [rows.picture(i) for i in (0, 2, 3, 4)] == [b"first", b"2 again", b"2 alone", b"three"]
+    assert why(rows, 1) == "a.tar/2: missing: no picture among its members (b.jpg, txt)"
+    with pytest.raises(BrokenSample, match=r"^a\.tar/2: no caption: label, captions, keywords: empty$"):
+        rows.captions(3)
+
+
+def test_captions_are_of_both_texts_each_once_in_their_languages(tmp_path):
+    facts = {"text": [" a", "b", " "], "keywords": ["k", "k"], "lang": "en", "label": 3, "caption_x": "no", "T": "t"}
+    named = {"remark_ja": "\u72ac", "note": "n", "label": ["list"], "language": "", "lang": None}
+    rows = open_rows(
+        packed(
+            tmp_path / "a.tar",
+            ("1.jpg", b"1"), ("1.txt", "\ufeffb \n".encode()), ("1.json", json.dumps(facts).encode()),
+            ("2.jpg", b"2"), ("2.json", json.dumps(named).encode()), ("2.txt", b"c"),
+            ("3.jpg", b"3"), ("3.json", b'{"language": "fr", "lang": "en", "caption": "d"}'), ("3.cls", b" a_b \n"),
+        )
+    )  # fmt: skip
+    assert rows.captions(0) == {"": (["b"], []), "en": ([" a", "b"], ["k"])}
+    assert rows.captions(1) == {"": (["c"], [])}
+    assert rows.captions(2) == {"fr": (["d"], [])}
+    assert [rows.label(i) for i in range(3)] == ["3", None, "a_b"]
+    rows = open_rows(tmp_path / "a.tar", columns={"caption": ["note", "remark_ja"], "keywords": "missing"})
+    assert rows.captions(1) == {"": (["n", "c"], []), "ja": (["犬"], [])}
+    with pytest.raises(ValueError, match=r"a\.tar has no column split\. It has: uid, shard"):
+        open_rows(tmp_path / "a.tar", ["train"])
+
+
+def test_what_is_wrong_with_a_member_is_said(tmp_path):
+    sound = pictures()[0][1]
+    deep = b"[" * 100_000
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for key, data in {"a": b"[1]", "b": b"{", "c": deep, "d": b"\xff"}.items():
+            add(tar, f"{key}.jpg", sound)
+            add(tar, f"{key}.json", data)
+        add(tar, "e.jpg", kind=tarfile.FIFOTYPE)
+        add(tar, "x/../f.jpg", sound)
+        add(tar, "x..y/g.jpg", sound)  # two dots in a name lead nowhere
+        add(tar, "x..y/g.txt", b"g")
+        add(tar, "h.png", b"x", kind=tarfile.GNUTYPE_SPARSE)
+    rows = open_rows(tmp_path / "a.tar")
+    assert why(rows, 0) == "a.tar/a: bad row: a.json cannot be read (a JSON list, wanted an object)"
+    assert "a.tar/b: bad row: b.json cannot be read (Expecting property name" in why(rows, 1)
+    assert "a.tar/c: bad row: c.json cannot be read (" in why(rows, 2)
+    assert "a.tar/d: bad row: d.json cannot be read ('utf-8' codec" in why(rows, 3)
+    assert why(rows, 4) == "a.tar/e: not a file: e.jpg is a link or a device"
+    assert why(rows, 5) == "a.tar/x/../f: outside the folder: x/../f.jpg leads out of the tar"
+    assert rows.picture(6) == sound
+    assert why(rows, 7) == "a.tar/h: not a file: h.png is a link or a device"
+
+
+@pytest.mark.parametrize("name", ["1.txt", "1.json"])
+def test_a_text_of_more_than_a_mebibyte_is_no_caption(name, tmp_path):
+    fits = b'{"caption": "a"}'.ljust(2**20)
+    second = ("2.jpg", b"x"), (name.replace("1", "2"), fits + b" ")
+    rows = open_rows(packed(tmp_path / "a.tar", ("1.jpg", b"x"), (name, fits), *second))
+    assert rows.picture(0) == b"x" and rows.captions(0)
+    assert why(rows, 1) == f"a.tar/2: bad row: {name.replace('1', '2')} has 1,048,577 bytes; wanted a caption"
+
+
+def test_a_picture_of_more_than_64_mebibytes_is_not_read(tmp_path):
+    data = packed(tmp_path / "a.tar", ("1.jpg", b""), ("1.txt", b"a")).read_bytes()
+    for size in (2**26, 2**26 + 1):
+        member = tarfile.TarInfo("1.jpg")
+        member.size = size
+        with (tmp_path / "a.tar").open("wb") as file:  # a hole, no bytes
+            file.write(member.tobuf(tarfile.GNU_FORMAT))
+            file.seek(512 + -(-size // 512) * 512)
+            file.write(data[512:])
+        rows = open_rows(tmp_path / "a.tar")
+        assert rows.captions(0) == {"": (["a"], [])}
+        if size == 2**26:
+            assert rows.picture(0) == bytes(size)
+    assert why(rows, 0) == "a.tar/1: too many bytes: 67,108,865; the limit is 67,108,864"
+
+
+def test_a_tar_that_changes_while_it_is_used_breaks_samples(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("a", "b", "c"):
+        packed(tmp_path / f"b/{name}.tar", (f"{name}.jpg", name.encode() * 600), (f"{name}.txt", b"x"))
+    rows = open_rows(tmp_path / "b")
+    os.truncate(tmp_path / "b/b.tar", 512 + 599)
+    (tmp_path / "b/c.tar").unlink()
+    assert rows.picture(0) == b"a" * 600
+    assert why(rows, 1) == f"b.tar/b: truncated: {tmp_path}/b/b.tar ends within this picture"
+    assert why(rows, 2) == f"c.tar/c: unreadable: {tmp_path}/b/c.tar: No such file or directory"
+
+
+def sized(name: str, size: bytes) -> bytes:
+    """A header whose size is written so, with the right sum."""
+    head = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT)[:512])
+    head[124:136], head[148:156] = size, b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (b"", r"truncated: a\.tar ends without its end mark; 2 samples were found before$"),
+        (bytes(511), r"truncated: a\.tar ends without its end mark; 2 samples"),
+        (b"x" * 600, r"damaged: no header at byte 2,048; 2 samples were found before$"),
+        (b"x" * 511, r"truncated: a\.tar ends (without its end mark|after 2,559 bytes, in a member); 2 samples"),
+        (sized("3.jpg", b"%011o\0" % 1000) + bytes(999), r"truncated: a\.tar ends after 3,559 bytes, in a member; 3 "),
+        (sized("3.jpg", b"\x80" + bytes(3) + b"\x7f" * 8), r"(damaged: a\.tar cannot be read|truncated: a\.tar ends)"),
+        (sized("3.jpg", b"\x80" + b"\x7f" * 11), r"(damaged: a\.tar cannot be read|truncated: a\.tar ends)"),
+        (sized("3.jpg", b"\xff" * 10 + b"\xfc\0"), r"damaged: "),  # minus 1024
+        (sized("3.jpg", b"\xff" * 10 + b"\xfa\0"), r"damaged: "),  # minus 1536: back to 2.jpg, a loop
+        (sized("3.jpg", b"%011o\0" % 512) + b"z" * 512, r"truncated: a\.tar ends without its end mark; 3 samples"),
+    ],
+)
+def test_an_end_that_is_none_is_a_broken_shard(end, words, tmp_path):
+    path = packed(tmp_path / "a.tar", ("1.jpg", b"x"), ("2.jpg", b"y"))
+    path.write_bytes(path.read_bytes()[:2048] + end)
+    rows = open_rows(path)
+    assert [rows.picture(i) for i in (0, 1)] == [b"x", b"y"]
+    assert why(rows, len(rows) - 1).startswith("a.tar: ")
+    with pytest.raises(BrokenSample, match=words):
+        rows.captions(len(rows) - 1)
+    if end.endswith(b"z"):
+        assert rows.picture(2) == b"z" * 512  # whole
+    elif len(rows) == 4:
+        assert re.match(r"a\.tar/3: (truncated: the tar ends within 3\.jpg$|unreadable: .*Invalid)", why(rows, 2))
+
+
+def test_names_of_any_bytes_can_be_printed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        add(tar, "caf\xe9.jpg", b"x")
+        add(tar, "caf\xe9.txt", b"a")
+    rows = open_rows(tmp_path / "a.tar")
+    assert (rows.uid(0), rows.picture(0)) == (r"a.tar/caf\udce9", b"x")
 
 
 @pytest.mark.long

@@ -120,12 +120,13 @@ def test_the_first_end_of_text_is_the_end() -> None:
 
 def test_lengths_count_up_to_and_with_end_of_text() -> None:
     assert model_of(CLIP_LIKE).lengths(batch_of(ROWS)).tolist() == [len(row) for row in ROWS]
+    assert model_of(FULL_ROWS["eot"]).lengths(batch_of(ROWS, 11)).tolist() == [11] * 4  # the padding is read
 
 
 @pytest.mark.parametrize("config", [CLIP_LIKE, FULL_ROWS["eot"]], ids=["packed", "full rows"])
 def test_a_row_without_end_of_text_is_named(config: TextConfig) -> None:
-    with pytest.raises(ValueError, match="row 1 has no end-of-text id 2"):
-        model_of(config)(torch.tensor([[5, EOT], [5, 6]]))
+    with pytest.raises(ValueError, match=r"^row 1 has no end-of-text id 2\. Use this model's own tokenizer\.$"):
+        model_of(config)(torch.tensor([[5, EOT, 0], [5, 6, 0], [EOT, 5, 0], [6, 6, 6]]))
 
 
 @pytest.mark.parametrize("shape", [(2, 13), (5,)])

@@ -1,14 +1,19 @@
+import io
 import json
 import pickle
 import random
+import re
 import unicodedata
 from pathlib import Path
 
 import pytest
+import sentencepiece
+import tokenizers
 import torch
 
 from training.train_tokenizer import train_tokenizer
-from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig, load_tokenizer
+from vlm.tokenizer_json import JsonTokenizer
 
 CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]
 CAPTIONS += [first + second for first in ("", "赤い", "大きな") for second in ("りんご", "犬", "顔", "犬の顔")]
@@ -184,8 +189,84 @@ def test_a_small_word_cache_forgets_nothing(monkeypatch: pytest.MonkeyPatch, bpe
         assert forgetful.encode(text) == bpe.encode(text)
 
 
+def test_what_comes_again_is_not_read_again_and_the_cache_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm.tokenizer import _LONGEST_CACHED  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr("vlm.tokenizer._CACHE_SIZE", 3)
+    bpe, read, words = CLIPTokenizer(), list[str](), list[str]()
+    inner_read, inner_word = bpe._read, bpe._word  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(bpe, "_read", lambda text: read.append(text) or inner_read(text))
+    monkeypatch.setattr(bpe, "_word", lambda word: words.append(word) or inner_word(word))
+    bpe(["a dog", "a cat", "dog", "a dog", "a cat"])  # three texts, three words
+    assert (read, words) == (["a dog", "a cat", "dog"], ["a", "dog", "cat"])
+    for text in [*CAPTIONS, "x" * _LONGEST_CACHED, "x" * (_LONGEST_CACHED + 1)]:
+        bpe.encode(text)
+        for cache in (bpe._texts, bpe._words):  # pyright: ignore[reportPrivateUsage]
+            assert 1 <= len(cache) <= 3
+            assert max(map(len, cache)) <= _LONGEST_CACHED
+    assert "x" * _LONGEST_CACHED in bpe._texts  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_run_of_more_than_1000_letters_is_more_than_one_word() -> None:
+    letters = "abcdefghij" * 250
+    bpe = CLIPTokenizer(3000)
+    apart = bpe.encode(" ".join([letters[:1000], letters[1000:2000], letters[2000:]]))
+    assert bpe.encode(letters) == apart
+    assert bpe.encode(letters[:1000]) != bpe.encode(letters[:500] + " " + letters[500:1000])
+
+
+def test_the_share_of_bytes_is_that_of_pieces_written_as_bytes(pieces: SentencePieceTokenizer) -> None:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.load_from_serialized_proto(pieces.to_bytes())
+    texts = ["鼠と鯨", "a red apple", "x"]
+    found = [piece for text in texts for piece in processor.encode(text, out_type=str)]
+    share = sum(re.fullmatch("<0x[0-9A-F]{2}>", piece) is not None for piece in found) / len(found)
+    assert 0 < pieces.byte_share(texts) == share < 1
+    assert pieces.byte_share(["a red apple"]) == pieces.byte_share([]) == 0
+
+
+def sentencepiece_with(**ids: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+        sentence_iterator=iter(CAPTIONS * 4),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        bos_id=-1,
+        minloglevel=2,
+        **ids,  # pyright: ignore[reportArgumentType]
+    )
+    return model.getvalue()
+
+
+def test_a_sentencepiece_model_needs_an_end_and_a_padding_with_any_ids() -> None:
+    for eos, pad, unk in ((0, 1, 2), (2, 0, 1)):
+        tokenizer = SentencePieceTokenizer(sentencepiece_with(eos_id=eos, pad_id=pad, unk_id=unk), 32)
+        assert (tokenizer.eot_id, tokenizer.pad_id, tokenizer.encode("a dog")[-1]) == (eos, pad, eos)
+    for eos, pad in ((-1, 1), (1, -1)):
+        with pytest.raises(
+            ValueError, match=r"^these bytes has no end-of-text or no padding symbol\. Train it with eos"
+        ):
+            SentencePieceTokenizer(sentencepiece_with(eos_id=eos, pad_id=pad, unk_id=0), 32)
+
+
+def test_a_tokenizer_json_comes_back_the_same_and_settings_with_a_default_may_be_absent(tmp_path: Path) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<end>": 0, "<pad>": 1, "a": 2, "dog": 3}, "<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    config = TokenizerConfig(kind="tokenizers", context_length=8, vocab_size=4, eot_id=0, pad_id=1)
+    ours = JsonTokenizer(words.to_str().encode(), config)
+    ours.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    values = config.to_dict()
+    file.write_text(json.dumps({name: values[name] for name in values if name not in ("pad_to_context", "clean")}))
+    assert (
+        load_tokenizer(tmp_path)(["a dog", "dog"]).tolist() == ours(["a dog", "dog"]).tolist() == [[2, 3, 0], [3, 0, 1]]
+    )
+
+
 def test_a_saved_tokenizer_comes_back_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "a")
+    tokenizer.save(tmp_path / "new" / "a")
+    (tmp_path / "new" / "a").rename(tmp_path / "a")
     loaded = load_tokenizer(tmp_path / "a")
     assert type(loaded) is type(tokenizer)
     assert loaded.config == tokenizer.config
@@ -201,19 +282,28 @@ def test_a_tokenizer_can_move_to_a_worker_process(tokenizer: Tokenizer) -> None:
     assert torch.equal(moved(CAPTIONS), tokenizer(CAPTIONS))
 
 
-@pytest.mark.parametrize("texts", [[], ["a", 3], [None], [b"a"]])
-def test_bad_texts_are_one_clear_line(tokenizer: Tokenizer, texts: list[str]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^(no texts to encode|a text must be a string, got (int|NoneType|bytes)).*\.$"
-    ):
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "no texts to encode: the list is empty. Give at least one."),
+        (["a", 3, "b"], "a text must be a string, got int '3'."),
+        ([None], "a text must be a string, got NoneType 'None'."),
+        ([b"a" * 99], f"""a text must be a string, got bytes "b'{"a" * 58}"."""),  # its first 60 characters
+    ],
+)
+def test_bad_texts_are_one_clear_line(tokenizer: Tokenizer, texts: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         tokenizer(texts)
 
 
 def test_bad_sizes_and_ids_are_refused(bpe: CLIPTokenizer) -> None:
     with pytest.raises(ValueError, match="context_length is 2"):
         CLIPTokenizer(2)
-    with pytest.raises(ValueError, match="id 49408 is outside the vocabulary"):
-        bpe.decode([5, 49408])
+    assert [bpe.decode([0]), bpe.decode([bpe.vocab_size - 2])] == ["!", ""]
+    for ids, first in (([5, 49408, -7], 49408), ([-1], -1), ([5, -2, 49409], -2)):
+        with pytest.raises(ValueError, match=f"^id {first} is outside the vocabulary of 49408 ids"):
+            bpe.decode(ids)
+    assert bpe.decode([0, bpe.eot_id, 49408]) == "!"  # nobody reads on behind the end
 
 
 def test_missing_and_damaged_files_are_named(pieces: SentencePieceTokenizer, tmp_path: Path) -> None:

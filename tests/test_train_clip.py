@@ -196,6 +196,13 @@ def test_what_the_user_can_put_right_is_one_line_and_code_1(recipe, tmp_path, mo
     assert error.count("\n") == 1
 
 
+def test_help_begins_with_the_words_of_the_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_clip", "--help"])
+    with pytest.raises(SystemExit):
+        train_clip.main()
+    assert (train_clip.__doc__ or "nothing").strip() in capsys.readouterr().out
+
+
 def test_out_is_asked_for(recipe, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_clip", str(recipe)])
     with pytest.raises(SystemExit) as stopped:

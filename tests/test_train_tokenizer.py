@@ -37,8 +37,16 @@ def test_every_format_gives_the_same_captions(tmp_path: Path) -> None:
 
 
 def test_named_columns_replace_the_usual_ones(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,alt\nx,y\n")
-    assert list(read_captions(tmp_path / "a.csv", ["alt"])) == ["y"]
+    (tmp_path / "a.csv").write_text("text,alt,note\nx,y,z\n,b,c\n")
+    assert list(read_captions(tmp_path / "a.csv", ["alt"])) == ["y", "b"]
+    assert list(read_captions(tmp_path / "a.csv", ["note", "text"])) == ["z", "x", "c", ""]
+
+
+def test_several_usual_columns_are_read_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("title,id,caption_en,textile,keywords,text\na,1,b,2,c,d\ne,3,f,4,g,h\n")
+    assert list(read_captions(tmp_path / "a.csv")) == list("abcdefgh")
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n\n{"title": "a"}\n{"text": ["b", null, "c"], "title": "d"}\n')
+    assert list(read_captions(tmp_path / "a.jsonl")) == ["a", "d", "b", "c"]
 
 
 def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
@@ -48,6 +56,10 @@ def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_bytes("犬".encode("shift-jis"))
     (tmp_path / "e.parquet").write_bytes(b"no")
     (tmp_path / "f.docx").write_bytes(b"")
+    (tmp_path / "f.zip").write_bytes(b"")
+    (tmp_path / "h.jsonl").write_text('\n\n{"text": "x"}\n[1]\n')
+    (tmp_path / "i.csv").write_text("text\n" + "x" * 200_000)  # more than a field may hold
+    (tmp_path / "j.txt").write_bytes("a犬".encode("shift-jis"))
     wrong = {
         "a.csv": "has no column caption*, keyword*, text or title. It has: id, name; use --columns.",
         "b.jsonl": "line 2 is not a JSON object",
@@ -55,7 +67,11 @@ def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
         "d.txt": "is not UTF-8 text (byte 0). Save it as UTF-8.",
         "e.parquet": "is not a parquet file",
         "f.docx": "is not one of .txt, .csv, .tsv, .jsonl, .parquet.",
+        "f.zip": "is not one of .txt, .csv, .tsv, .jsonl, .parquet.",
         "g.txt": "does not exist",
+        "h.jsonl": "line 4 is not a JSON object",
+        "i.csv": "is not a table: field larger than",
+        "j.txt": "is not UTF-8 text (byte 1). Save it as UTF-8.",
     }
     for name, message in wrong.items():
         with pytest.raises(ValueError, match=re.escape(str(tmp_path / name)) + ".*" + re.escape(message)) as error:
@@ -72,6 +88,10 @@ def test_the_same_captions_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "x/tokenizer.model").read_bytes() == (tmp_path / "y/tokenizer.model").read_bytes()
     tokenizer = load_tokenizer(tmp_path / "x")
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eot_id, tokenizer.context_length) == (290, 0, 2, 32)
+    both = [str(captions), str(write_txt(tmp_path / "b.txt", ["鯨の顔"]))]
+    assert main([*both, "--vocab-size", "290", "--context-length", "9", "--out", str(tmp_path / "z")]) == 0
+    assert load_tokenizer(tmp_path / "z").context_length == 9
+    assert (tmp_path / "z/tokenizer.model").read_bytes() != (tmp_path / "x/tokenizer.model").read_bytes()
 
 
 def test_repeating_a_caption_changes_nothing() -> None:
@@ -111,10 +131,27 @@ def test_impossible_vocabulary_sizes_name_the_possible_ones() -> None:
         train_tokenizer(CAPTIONS, 9000, 32)
     highest = int(str(error.value).split("at most ")[1].split(".")[0])
     assert train_tokenizer(CAPTIONS, highest, 32).vocab_size == highest
-    with pytest.raises(ValueError, match=r"^vocab_size 100 is too small"):
+    with pytest.raises(ValueError, match=r"^vocab_size 100 is too small .*: at least \d+\.$") as error:
         train_tokenizer(CAPTIONS, 100, 32)
+    lowest = int(str(error.value).split("at least ")[1].rstrip("."))
+    assert lowest > 100
+    with pytest.raises(ValueError, match=f"^vocab_size {lowest - 1} is too small .* at least {lowest}"):
+        train_tokenizer(CAPTIONS, lowest - 1, 32)
     with pytest.raises(ValueError, match="every text is empty"):
         train_tokenizer(["", "  "], 300, 32)
+
+
+def test_of_a_huge_corpus_a_sample_is_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    def most_pieces(limit: int) -> int:
+        monkeypatch.setattr("training.train_tokenizer._LARGEST_CORPUS", limit)
+        with pytest.raises(ValueError, match="at most") as error:
+            train_tokenizer(CAPTIONS, 9000, 32)
+        return int(str(error.value).split("at most ")[1].split(".")[0])
+
+    assert most_pieces(4) == most_pieces(4) < most_pieces(10**6)
+    whole = train_tokenizer(CAPTIONS, 290, 32)
+    monkeypatch.setattr("training.train_tokenizer._LARGEST_CORPUS", len(CAPTIONS))
+    assert train_tokenizer(CAPTIONS, 290, 32)(CAPTIONS).tolist() == whole(CAPTIONS).tolist()
 
 
 def test_the_report_counts_bytes_and_cuts() -> None:
@@ -122,8 +159,14 @@ def test_the_report_counts_bytes_and_cuts() -> None:
     assert tokenizer.byte_share(["鯨"]) == 3 / 4  # the space before it, and three bytes of UTF-8
     assert tokenizer.byte_share(["a dog"]) == 0
     report = describe(tokenizer, ["鯨鯨鯨", "犬"])
-    for figure in ("290 pieces", "longest 8", "1 captions"):
+    for figure in ("290 pieces", "longest 8", "1 captions", "captions         2\n"):
         assert figure in report
+    assert f"spelt in bytes   {tokenizer.byte_share(['鯨鯨鯨', '犬']):.2%} of" in report
+    again = describe(tokenizer, ["鯨鯨鯨", "犬", "鯨鯨鯨鯨"])  # those cut before are not counted again
+    assert again.splitlines()[-1].split() == ["cut", "at", "8", "2", "captions"]
+    assert describe(tokenizer, ["鯨鯨鯨鯨"]).splitlines()[3] == "ids per caption  " + " · ".join(
+        [*(f"{p} %: 8" for p in (50, 90, 95, 99)), "longest 8"]
+    )
 
 
 def test_the_command_answers_in_one_line_and_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

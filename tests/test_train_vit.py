@@ -119,6 +119,13 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().err.startswith("train_vit: error: ")
 
 
+def test_help_begins_with_the_words_of_the_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_vit", "--help"])
+    with pytest.raises(SystemExit):
+        train_vit.main()
+    assert (train_vit.__doc__ or "nothing").strip() in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_vit", str(recipe), "--dry-run"])
     monkeypatch.chdir(tmp_path)

@@ -189,23 +189,26 @@ def test_any_size_is_the_model_of_that_size_with_resized_positions() -> None:
     torch.testing.assert_close(model.features(images).patches, other.features(images).patches)
     model(images)[:, 0].sum().backward()  # not of all: a LayerNorm's outputs have a sum that nothing changes
     assert model.pos_embed.grad is not None and model.pos_embed.grad.abs().sum() > 1e-3
-    with pytest.raises(ValueError, match="image_size"):
+    with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 8"):
         model(torch.zeros(2, 3, 30, 24))
     with pytest.raises(ValueError, match=r"images are \(2, 1, 32, 24\)"):
         model(torch.zeros(2, 1, 32, 24))
 
 
-def test_drop_path_rises_linearly_to_its_rate() -> None:
-    model = VisionTransformer(dataclasses.replace(SMALL, depth=5, drop_path=0.4))
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_drop_path_rises_linearly_to_its_rate(depth: int) -> None:
+    model = VisionTransformer(dataclasses.replace(SMALL, depth=depth, drop_path=0.4))
     rates = [block.drop_path.rate for block in model.blocks]  # type: ignore[union-attr]
-    assert rates == pytest.approx(torch.linspace(0, 0.4, 5).tolist())
+    assert rates == pytest.approx(torch.linspace(0, 0.4, depth).tolist())
 
 
 def test_tokens_start_as_clips_do() -> None:
-    """D^-1/2 for positions and class token (openai/CLIP model.py), within five standard errors."""
+    """D^-1/2 for positions, class token and query (openai/CLIP model.py), within five standard errors."""
     config = VisionConfig(image_size=128, patch_size=4, width=64, depth=1, num_heads=2, mlp_dim=64)
     model, std = VisionTransformer(config), 64**-0.5
-    for p in (model.pos_embed.detach(), model.cls_token.detach()):  # type: ignore[union-attr]
+    reading = VisionTransformer(dataclasses.replace(config, pool="attention", class_token=False)).pool
+    assert model.cls_token is not None and reading is not None
+    for p in (model.pos_embed.detach(), model.cls_token.detach(), reading.latent.detach()):
         assert abs(float(p.std()) - std) < 5 * std / math.sqrt(2 * p.numel())
         assert abs(float(p.mean())) < 5 * std / math.sqrt(p.numel())
     assert model.patch_embed.proj.bias is not None
@@ -228,6 +231,19 @@ def test_resized_position_embeddings_are_openclips(side: int) -> None:
     state = {"visual.positional_embedding": pos_embed[0].clone()}
     openclip_resize(state, SimpleNamespace(visual=SimpleNamespace(grid_size=grid)))
     torch.testing.assert_close(resize_pos_embed(pos_embed, config, side)[0], state["visual.positional_embedding"])
+
+
+def test_positions_are_resized_bilinearly_only_where_that_is_asked_for() -> None:
+    """As a picture of the patches: PyTorch's own, with antialiasing; bfloat16 stays bfloat16."""
+    pos_embed = torch.randn(1, SMALL.num_tokens, SMALL.width)
+    grid = pos_embed[:, 1:].transpose(1, 2).view(1, SMALL.width, 3, 4)
+    for bicubic, mode in ((True, "bicubic"), (False, "bilinear")):
+        wanted = F.interpolate(grid, (6, 2), mode=mode, antialias=True).flatten(2).transpose(1, 2)
+        for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.05)):
+            resized = resize_pos_embed(pos_embed.to(dtype), SMALL, (48, 16), bicubic=bicubic)
+            assert resized.dtype == dtype
+            torch.testing.assert_close(resized[:, 1:].float(), wanted, rtol=0, atol=tolerance)
+            assert torch.equal(resized[:, :1], pos_embed[:, :1].to(dtype))
 
 
 @pytest.mark.parametrize("bicubic", [True, False])
@@ -255,6 +271,9 @@ def test_a_classifier_is_a_linear_head_on_the_features() -> None:
     nn.init.normal_(classifier.head.bias)
     by_hand = torch.einsum("bd,md->bm", classifier.vision(images), classifier.head.weight) + classifier.head.bias
     torch.testing.assert_close(classifier(images), by_hand)
+    keep = torch.tensor([[0, 5, 11], [7, 2, 3]])
+    torch.testing.assert_close(classifier(images, keep), classifier.head(classifier.vision(images, keep)))
+    assert not torch.equal(classifier(images, keep), by_hand)
 
 
 def test_a_new_classifier_holds_every_class_equally_likely() -> None:
@@ -265,10 +284,18 @@ def test_a_new_classifier_holds_every_class_equally_likely() -> None:
 def test_labels_are_numbers_unless_given_and_there_is_one_per_class() -> None:
     assert ViTClassifier(SMALL, 3).labels == ("0", "1", "2")
     assert ViTClassifier(SMALL, 2, labels=["犬", "猫"]).labels == ("犬", "猫")
-    with pytest.raises(ValueError, match="2 labels for 3 classes"):
-        ViTClassifier(SMALL, 3, labels=["犬", "猫"])
+    assert ViTClassifier(SMALL, 1).labels == ("0",)
+    for labels in (["犬", "猫"], ["犬", "猫", "鳥", "魚"]):
+        with pytest.raises(ValueError, match=f"{len(labels)} labels for 3 classes"):
+            ViTClassifier(SMALL, 3, labels=labels)
     with pytest.raises(ValueError, match="num_classes must be positive, got 0"):
         ViTClassifier(SMALL, 0)
+
+
+def test_a_new_cosine_head_holds_every_class_equally_likely() -> None:
+    head = CosineHead(CosineHeadConfig(embed_dim=7), SMALL.width, 3)
+    assert torch.equal(head(torch.randn(2, SMALL.width)), torch.zeros(2, 3))
+    assert isinstance(CosineHead(CosineHeadConfig(embed_dim=8, proj="none"), 8, 3).proj, nn.Identity)
 
 
 def test_a_cosine_head_compares_the_projected_unit_vector_with_each_class() -> None:
@@ -285,7 +312,8 @@ def test_a_cosine_head_compares_the_projected_unit_vector_with_each_class() -> N
 
 def test_a_head_for_another_width_or_other_classes_is_refused() -> None:
     for width, classes in ((SMALL.width, 4), (SMALL.width + 1, 3)):
-        with pytest.raises(ValueError, match=f"head takes width {width} to {classes} classes; this ViT has width"):
+        wanted = f"^head takes width {width} to {classes} classes; this ViT has width {SMALL.width} and 3 classes"
+        with pytest.raises(ValueError, match=wanted):
             ViTClassifier(SMALL, 3, head=CosineHead(CosineHeadConfig(embed_dim=5), width, classes))
     with pytest.raises(ValueError, match="needs width 8 to equal embed_dim 5"):
         CosineHead(CosineHeadConfig(embed_dim=5, proj="none"), 8, 3)

@@ -122,6 +122,21 @@ def test_an_attention_pool_reads_with_its_own_weights():
     torch.testing.assert_close(visualize.reading_weights(vision, images), weights.mean(1))
 
 
+@pytest.mark.parametrize("config", POOLS.values(), ids=POOLS)
+def test_looking_leaves_no_gradients(config: VisionConfig):
+    vision, images = vit(config), pictures()
+    found = [
+        visualize.attention_maps(vision, images),
+        visualize.attention_read(vision, images),
+        visualize.reading_weights(vision, images),
+        visualize.rollout_map(vision, images),
+        visualize.position_similarity(vision),
+        *visualize.patch_filters(vision),
+        visualize.relevance(vision, images, lambda features: features[:, 0]),
+    ]
+    assert not any(tensor.requires_grad for tensor in found)
+
+
 # ---- distance, positions, filters ----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.wise_ft import interpolate, main
+from training.labelled import ClassSet, open_labelled
+from training.wise_ft import curve, interpolate, main
 from vlm.checkpoint import load_classifier, save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
@@ -73,10 +74,26 @@ def test_dropout_may_differ_but_nothing_else(tiny_embedder: Embedder):
             interpolate(start, other, 0.5)
     brighter = classifier(1)
     brighter.preprocess = Preprocess(PreprocessConfig(image_size=16, resize="squash", fill=0))
-    with pytest.raises(ValueError, match="different preprocessing: fill 255 and 0"):
+    with pytest.raises(ValueError, match=r"^START and END have different preprocessing: fill 255 and 0\.$"):
         interpolate(start, brighter, 0.5)
-    with pytest.raises(ValueError, match="alpha must be between"):
-        interpolate(start, classifier(1), 1.5)
+    brighter.preprocess = None
+    for one, other, values in ((start, brighter, "255 and None"), (brighter, start, "None and 255")):
+        with pytest.raises(ValueError, match=rf"^START and END have different preprocessing: .*; fill {values}; "):
+            interpolate(one, other, 0.5)
+    two = dataclasses.replace(TINY, num_heads=4, mlp_dim=8)
+    with pytest.raises(ValueError, match=r"^START and END have different architectures: mlp_dim 16 and 8; num_heads 2"):
+        interpolate(start, classifier(1, two), 0.5)
+    for alpha in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"alpha must be between 0 \(before\) and 1 \(after\), got {alpha}\."):
+            interpolate(start, classifier(1), alpha)
+
+
+def test_what_cannot_read_pictures_has_no_curve(run_folder: Path):
+    start, end = classifier(0), classifier(1)
+    start.preprocess = end.preprocess = None
+    data = open_labelled(str(run_folder / "data.parquet"), "train", ClassSet(keys=KEYS, column="concept"))
+    with pytest.raises(ValueError, match="came without preprocessing settings, so it cannot read pictures"):
+        curve(start, end, data, [0.5])
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -97,7 +114,25 @@ def test_the_command_tries_every_alpha_and_writes_the_best(
     assert [point["alpha"] for point in points] == [0, 0.25, 0.5, 0.75, 1]
     best = max(points, key=lambda point: point["top_1"])
     assert bits(load_classifier(tmp_path / "wise")) == bits(interpolate(start, end, best["alpha"]))
-    assert f"| {best['alpha']:.2f} | {best['top_1']:.4f} |" in (tmp_path / "wise" / "README.md").read_text()
+    card = (tmp_path / "wise" / "README.md").read_text()
+    assert all(f"\n| {point['alpha']:.2f} | {point['top_1']:.4f} |\n" in card for point in points)
+    assert f"{1 - best['alpha']:g} times that before and {best['alpha']:g} times that after" in card
+    assert f"`train`, {best['n']} pictures" in card
+    assert {point["n"] for point in points} == {12}  # three of each of the four classes
+    assert run(monkeypatch, *words, "--choose", "train", "--steps", 2, "--held-out", 4, "--json") == 0
+    assert [point["n"] for point in json.loads(capsys.readouterr().out)] == [4, 4, 4]
+
+
+def test_of_equals_the_one_nearest_to_the_start_is_best(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    save(classifier(0), tmp_path / "both")
+    words = (tmp_path / "both", tmp_path / "both", run_folder / "data.parquet", "--label", "concept")
+    assert run(monkeypatch, *words, "--choose", "train", "--steps", 2) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    same = lines[0][3]
+    assert [line[:4] for line in lines] == [["alpha", alpha, "top-1", same] for alpha in ("0.00", "0.50", "1.00")]
+    assert [line[4:] for line in lines] == [["best"], [], []]
 
 
 def test_the_command_starts_from_a_clips_zero_shot_classifier(
@@ -115,5 +150,11 @@ def test_the_command_starts_from_a_clips_zero_shot_classifier(
     assert run(monkeypatch, *words, "--choose", "train", "--steps", 1, "--out", tmp_path / "wise") == 0
     alpha = 0 if capsys.readouterr().out.splitlines()[0].endswith("best") else 1
     assert bits(load_classifier(tmp_path / "wise")) == bits(interpolate(start, end, alpha))
+    assert run(monkeypatch, *words, "--choose", "train", "--steps", 1, "--templates", "{}!", "--json") == 0
+    one, other = json.loads(capsys.readouterr().out)
+    assert one["top_1"] == other["top_1"]  # the very sentences that the end began with
     assert run(monkeypatch, *words[:-1], "--choose", "train", "--templates", "{}!") == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    said = "--templates make sentences of --zero-shot; a classifier reads none. Leave them out."
+    assert capsys.readouterr() == ("", f"wise_ft: error: {said}\n")
+    assert run(monkeypatch, tmp_path / "none", *words[1:], "--choose", "train") == 1
+    assert capsys.readouterr().err.startswith("wise_ft: error: ")

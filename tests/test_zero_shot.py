@@ -10,7 +10,14 @@ from vlm.checkpoint import load
 from vlm.clip import CLIP
 from vlm.config import Projection
 from vlm.embedder import Embedder
-from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classifier_from_names, classify, label_sentences
+from vlm.zero_shot import (
+    ZeroShotClassifier,
+    class_embeddings,
+    classifier_from_names,
+    classify,
+    label_sentences,
+    ranked,
+)
 
 
 def test_probabilities_are_a_softmax_of_scaled_cosines(tiny_embedder: Embedder, picture_folder: Path):
@@ -72,11 +79,13 @@ def test_scores_judge_each_label_alone_where_the_model_was_trained_so(tiny_embed
     [
         ([], None, "0 of the 0 labels are blank"),
         (["dog", " "], None, "1 of the 2 labels are blank"),
+        (["", "dog", " ", "cat", "\t"], None, "^3 of the 5 labels are blank"),
         (["dog", "cat", " dog"], None, "more than once: dog"),
-        ("dog", None, "must be a list"),
-        (["dog"], ["a photo"], "does not say where the label goes"),
-        (["dog"], [], "one or more sentences"),
-        (["dog"], "a {}", "one or more sentences"),
+        (["dog", "cat", "dog ", "car", "bird", "car", "car"], None, "^labels given more than once: dog, car. Give"),
+        ("dog", None, r"must be a list, got one text. Write \['dog'\]"),
+        (["dog"], ["{}", "a photo", "a {}"], "template 'a photo' does not say .* Put {} there: 'a photo {}'"),
+        (["dog"], [], r"one or more sentences, got \[\]"),
+        (["dog"], "a {}", "one or more sentences, got 'a {}'"),
     ],
 )
 def test_bad_labels_and_templates_are_one_clear_line(
@@ -85,6 +94,24 @@ def test_bad_labels_and_templates_are_one_clear_line(
     with pytest.raises(ValueError, match=message) as error:
         class_embeddings(tiny_embedder, labels, templates)
     assert "\n" not in str(error.value)
+
+
+def test_labels_are_ranked_by_probability_and_equal_ones_keep_their_order():
+    labels, probabilities = ["a", "b", "c", "d", "e"], torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
+    best = sorted(zip(labels, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])  # a stable sort
+    for k in (1, 3, 5, 9):
+        assert ranked(labels, probabilities, k) == best[:k]
+        assert all(type(score) is float for _, score in ranked(labels, probabilities, k))
+    numbers = [str(number) for number in range(5000)]
+    assert ranked(numbers, torch.zeros(5000), 5000) == [(number, 0.0) for number in numbers]
+
+
+def test_spaces_around_a_label_are_not_part_of_it_and_each_place_is_filled():
+    assert label_sentences(" big dog ", ["{}", "{} and {}!", "a { } {}"]) == [
+        "big dog",
+        "big dog and big dog!",
+        "a { } big dog",
+    ]
 
 
 LABELS = {"en": ["a dog", "a cat", "car"], "ja": ["犬", "猫", "車"]}
@@ -102,6 +129,7 @@ def test_a_classifier_from_names_answers_as_classify_does(
     with torch.no_grad():
         torch.testing.assert_close(classifier(pixels).softmax(-1), expected, atol=1e-5, rtol=0)
     assert classifier.labels == tuple(LABELS[language])
+    assert classifier.preprocess is tiny_embedder.preprocess
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

@@ -168,7 +168,7 @@ def _balance(classes: dict[str, int]) -> Iterator[Finding]:
 
 
 def _of(count: int, found: dict[str, Any]) -> str:
-    return f"{count:,} of {found['looked_at']:,} samples ({count / max(1, found['looked_at']):.2%})"
+    return f"{count:,} of {found['looked_at']:,} samples ({count / found['looked_at']:.2%})"
 
 
 def _levels(counts: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def find_twins(facts: np.ndarray) -> Twins:
 def numbers(seen: Seen, twins: Twins, context_length: int) -> dict[str, Any]:
     """All that check.json holds but the findings.  Shares are 0..1."""
     facts, counts = seen.facts, seen.counts
-    of_split = np.bincount(seen.splits, minlength=len(seen.split_names)).tolist()
+    of_split = np.bincount(seen.splits).tolist()
     return {
         "data": seen.rows.name,
         "rows": len(seen.rows),
@@ -75,7 +75,7 @@ def _leaks(seen: Seen, twins: Twins) -> list[dict[str, Any]]:
 
 def twin_doubts(seen: Seen, twins: Twins) -> Iterator[Doubt]:
     """A line for every picture to remove: later ones of a group, and of the larger split where two share one."""
-    sizes = np.bincount(seen.splits, minlength=1)
+    sizes = np.bincount(seen.splits)
     first: list[dict[int, int]] = [{} for _ in LEVELS]  # group -> its picture that stays
     for place in np.lexsort((np.arange(len(seen.facts)), sizes[seen.splits])).tolist():
         twin = next(

@@ -102,7 +102,7 @@ class _Part(NamedTuple):
     looked: int
 
 
-def scan(rows: Rows, tokenizer: Tokenizer, *, sample: int, workers: int, progress: bool = True) -> Seen:
+def scan(rows: Rows, tokenizer: Tokenizer, *, sample: int, workers: int) -> Seen:
     """At most `sample` samples, drawn at random (always the same ones) where there are more.
 
     `tokenizer.context_length` is raised: how long a text is counts, not what is left of it.
@@ -117,7 +117,7 @@ def scan(rows: Rows, tokenizer: Tokenizer, *, sample: int, workers: int, progres
     places: dict[str, int] = {}
     facts, splits = [], []
     seen = Seen(rows, len(numbers), np.empty(0, FACTS), np.empty(0, np.int64), [], [], {}, [])
-    with tqdm(total=len(numbers), desc="looking", unit="sample", disable=not progress) as bar:
+    with tqdm(total=len(numbers), desc="looking", unit="sample") as bar:
         for part in loader:
             facts.append(part.facts)
             splits += [places.setdefault(split, len(places)) for split in part.splits]

@@ -207,7 +207,7 @@ def classifying(recipe: VitRecipe, classifier: ViTClassifier, preprocess: Prepro
     def backward(model: nn.Module, batch: ClassBatch, scale: float) -> Tensor:
         images, targets = mix(preprocess.normalize(batch.images).to(dtype), batch.targets)
         keeps = [None] * chunks if batch.keep is None else batch.keep.chunk(chunks)
-        total = torch.zeros((), device=images.device)
+        total = torch.zeros((), device=images.device, dtype=dtype)
         for part, wanted, keep in zip(images.chunk(chunks), targets.chunk(chunks), keeps, strict=True):
             loss = F.cross_entropy(model(part, keep), wanted, label_smoothing=recipe.loss.label_smoothing) / chunks
             (scale * loss).backward()

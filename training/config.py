@@ -199,13 +199,13 @@ class LoopRecipe(StrictConfig, ABC):
 
     def __post_init__(self) -> None:
         run, optim = self.run, self.optim
+        check_positive(run, "steps", "batch_size", "accumulate", "eval_every", "save_every", "keep", "log_every")
         if run.batch_size % run.accumulate:
             raise ValueError(
                 f"batch_size {run.batch_size} does not divide into accumulate = {run.accumulate} equal chunks."
             )
         if run.shard and optim.matrices == "muon":
             raise ValueError("matrices 'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'.")
-        check_positive(run, "steps", "batch_size", "accumulate", "eval_every", "save_every", "keep", "log_every")
         check_positive(optim, "lr", "muon_lr", "clip_norm", "max_logit_scale")
         check_not_negative(optim, "warmup_steps", "weight_decay", "muon_decay")
         check_share(optim, "final_lr")
@@ -368,5 +368,5 @@ def read_recipe(path: Path, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
         return kind.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"There is no recipe {path}.") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError) as error:  # what is no TOML or no UTF-8 is a ValueError too
         raise ValueError(f"{path}: {error}") from None

@@ -58,7 +58,7 @@ class Doctor:
         )
 
     def _loader(self) -> str | None:
-        share = sum(signs.waiting for signs in self.recent) / max(1e-9, sum(signs.seconds for signs in self.recent))
+        share = sum(signs.waiting for signs in self.recent) / sum(signs.seconds for signs in self.recent)
         if share < _WAITING:
             return None
         return (

@@ -122,8 +122,6 @@ def retrieval_rows(
     rows = []
     for language in pairs.languages:
         texts, correct = concept_texts(pairs, language)  # (Q, G)
-        if not texts:
-            continue
         scores = _embed_texts(embedder, texts, peers) @ images.T  # (Q, G)
         described = correct.any(0)
         for direction, s, c in (

@@ -91,7 +91,7 @@ class Training:
                 group["lr"] = lr * factor
             if healthy:  # float16 overflows now and then: that step is left out, the next has a smaller loss scale
                 opt.step()
-            opt.zero_grad(set_to_none=True)
+            opt.zero_grad()
         self._after()
         return StepNumbers(loss, norm, factor)
 
@@ -135,13 +135,10 @@ class Training:
         }
 
     def restore(self, path: Path, say: Callable[[str], object]) -> int:
-        """Take over a checkpoint; returns the number of steps done."""
+        """Take over a checkpoint, but for its settings: they are the recipe's.  Returns the number of steps done."""
         for opt in self.optimizers:
             _allocate(opt)
-        step, state = load_state(path, self.state())
-        self.weights.load_state_dict(state["model"])
-        for opt, values in zip(self.optimizers, state["optimizers"], strict=True):
-            opt.load_state_dict(values)
+        step, state = load_state(path, self.state())  # into the tensors of the model, its average and the optimizers
         if self.loss_scale and state["loss_scale"]:
             vars(self.loss_scale).update(state["loss_scale"])
         for difference in self.recipe.differences(state["recipe"]):
@@ -290,13 +287,9 @@ class _StopSignals:
 
 @torch.no_grad()
 def _allocate(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer its state, as a checkpoint's values need a place to go: a step of no length."""
-    lengths = [group["lr"] for group in optimizer.param_groups]
+    """Give an optimizer its state, as a checkpoint's values need a place to go.  So do the weights that this moves."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, lr in zip(optimizer.param_groups, lengths, strict=True):
-        group["lr"] = lr
+    optimizer.zero_grad()

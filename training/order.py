@@ -37,7 +37,7 @@ class Shuffled:
 
     def __init__(self, count: int, seed: int, window: int = 0):
         self.count, self.seed = count, seed
-        self.window = window if 0 < window < count else count
+        self.window = min(window or count, count)
         self._order = lru_cache(2)(self._order_of)
         self._inside = lru_cache(4)(self._inside_of)
 
@@ -49,8 +49,6 @@ class Shuffled:
         return self._index(place.epoch, (place.position + steps) % self.count)
 
     def _index(self, epoch: int, position: int) -> int:
-        if self.window == self.count:
-            return int(self._inside(epoch, 0, self.count)[position])
         order, ends = self._order(epoch)
         rank = int(np.searchsorted(ends, position, "right"))
         first = int(order[rank]) * self.window

@@ -29,7 +29,7 @@ class Record:
             forget_after(folder / "metrics.jsonl", first)
         self.metrics = (folder / "metrics.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
         self.timing = (folder / "timing.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
-        self.board = _board(folder / "tensorboard", first) if folder else None
+        self.board = _board(folder / "tensorboard", first + 1) if folder else None
         self.progress: Any = tqdm(
             total=run.steps, initial=first, unit="step", dynamic_ncols=True, disable=folder is None, file=sys.stderr
         )
@@ -133,7 +133,8 @@ def draw_curves(folder: Path) -> None:
     figure.savefig(folder / "curves.png", dpi=100, bbox_inches="tight")
 
 
-def _board(folder: Path, first: int) -> Any:
+def _board(folder: Path, purged: int) -> Any:
+    """What a stopped run wrote of steps from `purged` on is shown no more."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=first)
+    return SummaryWriter(str(folder), purge_step=purged)

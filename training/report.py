@@ -86,7 +86,7 @@ def write_report(
     classes: "ClassSet",
     *,
     language: "Language",
-    wrong: int = 24,
+    wrong: int,
 ) -> dict[str, Any]:
     """All files of the report, and metrics.json as it is on disk.  `answers` are the logits for `data`."""
     from training.report_figures import Mistake, draw_confusion, draw_mistakes, draw_reliability, letters

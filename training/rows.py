@@ -11,7 +11,7 @@ Formats are recognised by what is there (training/formats/):
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -198,8 +198,3 @@ def class_names(rows: Rows) -> list[str]:
     if None in names or not names:
         raise ValueError(f"{rows.name} has samples without a class. Wanted a folder per class, or a column label.")
     return sorted(name for name in names if name is not None)
-
-
-def each(rows: Rows) -> Iterator[tuple[int, str]]:
-    """(sample number, uid) of all samples."""
-    return ((index, rows.uid(index)) for index in range(len(rows)))

@@ -116,7 +116,7 @@ def _problem(path: Path) -> str | None:
             if _sha256(path / name) != sums[name]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return str(error) or type(error).__name__
+        return str(error)
     return None
 
 

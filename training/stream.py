@@ -6,6 +6,7 @@ Position p of the endless row of samples belongs to epoch p // n; what is drawn 
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from traceback import clear_frames
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
@@ -123,10 +124,14 @@ def batches(
         worker_init_fn=_prepare_worker,
         pin_memory=pin,
     )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+    except Exception as error:
+        clear_frames(error.__traceback__)  # they hold the workers, which ignore the SIGTERM that Python ends them with
+        raise
 
 
 class _Careful(Dataset[Any]):

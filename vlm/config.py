@@ -68,11 +68,9 @@ def _convert(owner: str, name: str, value: Json | tuple[Any, ...] | StrictConfig
         return kind.from_dict(value) if isinstance(value, dict) else value
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif kind is type(None) and value is None:
-        return None
     elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
         return value
-    wanted = kind.__name__ if isinstance(kind, type) and origin is None else str(kind)
+    wanted = kind.__name__ if isinstance(kind, type) else str(kind)
     raise ValueError(f"{owner}.{name} is {value!r}; wanted {wanted}.")
 
 

@@ -146,12 +146,13 @@ def calibration_error(found: Reliability) -> float:
 def _log_chance_of_no_hit(items: Tensor, correct: Tensor, draws: Tensor) -> Tensor:
     """log of the hypergeometric C(items - correct, draws) / C(items, draws), -inf where a hit is certain."""
     wrong, items, draws = (items - correct).double(), items.double(), draws.double()
-    log_chance = _log_choose(wrong, draws) - _log_choose(items, draws)
-    return torch.where(correct == 0, 0.0, torch.where(draws > wrong, float("-inf"), log_chance))
+    log_chance = _log_falling(wrong, draws) - _log_falling(items, draws)
+    return torch.where(draws > wrong, float("-inf"), log_chance)
 
 
-def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp(min=0) + 1)
+def _log_falling(n: Tensor, k: Tensor) -> Tensor:
+    """log of n (n - 1) ... (n - k + 1), which is C(n, k) k!."""
+    return torch.lgamma(n + 1) - torch.lgamma(n - k + 1)
 
 
 def _check(scores: Tensor, correct: Tensor, k: int) -> None:

@@ -332,7 +332,7 @@ def _to_rgb(opened: _Opened) -> Image.Image:
 def _broken(name: str, error: Exception) -> ImageError:
     """On broken bytes Pillow's decoders raise almost anything."""
     reason = "truncated" if "truncated" in str(error) else "damaged"
-    return ImageError(name, reason, f"{error or type(error).__name__}; get a whole copy")
+    return ImageError(name, reason, f"{str(error) or type(error).__name__}; get a whole copy")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -176,7 +176,7 @@ class EmbeddingIndex:
         file, vectors = self._store.ann_file(self._model), self._store.vectors(self._model)
         texts = None
         if self.embedder.parts()[0] is not None:
-            some = np.linspace(0, max(0, len(vectors) - 1), 500).astype(int).tolist()
+            some = np.linspace(0, len(vectors) - 1, 500).astype(int).tolist()
             names = {Path(path).stem for _, path in self._store.files_at(self._model, some, _ANYTHING)}
             texts = self.embedder.embed_texts(sorted(names))
         built = build(vectors, texts, say)
@@ -295,7 +295,7 @@ class EmbeddingIndex:
         """(1, K) of both -> (score, path) of every file there that passes the filter, best first, then by path."""
         score_of: dict[int, float] = dict(zip(rows[0].numpy().tolist(), scores[0].numpy().tolist(), strict=True))
         files = self._store.files_at(self._model, list(score_of), allowed)
-        return sorted(((score_of[row], path) for row, path in files), key=lambda hit: (-hit[0], hit[1]))
+        return sorted(((score_of[row], path) for row, path in files), key=lambda hit: -hit[0])  # stable: then by path
 
     def _probabilities(self, query: Query, scores: list[float]) -> Sequence[float | None]:
         """Of one text; no validation data says what the cosine of a sum or of two pictures is worth."""

@@ -80,7 +80,7 @@ def _open_saved(source: str, splits: Sequence[str], named: ColumnNames) -> Rows:
 
     try:
         return _joined(source, load_from_disk(source), splits, named, Path(source))
-    except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
+    except (OSError, LookupError, TypeError, pa.ArrowInvalid) as error:
         raise ValueError(f"{source} cannot be read as saved by datasets ({' '.join(str(error).split())}).") from error
 
 
@@ -126,8 +126,8 @@ def _read_parquet(source: str, files: Sequence[Path]) -> Any:
 
     disable_progress_bars()
     try:
-        count = sum(read_metadata(file).num_rows for file in files)
-        rows: Any = load_dataset("parquet", data_files=[str(file) for file in files], split="train") if count else None
+        filled = [str(file) for file in files if read_metadata(file).num_rows]  # datasets stumbles over empty ones
+        rows: Any = load_dataset("parquet", data_files=filled, split="train") if filled else None
     except (DatasetGenerationError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{source} cannot be read as parquet ({reason}).") from error

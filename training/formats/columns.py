@@ -102,7 +102,7 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 
 def _it_has(present: Sequence[str], wanted: Iterable[str]) -> str:
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in present[:20])
-    shown = (shown if len(shown) < 300 else shown[:300] + " ...") or "none"
+    shown = (shown if len(shown) <= 300 else shown[:300] + " ...") or "none"
     near = [match for name in wanted for match in difflib.get_close_matches(name, present, n=1, cutoff=0.8)]
     return f"It has: {shown}." + (f" Did you mean {near[0]}?" if near and near[0].isprintable() else "")
 

@@ -75,8 +75,6 @@ def open_tars(name: str, shards: Sequence[Path], splits: Sequence[str], named: C
                 "problem_detail": text, "captions": texts, "keywords": texts}  # fmt: skip
     chosen = {role: [names] if isinstance(names, str) else list(names) for role, names in named.items()}
     rows = generated(name, _read, Features(features), shards=[stamp(shard) for shard in shards], named=chosen)
-    if not len(rows):
-        raise ValueError(f"{name} holds no samples. Wanted members named KEY.jpg, KEY.txt, KEY.json.")
     columns = Columns(captions={"": ["captions"]}, keywords={"": ["keywords"]}, uid="uid", label="label")
     return Tars(name, with_splits(name, rows, None, splits), columns, shards)
 

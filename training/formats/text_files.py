@@ -16,7 +16,6 @@ from training.formats.table import Table, generated, stamp, texts_of, with_split
 from training.rows import ColumnNames
 from vlm.preprocess import IMAGE_SUFFIXES
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _HEAD = 1 << 20  # bytes looked at to find out encoding, separator and columns
 _MAX_LINE = 1 << 24  # characters; a longer one is no line
@@ -25,14 +24,12 @@ _MAX_LINE = 1 << 24  # characters; a longer one is no line
 def open_text_file(path: Path, splits: Sequence[str], named: ColumnNames, root: Path | None) -> Table:
     source = str(path)
     head = _head(path)
-    if path.suffix in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
         separator, present = "", _json_keys(source, head)
     else:
         separator, present = _header(source, head)
     columns = recognise(source, present, named)
     rows = generated(source, _read, _features(columns), file=stamp(path), separator=separator, columns=asdict(columns))
-    if not len(rows):
-        raise ValueError(f"{source} has no rows.")
     if all(reason == "bad row" for reason in rows[:100]["problem_reason"]):
         raise ValueError(
             f"{source}: none of the first {len(rows[:100]['line'])} rows is right; {_first_problem(rows)}."

@@ -115,10 +115,9 @@ def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None],
     Queries of texts lie elsewhere than pictures, and are harder: the lists that they need are what is measured.
     """
     rows, embed_dim = len(vectors), vectors.shape[1]
-    lists = int(4 * rows**0.5)
-    if rows < 40 * 16 or lists < 1:
+    if rows < 40 * 16:
         raise ValueError(f"{rows} vectors are too few for an approximate index; exact search is fast up to a million.")
-    lists = max(1, min(lists, rows // 40))  # FAISS asks for 39 points per centroid
+    lists = min(int(4 * rows**0.5), rows // 40)  # FAISS asks for 39 points per centroid
     faiss, draw = _faiss(), np.random.default_rng(0)
     sample = np.sort(draw.choice(rows, min(rows, lists * _TRAIN_PER_LIST), replace=False))
     training = vectors[sample].astype(np.float32)
@@ -181,7 +180,7 @@ def _check(arrays: dict[str, np.ndarray], probes: int, embed_dim: int) -> None:
             raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, wanted {np.dtype(dtype)} {shape}")
     if not 1 <= probes <= len(arrays["centroids"]):
         raise ValueError(f"it has {len(arrays['centroids'])} lists and looks into {probes}")
-    if rows and not 0 <= arrays["lists"].min() <= arrays["lists"].max() < len(arrays["centroids"]):
+    if arrays["lists"].min() < 0 or arrays["lists"].max() >= len(arrays["centroids"]):
         raise ValueError("it names lists that it does not have")
 
 

@@ -53,7 +53,7 @@ def write(folder: Path, rows: Iterable[tuple[Record, np.ndarray]], fingerprint: 
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"'{folder}' is not empty. Name a folder that is, or is not there yet.")
     for part in ("img_emb", "metadata"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(parents=True)
     kinds = {"image_path": arrow.string(), "sha256": arrow.string(), "size": arrow.int64(), "mtime_ns": arrow.int64()}
     kinds |= {"width": arrow.int32(), "height": arrow.int32(), "taken": arrow.string()}
     schema = arrow.schema(kinds, {_FINGERPRINT: fingerprint, _EMBED_DIM: str(embed_dim)})
@@ -91,7 +91,7 @@ def _describe(record: Record) -> dict[str, Any]:
 
 def _read_pair(metadata: Path, array: Path, embed_dim: int) -> Iterator[Batch]:
     try:
-        vectors = np.load(array, mmap_mode="r", allow_pickle=False)
+        vectors = np.lib.format.open_memmap(array, mode="r")
     except (ValueError, OSError) as error:
         raise ValueError(f"'{array}' is no array that can be read: {error}") from error
     opened = _parquet(metadata)
@@ -112,8 +112,9 @@ def _read_shard(file: Path, embed_dim: int) -> Iterator[Batch]:
     if missing := {"uid", "embedding"} - {*columns}:
         raise ValueError(f"'{file}' has no column {', '.join(sorted(missing))}. It has: {', '.join(columns)}.")
     for batch in _parquet(file).iter_batches(_BATCH, columns=["uid", "embedding"]):
-        flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
-        if flat.size != len(batch) * embed_dim:
+        column = batch.column("embedding")
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        if {*column.value_lengths().to_pylist()} != {embed_dim}:
             raise ValueError(f"'{file}' has {flat.size} numbers in {len(batch)} rows, wanted {embed_dim} in each.")
         uids = batch.column("uid").to_pylist()
         yield _batch(uids, [{}] * len(uids), flat.reshape(-1, embed_dim), file)
@@ -139,8 +140,9 @@ def _record(name: Any, row: dict[str, Any], file: Path) -> Record:
     if os.path.isfile(name):
         name, info = os.path.abspath(name), os.stat(name)
         if digest is None or (info.st_size, info.st_mtime_ns) != (size, mtime):
-            digest = hashlib.sha256(Path(name).read_bytes()).digest()
-        size, mtime = info.st_size, info.st_mtime_ns
+            here = hashlib.sha256(Path(name).read_bytes()).digest()
+            if digest in (None, here):  # else it was edited since, and is embedded anew by the next run
+                digest, size, mtime = here, info.st_size, info.st_mtime_ns
     digest = digest or hashlib.sha256(b"no bytes, only a name: " + name.encode()).digest()
     width, height = row.get("width") or 0, row.get("height") or 0
     content = Content(digest=digest, size=size, width=width, height=height, taken=row.get("taken"))

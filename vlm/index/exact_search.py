@@ -20,7 +20,7 @@ def nearest(vectors: np.ndarray, queries: Tensor, k: int, rows: np.ndarray | Non
     """
     count = len(vectors) if rows is None else len(rows)
     k = min(k, count)
-    if len(queries) == 1:  # not worth a matrix product
+    if k and len(queries) == 1:  # not worth a matrix product
         scores, found = _nearest_one(vectors, queries[0], k, rows)
     else:
         scores, found = _nearest_many(vectors, queries, k, rows)
@@ -82,8 +82,6 @@ def _nearest_one(vectors: np.ndarray, query: Tensor, k: int, rows: np.ndarray | 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         list(threads.map(score, range(0, count, _SLICE)))
     scores = coarse.float()
-    if not k:
-        return scores[None], torch.zeros(1, 0, dtype=torch.int64)
     candidates = (scores >= scores.topk(k).values[-1] - 2 * _ERROR).nonzero()[:, 0]
     if len(candidates) > _MANY:
         return _nearest_many(vectors, query[None], k, rows)

@@ -41,7 +41,7 @@ def fold(vectors: np.ndarray, threshold: float) -> Tensor:
     |rest of x| |rest of y| at most (Cauchy-Schwarz).  The basis is that of the principal components, so the rest is
     small; m is as small as lets few pairs reach `threshold` that do not reach it in truth.
     """
-    picked = np.linspace(0, max(0, len(vectors) - 1), min(len(vectors), _SAMPLE)).astype(np.int64)
+    picked = np.linspace(0, len(vectors) - 1, min(len(vectors), _SAMPLE)).astype(np.int64)
     sample = _float(vectors[picked])
     basis = cast(Tensor, torch.linalg.eigh(sample.T @ sample).eigenvectors).flip(1)  # (E, E), the most important first
     true, m = (sample @ sample.T >= threshold).sum(), 16
@@ -60,7 +60,7 @@ def _folded(vectors: Tensor, basis: Tensor) -> Tensor:
 
 
 def _blocks(vectors: np.ndarray) -> list[np.ndarray]:
-    return [vectors[start : start + _BLOCK] for start in range(0, max(1, len(vectors)), _BLOCK)]
+    return [vectors[start : start + _BLOCK] for start in range(0, len(vectors) or 1, _BLOCK)]
 
 
 def _join(parents: np.ndarray, items: np.ndarray) -> None:

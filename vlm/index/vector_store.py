@@ -108,7 +108,7 @@ class VectorStore:
                 self._db.execute("PRAGMA synchronous = FULL")
                 with self._writing():
                     version = self._one("PRAGMA user_version")
-                    if version == 0:
+                    if not version:
                         for statement in _SCHEMA.split(";"):
                             self._db.execute(statement)
                         self._db.execute(f"PRAGMA user_version = {_FORMAT}")

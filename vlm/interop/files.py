@@ -139,4 +139,4 @@ def _tensors(path: Path, content: dict[Any, Any] | list[Any] | Tensor) -> State:
 
 
 def _reason(error: BaseException) -> str:
-    return "its pickle asks for code" if isinstance(error, pickle.UnpicklingError) else one_line(error)[:160]
+    return "its pickle asks for code" if isinstance(error, pickle.UnpicklingError) else one_line(error)

@@ -46,7 +46,7 @@ class Hints:
         """`num_heads`: as said, or as every published model of this width has it."""
         heads = self.num_heads or known.get(width)
         if heads is None:
-            divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 16)
+            divisors = ", ".join(str(n) for n in range(1, width // 16 + 1) if width % n == 0)
             raise ValueError(
                 f"{where}: the number of heads is not in the weights; width {width} fits {divisors}. "
                 "Say num_heads (--num-heads)."
@@ -103,5 +103,5 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The beginning of what an error says, without line breaks; its class's name where it says nothing."""
+    """The first 200 characters of what an error says, without line breaks; its class's name where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,27 +16,30 @@ _WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.b
 def fetch(repo: str) -> Path:
     """ "org/name" or "org/name@revision" on the hub -> its folder in the cache, with one form of weights."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     name, revision = _name_and_revision(repo)
     try:
-        patterns = [*_SMALL, *_weights(huggingface_hub.HfApi().list_repo_files(name, revision=revision))]
+        found = huggingface_hub.HfApi().model_info(name, revision=revision)  # `list_repo_files` tries for 23 s offline
+        patterns = [*_SMALL, *_weights([file.rfilename for file in found.siblings or []])]
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HfHubHTTPError as error:
         raise ValueError(
             f"The hub has no {repo} for you ({one_line(error)}). Is the name right, and is it public?"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        return _cached(name, revision, error)
-    except Exception as error:  # the hub's HTTP library has errors of its own
+    except Exception as error:  # out of reach: the hub's HTTP library has errors of its own
         return _cached(name, revision, error)
 
 
 def _cached(name: str, revision: str | None, cause: Exception) -> Path:
+    """What an earlier `fetch` brought; that the repository holds more, huggingface_hub 2 takes for a torn download."""
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, local_files_only=True, allow_patterns=list(_SMALL)
+        )
+        return Path(folder)
     except Exception:
         raise ValueError(
             f"The hub cannot be reached, and {name} is not in the cache. Go online once, or give a local folder."

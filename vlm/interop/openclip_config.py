@@ -289,7 +289,7 @@ def _siglip_trunk(vision: VisionConfig) -> str | None:
     """timm's name of this very tower, None if there is none."""
     size, sides = _SIGLIP_TRUNKS.get((vision.width, vision.depth, vision.mlp_dim), ("", set()))
     side = (vision.patch_size, vision.image_shape[0])
-    if side not in sides:
+    if side not in sides or vision.image_shape[0] != vision.image_shape[1]:
         return None
     name = f"vit_{size}_patch{side[0]}_siglip_{side[1]}"
     known = timm.named(name)

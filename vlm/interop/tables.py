@@ -136,8 +136,8 @@ def shape(state: State, name: str, axes: int) -> tuple[int, ...]:
 
 def square(patches: int, name: str) -> int:
     """The side of a square grid."""
-    side = math.isqrt(max(patches, 0))
-    if side == 0 or side * side != patches:
+    side = math.isqrt(max(patches, 1))
+    if side * side != patches:
         raise ValueError(f"{name} holds {patches} patch positions, which is no square: its config must lie beside it.")
     return side
 

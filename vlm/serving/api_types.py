@@ -86,7 +86,9 @@ class SearchAsked(Asked):
     glob: Line | None = Field(None, description="only paths like this, * crosses folders: 2024/*.jpg")
     since: Line | None = Field(None, description="only pictures taken then or later: 2024-05-01")
     until: Line | None = Field(None, description="only pictures taken then or earlier")
-    min_side: int | None = Field(None, ge=1, le=2**31, description="only pictures at least so high and wide, pixels")
+    min_side: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="only pictures at least so high and wide, pixels"
+    )
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
