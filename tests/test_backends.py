@@ -78,7 +78,7 @@ def test_onnx_gives_the_vectors_of_torch_for_pictures_and_texts_in_any_batches(c
         assert torch.allclose(torch.cat([images, texts]).norm(dim=1), torch.ones(7 + len(TEXTS)), atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [clip_config(), pytest.param(siglip_config(), marks=pytest.mark.long)])
+@pytest.mark.parametrize("config", [clip_config(), siglip_config()])
 def test_onnx_gives_the_vectors_of_torch_for_the_towers_of_other_libraries(cache: Path, config: CLIPConfig):
     model = CLIP(config)
     randomise(model)
