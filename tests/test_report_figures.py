@@ -66,7 +66,7 @@ def test_a_cell_holds_its_number_white_on_dark_and_black_on_pale_and_nothing_for
     def inked(row: int, column: int, white: bool) -> bool:
         y, x = top + row * height, left + column * width
         cell = page[y + 4 : y + height - 4, x + 4 : x + width - 4]
-        return bool((cell > 240).all(-1).any() if white else (cell < 60).all(-1).any())
+        return bool((cell > 220).all(-1).any() if white else (cell < 60).all(-1).any())
 
     assert inked(0, 0, white=True)
     assert inked(1, 1, white=True)
