@@ -325,6 +325,8 @@ def ones(lengths: list[int]) -> list[list[float]]:
     [
         ({"uid": ["a"]}, {}, r"has no column embedding\. It has: uid\."),
         ({"key": ["a"], "vector": ones([24])}, {}, r"has no column embedding, uid\. It has: key, vector\."),
+        ({"uid": ["a"], "embedding": [1.0]}, {}, "has embeddings of type double, wanted lists of 24 floats"),
+        ({"uid": ["a"], "embedding": [["1"] * 24]}, {}, "of type list<.*: string>, wanted lists of 24 floats"),
         ({"uid": ["a", "b", "c"], "embedding": ones([24, 23, 24])}, {}, "has 71 numbers in 3 rows, wanted 24 in each"),
         ({"uid": ["a", "b", "c"], "embedding": ones([24, 23, 25])}, {}, "has 72 numbers in 3 rows, wanted 24 in each"),
         ({"uid": ["a", "b"], "embedding": [*ones([24]), None]}, {}, "has 24 numbers in 2 rows, wanted 24 in each"),

@@ -108,9 +108,13 @@ def _read_pair(metadata: Path, array: Path, embed_dim: int) -> Iterator[Batch]:
 
 
 def _read_shard(file: Path, embed_dim: int) -> Iterator[Batch]:
-    columns = _parquet(file).schema_arrow.names
-    if missing := {"uid", "embedding"} - {*columns}:
-        raise ValueError(f"'{file}' has no column {', '.join(sorted(missing))}. It has: {', '.join(columns)}.")
+    schema, types = _parquet(file).schema_arrow, _pyarrow()[0].types
+    if missing := {"uid", "embedding"} - {*schema.names}:
+        raise ValueError(f"'{file}' has no column {', '.join(sorted(missing))}. It has: {', '.join(schema.names)}.")
+    kind = schema.field("embedding").type
+    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not listed or not types.is_floating(kind.value_type):
+        raise ValueError(f"'{file}' has embeddings of type {kind}, wanted lists of {embed_dim} floats.")
     for batch in _parquet(file).iter_batches(_BATCH, columns=["uid", "embedding"]):
         column = batch.column("embedding")
         flat = column.flatten().to_numpy(zero_copy_only=False)
