@@ -209,7 +209,7 @@ def is_silent(mutant: Mutant) -> bool:
         or after == before.replace("strict=True", "strict=False")  # zip: of lists that are equally long
         or after == before.replace("*,", "/,")  # no operator, though Cosmic Ray takes it for one
         or after == 'if __name__ <= "__main__":'  # the name of a module that is imported comes after it
-        or (before.split("(")[0] in ("@cache", "@lru_cache") and not after.startswith("@"))
+        or before.split("(")[0] in ("@cache", "@lru_cache")
     )
 
 

@@ -1,6 +1,7 @@
 """The house stays as the README draws it: imports go down, every module is on the map, nothing is vague or too long."""
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -174,6 +175,13 @@ def test_every_test_file_is_named_after_a_module() -> None:
     begun = tuple(f"{module}_" for module in modules)  # a long test file is two: test_retrieval_options.py
     packages = ("interop_", "commands_", "training_", "demo_", "formats")
     assert not [name for name in tests if name not in modules and not name.startswith((*begun, *packages))]
+
+
+def test_mistakes_that_change_nothing_are_in_lines_that_are_there() -> None:
+    rows = json.loads((ROOT / "tests/equivalent_mutants.json").read_text(encoding="utf-8"))
+    lines = {file: (ROOT / file).read_text(encoding="utf-8") for file in {row["file"] for row in rows}}
+    present = {file: {line.strip() for line in text.splitlines()} for file, text in lines.items()}
+    assert not [row for row in rows if row["before"] not in present[row["file"]] or not row["reason"]]
 
 
 def test_the_library_does_not_probe_objects_or_import_by_string() -> None:

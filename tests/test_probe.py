@@ -11,20 +11,21 @@ from vlm.checkpoint import load_classifier, save
 from vlm.embedder import Embedder
 
 
+@pytest.fixture
+def clip(tiny_embedder: Embedder, tmp_path: Path) -> Path:
+    save(tiny_embedder, tmp_path / "clip")
+    return tmp_path / "clip"
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["probe", *map(str, words)])
     return main()
 
 
 def test_one_command_makes_the_whole_table_and_the_linear_probe_as_a_classifier(
-    tiny_embedder: Embedder,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    clip: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    save(tiny_embedder, tmp_path / "clip")
-    words = (tmp_path / "clip", run_folder / "data.parquet", "--label", "concept", "--shots", 1, 2, "--draws", 2)
+    words = (clip, run_folder / "data.parquet", "--label", "concept", "--shots", 1, 2, "--draws", 2)
     assert run(monkeypatch, *words, "--choose", "validation", "--out", tmp_path / "linear", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in rows] == [
@@ -52,18 +53,13 @@ def test_one_command_makes_the_whole_table_and_the_linear_probe_as_a_classifier(
 
 
 def test_classes_are_named_by_a_set_beside_the_data_in_the_language_asked_for(
-    tiny_embedder: Embedder,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    clip: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    save(tiny_embedder, tmp_path / "clip")
     shutil.copy(run_folder / "data.parquet", tmp_path / "data.parquet")
     names = {"red dog": ("a dog", "犬"), "red cat": ("a cat", "猫"), "red bird": ("a bird", "鳥")}
     few = {key: {"en": [en], "ja": [ja]} for key, (en, ja) in names.items()}
     (tmp_path / "classes.json").write_text(json.dumps({"few": {"by": "concept", "classes": few}}))
-    words = (tmp_path / "clip", tmp_path / "data.parquet", "--classes", "few", "--shots", "--held-out", 2)
+    words = (clip, tmp_path / "data.parquet", "--classes", "few", "--shots", "--held-out", 2)
     for language, number in (("en", 0), ("ja", 1)):
         out = tmp_path / language
         assert run(monkeypatch, *words, "--lang", language, "--out", out, "--json") == 0
@@ -82,14 +78,9 @@ def test_one_way_to_choose_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_what_does_not_fit_is_one_line_and_exit_code_1(
-    tiny_embedder: Embedder,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    clip: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    save(tiny_embedder, tmp_path / "clip")
-    words = (tmp_path / "clip", run_folder / "data.parquet", "--label", "concept")
+    words = (clip, run_folder / "data.parquet", "--label", "concept")
     assert run(monkeypatch, *words, "--choose", "test") == 1
     assert run(monkeypatch, tmp_path / "none", *words[1:], "--choose", "validation") == 1
     errors = capsys.readouterr().err.splitlines()

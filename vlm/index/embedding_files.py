@@ -108,14 +108,15 @@ def _read_pair(metadata: Path, array: Path, embed_dim: int) -> Iterator[Batch]:
 
 
 def _read_shard(file: Path, embed_dim: int) -> Iterator[Batch]:
-    schema, types = _parquet(file).schema_arrow, _pyarrow()[0].types
+    opened, types = _parquet(file), _pyarrow()[0].types
+    schema = opened.schema_arrow
     if missing := {"uid", "embedding"} - {*schema.names}:
         raise ValueError(f"'{file}' has no column {', '.join(sorted(missing))}. It has: {', '.join(schema.names)}.")
     kind = schema.field("embedding").type
     listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not listed or not types.is_floating(kind.value_type):
         raise ValueError(f"'{file}' has embeddings of type {kind}, wanted lists of {embed_dim} floats.")
-    for batch in _parquet(file).iter_batches(_BATCH, columns=["uid", "embedding"]):
+    for batch in opened.iter_batches(_BATCH, columns=["uid", "embedding"]):
         column = batch.column("embedding")
         flat = column.flatten().to_numpy(zero_copy_only=False)
         if {*column.value_lengths().to_pylist()} != {embed_dim}:
