@@ -16,10 +16,10 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
 from benchmarks.machine import about, resident
-from training.accumulate import accumulate
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.loss import clip_loss
+from vlm.models.clip import CLIP
+from vlm.training.engine.accumulate import accumulate
 
 SAMPLES = 16
 
@@ -42,7 +42,7 @@ def gradients_table() -> str:
     (whole,) = chunks(1)
     ClipLoss()(*embed(reference, whole), reference.logit_scale.exp()).backward()
     for m in (1, 2, 4, 8):
-        for who, step in (("`training.accumulate`", ours), ("OpenCLIP", theirs)):
+        for who, step in (("`vlm.training.engine.accumulate`", ours), ("OpenCLIP", theirs)):
             tried = model()
             step(tried, chunks(m))
             scale, error = compare(tried, reference)
@@ -57,7 +57,7 @@ def memory_table() -> str:
         "|---:|---:|---:|",
     ]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.clip"])
+    context.set_forkserver_preload(["torch", "open_clip.loss", "vlm.models.clip"])
     with context.Pool(1, maxtasksperchild=1) as pool:
         for chunk, batches in ((32, (32, 64, 128, 256)), (64, (64, 128, 256)), (256, (256,))):
             lines += [f"| {batch} | {chunk} | {pool.apply(peak_memory, (batch, chunk)):.0f} |" for batch in batches]

@@ -20,9 +20,9 @@ from torch import Tensor
 import vlm
 from benchmarks.machine import about
 from benchmarks.picture_vectors import TRAIN, VALIDATION
-from training.pairs import Pairs, open_pairs
 from vlm.index.ann import build, load, recall_of
 from vlm.index.exact_search import nearest
+from vlm.training.data.pairs import Pairs, open_pairs
 
 K, SECONDS = 10, 4.0
 RECALL, SPEED = 0.98, 10.0  # what must hold

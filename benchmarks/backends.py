@@ -25,7 +25,7 @@ from torch import Tensor
 import vlm
 from benchmarks.machine import about
 from benchmarks.side_by_side import ratios
-from vlm.backends import Backend
+from vlm.onnx.backends import Backend
 
 THREADS = 2
 MODEL = "ViT-B-32"

@@ -20,11 +20,11 @@ import ftfy
 import torch
 
 import vlm
-from training.evaluate import PICTURE_WORDS, embed_pictures, retrieval_rows
-from training.pairs import Pairs, open_pairs
-from training.rows import Selected
+from vlm.images.preprocess import open_image
 from vlm.metrics import top_k_accuracy
-from vlm.preprocess import open_image
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.rows import Selected
+from vlm.training.measure.evaluate import PICTURE_WORDS, embed_pictures, retrieval_rows
 from vlm.zero_shot import ZeroShotClassifier, label_sentences
 
 RECALLS = (1, 5, 10)

@@ -29,9 +29,9 @@ from transformers.models.auto import modeling_auto
 
 import vlm
 from benchmarks.machine import about
-from training.accumulate import accumulate
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
-from vlm.tokenizer import CLIPTokenizer
+from vlm.tokenizers.tokenizer import CLIPTokenizer
+from vlm.training.engine.accumulate import accumulate
 
 PACKAGES = ("open_clip_torch", "transformers", "timm")
 SITE = Path(open_clip.__file__).parent.parent
@@ -63,7 +63,7 @@ def main() -> None:
 WALK = ("library", "functions on the stack", "functions run", "lines run", "files")
 PADDING = ("who", "tokens", "of them padding")
 MANY = ("who", "image to text", "text to image")
-ACCUMULATED = ("m", "`training.accumulate`", "Hugging Face `Trainer`, `gradient_accumulation_steps`")
+ACCUMULATED = ("m", "`vlm.training.engine.accumulate`", "Hugging Face `Trainer`, `gradient_accumulation_steps`")
 RESUMED = ("Hugging Face `Trainer`", "weights equal bit for bit", "largest difference")
 
 
@@ -246,7 +246,7 @@ def parts() -> Rows:
 
 
 def gradient(images: Tensor, ids: Tensor, m: int) -> float:
-    """Of logit_scale, by `training.accumulate`."""
+    """Of logit_scale, by `vlm.training.engine.accumulate`."""
     model = clip_of(12).double()
     scale = model.logit_scale
     chunks = [*zip(images.chunk(m), ids.chunk(m), strict=True)]

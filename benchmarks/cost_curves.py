@@ -26,12 +26,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.machine import about, resident
-from training.accumulate import accumulate
-from training.distributed import init_from_env
-from vlm.clip import CLIP
 from vlm.config import named_size
 from vlm.index.exact_search import nearest
 from vlm.loss import clip_loss
+from vlm.models.clip import CLIP
+from vlm.training.engine.accumulate import accumulate
+from vlm.training.engine.distributed import init_from_env
 
 REPEATS = 3
 EMBED_DIM = 512  # of the loss and of the gallery

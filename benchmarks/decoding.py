@@ -25,7 +25,7 @@ from benchmarks.machine import about
 from benchmarks.photographs import HEIGHT, WIDTH, as_jpeg, photograph
 from benchmarks.side_by_side import ratios
 from vlm.config import PreprocessConfig
-from vlm.preprocess import Preprocess
+from vlm.images.preprocess import Preprocess
 
 Prepare = Callable[[bytes], Tensor]
 VALIDATION = Path(__file__).parents[1] / "training/picture_words/validation.parquet"

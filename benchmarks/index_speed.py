@@ -23,8 +23,8 @@ import vlm
 from benchmarks.machine import about
 from benchmarks.photographs import photograph
 from vlm.config import PreprocessConfig, named_size
-from vlm.preprocess import Preprocess
-from vlm.retrieval import EmbeddingIndex
+from vlm.images.preprocess import Preprocess
+from vlm.index.embedding_index import EmbeddingIndex
 
 BATCH = 64
 DISTINCT = 16

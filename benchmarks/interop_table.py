@@ -26,10 +26,10 @@ from torch import nn
 
 import vlm
 from tests.foreign_models import randomise
-from vlm.clip import CLIP
 from vlm.interop import openclip
 from vlm.interop.openclip_config import ModelCfg
 from vlm.interop.timm import named
+from vlm.models.clip import CLIP
 
 VOCAB = 600
 EMBED_DIM = 48

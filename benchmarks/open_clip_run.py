@@ -61,8 +61,8 @@ class Window(NamedTuple):
 
 def prepare(folder: Path, pictures: int | None = None) -> int:
     """Write `folder`/train.csv, pictures/ and model/; the number of lines.  `pictures`: fewer, to try the programs."""
-    from training.pairs import open_pairs
-    from vlm.checkpoint import load
+    from vlm.checkpoint.folder import load
+    from vlm.training.data.pairs import open_pairs
 
     folder = from_root(folder)  # the CSV file and the model's file name paths
     embedder = load("mini")  # its sizes, tokenizer and preprocessing; its weights are not used
@@ -113,7 +113,7 @@ def copy_rows(table: Path, few: Path, count: int) -> None:
 
 def write_model(embedder: Embedder, folder: Path) -> None:
     """folder/open_clip_config.json and the tokenizer, as `vlm.export` writes them, and NAME.json, which names them."""
-    from vlm.exports import export
+    from vlm.interop.exports import export
 
     if not (folder / "open_clip_config.json").exists():
         export(embedder, folder, "openclip")
@@ -213,7 +213,7 @@ def open_checkpoint(checkpoint: Path, model: Path, place: Path) -> Embedder:
 
     `model`: what `write_model` wrote.
     """
-    from vlm.checkpoint import load
+    from vlm.checkpoint.folder import load
 
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     settings = json.loads((model / "open_clip_config.json").read_text(encoding="utf-8"))

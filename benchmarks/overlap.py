@@ -2,7 +2,7 @@
 
     python -m benchmarks.overlap > benchmarks/overlap.md         (--steps 60)
 
-Runs `python -m training.train_clip` itself and reads the timing.jsonl it writes (training/record.py).
+Runs `python -m training.train_clip` itself and reads the timing.jsonl it writes (training/engine/record.py).
 """
 
 import argparse

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import vlm
 from benchmarks.machine import about
-from vlm.figures import mosaic
-from vlm.vision import VisionTransformer
-from vlm.visualize import Score, patch_grid, relevance, text_score
+from vlm.inspect.figures import mosaic
+from vlm.inspect.maps import Score, patch_grid, relevance, text_score
+from vlm.models.vision import VisionTransformer
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
 SIDE = 192  # of the picture, in pixels

@@ -27,9 +27,9 @@ import torch
 import torch.utils.tensorboard.writer  # imported here so that no life needs to
 
 from benchmarks.machine import about
-from training.contrastive import train
-from training.distributed import Processes
-from training.state import saved
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.state import saved
+from vlm.training.tasks.contrastive import train
 
 STEPS, SAVE_EVERY = 200, 5
 MOMENTS = ("saving", "step", "saving", "start", "step", "saving", "step", "saving", "start", "saving")

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize, pad
 from transformers import CLIPConfig, CLIPModel
 
-import vlm.linear
+import vlm.models.linear
 from benchmarks.machine import about
 from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, english_captions, head, in_turns, row
-from vlm.clip import CLIP
 from vlm.config import named_size
 from vlm.interop.huggingface import write_clip
 from vlm.interop.openclip import write_model
-from vlm.tokenizer import CLIPTokenizer
+from vlm.models.clip import CLIP
+from vlm.tokenizers.tokenizer import CLIPTokenizer
 
 KEYWORDS = 5
 BATCHES = 4  # different ones, over and over
@@ -52,7 +52,7 @@ def main() -> None:
     print("# The text tower of ViT-B/32, float32\n")
     command = "python -m benchmarks.text_tower" + " --quick" * options.quick
     print(about(command, ["torch", "open_clip_torch", "transformers"], options.threads))
-    onednn = "oneDNN" if vlm.linear.mkl_holds_back() else "MKL"
+    onednn = "oneDNN" if vlm.models.linear.mkl_holds_back() else "MKL"
     print(f"{rounds} rounds, in turns; each round embeds {BATCHES} different batches. Large products here: {onednn}.\n")
     models = three(options.device)
     for size in (64, 1):
@@ -103,7 +103,7 @@ def table(models: Models, size: int, rounds: int, device: str) -> str:
         "`vlm`, all products by MKL": _by_mkl(each(models.vlm.encode_text, batches)),
         OURS: each(models.vlm.encode_text, batches),
     }
-    if not vlm.linear.mkl_holds_back():
+    if not vlm.models.linear.mkl_holds_back():
         del variants["`vlm`, all products by MKL"]
     wanted = variants[OURS]()
     apart = {name: float((run() - wanted).abs().max()) for name, run in variants.items()}
@@ -122,11 +122,11 @@ def _by_mkl(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """What packing and the last block alone bring."""
 
     def plain() -> Tensor:
-        chosen, vlm.linear.linear = vlm.linear.linear, linear
+        chosen, vlm.models.linear.linear = vlm.models.linear.linear, linear
         try:
             return run()
         finally:
-            vlm.linear.linear = chosen
+            vlm.models.linear.linear = chosen
 
     return plain
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from benchmarks import open_clip_run
 from benchmarks.machine import about
 from benchmarks.open_clip_run import Settings
-from training.evaluate import ALONE, embed_pictures, open_unseen, retrieval_rows
 from vlm.embedder import Embedder
+from vlm.training.measure.evaluate import ALONE, embed_pictures, open_unseen, retrieval_rows
 
 SPLIT = "val_style"
 TASK = "text->image R@1"
@@ -181,14 +181,14 @@ def our_checkpoints(out: Path) -> list[Checkpoint]:
 
 def open_our_checkpoint(recipe_file: Path, checkpoint: Path) -> Embedder:
     """With the average of the weights where the recipe keeps one, as the trainer itself evaluates."""
-    from training.config import read_recipe
-    from training.contrastive import open_embedder, ordinary
+    from vlm.training.recipe.config import read_recipe
+    from vlm.training.tasks.contrastive import open_embedder, ordinary
 
     recipe = read_recipe(recipe_file)
     embedder = open_embedder(recipe, ALONE)
     tensors = load_file(checkpoint / "tensors.safetensors")
     weights = {}
-    for part in ("/model/", "/average/"):  # training/state.py names tensors by their path in `Training.state`
+    for part in ("/model/", "/average/"):  # training/engine/state.py names tensors by their path in `Training.state`
         weights |= {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
     model = ordinary(embedder.model.config, recipe.model, weights)
     return Embedder(model, embedder.tokenizer, embedder.preprocess)
@@ -261,7 +261,7 @@ def score_run(out: Path) -> Path:
 
 
 class Score:
-    """Text->image R@1 of val_style, by language: training/evaluate.py, for both libraries alike."""
+    """Text->image R@1 of val_style, by language: training/measure/evaluate.py, for both libraries alike."""
 
     def __init__(self, embedder: Embedder):
         self.pairs = open_unseen(embedder, (SPLIT,))  # decoded once: both preprocess alike

@@ -3,8 +3,8 @@
     python -m benchmarks.train_step > benchmarks/train_step.md      (--quick: 2 rounds; --device cuda: on a GPU)
 
 Each library has a process of its own, which holds the same weights and gets the same batches: pictures of noise, real
-English captions.  The two take turns, a step each.  Ours is `Training.step` of training/loop.py.  OpenCLIP's follows
-`train_one_epoch` and `main` of open_clip_train line by line: model, `ClipLoss`, AdamW, --grad-clip-norm 1, ids padded
+English captions.  The two take turns, a step each.  Ours is `Training.step` of training/engine/loop.py.
+OpenCLIP's follows `train_one_epoch` and `main` of open_clip_train line by line: model, `ClipLoss`, AdamW, --grad-clip-norm 1, ids padded
 to 77.  Both: float32, AdamW, the same learning rate.  Before the first step their gradients are compared.
 """
 
@@ -104,10 +104,10 @@ def _median(values: list[float]) -> float:
 def write_case(case: Case, folder: Path) -> float:
     """The same weights for both, and batches; returns the mean number of ids of a caption."""
     from benchmarks.side_by_side import english_captions
-    from vlm.clip import CLIP
     from vlm.config import named_size
     from vlm.interop.openclip import write_model
-    from vlm.tokenizer import CLIPTokenizer, load_tokenizer
+    from vlm.models.clip import CLIP
+    from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
 
     config = named_size(case.size)
     tokenizer = CLIPTokenizer()
@@ -161,10 +161,10 @@ def measure(case: Case, folder: Path, rounds: int, device: str, threads: int) ->
 
 def compare(folder: Path) -> float:
     """The largest difference of a weight's gradients, as a share of that weight's largest."""
-    from vlm.clip import CLIP
     from vlm.config import CLIPConfig
     from vlm.interop.openclip import read_model
     from vlm.interop.openclip_config import ModelCfg
+    from vlm.models.clip import CLIP
 
     cfg = json.loads((folder / "theirs.json").read_text())
     _, theirs = read_model(load_file(folder / "theirs.gradients"), ModelCfg.from_dict(cfg))
@@ -216,15 +216,15 @@ def _serve(
 
 
 def start_vlm(case: Case, folder: Path, device: str) -> Worker:
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")  # as training/command.py
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")  # as training/tasks/command.py
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    from training.config import OptimSection, Recipe, RunSection
-    from training.data import Batch
-    from training.distributed import Processes
-    from training.loop import Training
-    from vlm.clip import CLIP
     from vlm.config import CLIPConfig
     from vlm.loss import clip_loss
+    from vlm.models.clip import CLIP
+    from vlm.training.data.batches import Batch
+    from vlm.training.engine.distributed import Processes
+    from vlm.training.engine.loop import Training
+    from vlm.training.recipe.config import OptimSection, Recipe, RunSection
 
     config = CLIPConfig.from_dict(json.loads((folder / "ours.json").read_text()))
     model = CLIP(config)

@@ -22,8 +22,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860 on")
     chosen = parser.parse_args()
 
-    from demo.actions import Actions  # torch, and below Gradio, take seconds to import: --help does not wait for them
-    from demo.models import Shelf, is_loopback
+    from vlm.demo.actions import (
+        Actions,  # torch, and below Gradio, take seconds to import: --help does not wait for them
+    )
+    from vlm.demo.models import Shelf, is_loopback
 
     if "GRADIO_TEMP_DIR" not in os.environ:  # uploads: for this user's eyes only, gone with the page
         uploads = tempfile.TemporaryDirectory(prefix="vlm-demo-")
@@ -42,7 +44,7 @@ def main() -> int:
         _ = actions.embedder  # a wrong name is said here, not on the page
         shelf.check()
 
-        from demo.app import build, launch
+        from vlm.demo.app import build, launch
 
         page = build(actions)
         address = launch(page, actions, language=chosen.lang, host=chosen.host, port=chosen.port)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 import vlm
-from demo import inside
-from demo.models import Shelf
-from demo.searching import Collection, Filters, Hit, OwnFolder, Samples, computing
-from demo.texts import NoAnswer
-from vlm.embedding_cache import CachedEmbedder
+from vlm.demo import inside
+from vlm.demo.models import Shelf
+from vlm.demo.searching import Collection, Filters, Hit, OwnFolder, Samples, computing
+from vlm.demo.texts import NoAnswer
+from vlm.images.preprocess import MAX_BYTES
 from vlm.index.query import Term, parse_terms
-from vlm.preprocess import MAX_BYTES
+from vlm.serving.embedding_cache import CachedEmbedder
 from vlm.zero_shot import label_sentences
 
 MAX_LABELS = 200

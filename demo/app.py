@@ -16,14 +16,14 @@ if not __package__:  # run as a file, as a Space does: the package stands in the
 import gradio as gr
 from starlette.middleware import Middleware
 
-from demo import views
-from demo.actions import Actions
-from demo.door import Door
-from demo.gallery import SAMPLES
-from demo.tabs import classifier, classify, look, models, search
-from demo.texts import TEXTS
-from demo.theme import THEME
-from demo.wiring import Page, html, text
+from vlm.demo import views
+from vlm.demo.actions import Actions
+from vlm.demo.door import Door
+from vlm.demo.gallery import SAMPLES
+from vlm.demo.tabs import classifier, classify, look, models, search
+from vlm.demo.texts import TEXTS
+from vlm.demo.theme import THEME
+from vlm.demo.wiring import Page, html, text
 
 HERE = Path(__file__).parent
 TABS = {  # name in texts.json -> module
@@ -94,7 +94,7 @@ def launch(
 def __getattr__(name: str) -> Any:
     """`demo`, which Spaces and the `gradio` command look for, is built when asked for."""
     if name != "demo":
-        raise AttributeError(f"module 'demo.app' has no attribute '{name}'")
+        raise AttributeError(f"module 'vlm.demo.app' has no attribute '{name}'")
     return build(Actions(os.environ.get("VLM_DEMO_MODEL", "mini")))
 
 

@@ -1,4 +1,4 @@
-"""What a ViT sees, as pictures and numbers for the page.  `vlm/visualize.py` computes it, `vlm/figures.py` draws it.
+"""What a ViT sees, as pictures and numbers for the page.  `vlm.inspect` computes and draws it.
 
 People count blocks, heads and patches from 1; patch 0 is the vector that stands for the whole picture.
 """
@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 import vlm
-from demo.texts import NoAnswer
-from vlm import figures, visualize
-from vlm.preprocess import ImageSource, Preprocess
-from vlm.vision import VisionTransformer
+from vlm.demo.texts import NoAnswer
+from vlm.images.preprocess import ImageSource, Preprocess
+from vlm.inspect import figures
+from vlm.inspect import maps as visualize
+from vlm.models.vision import VisionTransformer
 from vlm.zero_shot import class_embeddings
 
 SIDE = 384  # pixels of a large figure

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from demo.inside import Answer, Look, Seen
-from demo.models import RUNS, Timed, threads
-from demo.texts import LANGUAGES, TEXTS, bilingual, both, escape
-from vlm import figures
+from vlm.demo.inside import Answer, Look, Seen
+from vlm.demo.models import RUNS, Timed, threads
+from vlm.demo.texts import LANGUAGES, TEXTS, bilingual, both, escape
+from vlm.inspect import figures
 
 TRAIN = "python -m training.train_vit training/recipes/groups-from-mini.toml --out runs/groups"
 MEGABYTE = 1e6

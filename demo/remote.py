@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from demo.texts import NoAnswer
+from vlm.demo.texts import NoAnswer
 
 REMOTE = ("hf:", "openclip:")
 
@@ -24,7 +24,7 @@ def is_remote(source: str) -> bool:
 
 def size(source: str) -> int | None:
     """Bytes that loading it would bring, None where nobody says.  Asks the hub; nothing is downloaded."""
-    from vlm.interop import hub  # reads the registries of others: only those who ask wait for it
+    from vlm.interop import hub
 
     with _one_line():
         return hub.about(_checked(source)).size

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import vlm
-from demo.gallery import SAMPLES, Sample, sample, samples
-from demo.texts import NoAnswer
-from vlm.backends import cache_folder
+from vlm.demo.gallery import SAMPLES, Sample, sample, samples
+from vlm.demo.texts import NoAnswer
+from vlm.images.finding import find_images
 from vlm.index.query import Term, unit_sum
-from vlm.picture_finding import find_images
+from vlm.onnx.backends import cache_folder
 
 THUMBNAIL = 192  # pixels
 computing = RLock()  # one computation at a time on the device, whichever page asks

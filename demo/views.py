@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from demo.actions import Ranked, Row
-from demo.gallery import Sample, samples
-from demo.searching import Hit, Progress, thumbnail
-from demo.texts import NoAnswer, bilingual, both, escape
+from vlm.demo.actions import Ranked, Row
+from vlm.demo.gallery import Sample, samples
+from vlm.demo.searching import Hit, Progress, thumbnail
+from vlm.demo.texts import NoAnswer, bilingual, both, escape
 
 REPOSITORY_MODEL = "openclip:ViT-B-32/laion2b_s34b_b79k"
 

@@ -10,9 +10,9 @@ import gradio as gr
 from gradio.events import api
 from gradio_client.utils import is_file_obj_with_meta
 
-from demo import views
-from demo.gallery import EXAMPLES, sample
-from demo.texts import TEXTS, NoAnswer, english
+from vlm.demo import views
+from vlm.demo.gallery import EXAMPLES, sample
+from vlm.demo.texts import TEXTS, NoAnswer, english
 
 MODEL = "model"  # one computation at a time: all events share this queue
 

@@ -3,8 +3,8 @@
     python -m docs.include_code            write the pages anew
     python -m docs.include_code --check    exit 1 and name each page that is not as the source is
 
-In a page, `<!-- code: vlm/layers.py Attention.weights -->` stands above a ```python block: the function, method or
-class of that name, without its docstrings.
+In a page, `<!-- code: vlm/models/layers.py Attention.weights -->` stands above a ```python block: the function,
+method or class of that name, without its docstrings.
 """
 
 import argparse

@@ -69,8 +69,8 @@ def _type(one: dict[str, Any]) -> str:
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from demo.actions import Actions
-    from demo.app import build
+    from vlm.demo.actions import Actions
+    from vlm.demo.app import build
 
     endpoints: Any = build(Actions("mini")).get_api_info()
     for language, page in pages(endpoints["named_endpoints"]).items():

@@ -8,10 +8,10 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from training.check import check_rows, open_tokenizer
-from training.check_scan import Divided
-from training.formats.columns import recognise
-from training.formats.table import Table
+from vlm.training.audit.check import check_rows, open_tokenizer
+from vlm.training.audit.scan import Divided
+from vlm.training.data.formats.columns import recognise
+from vlm.training.data.formats.table import Table
 
 Row = dict[str, Any]
 COLOURS = ["red", "green", "blue", "black", "white"]

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from tiny_run import write_data
 
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.preprocess import Preprocess
-from vlm.retrieval import EmbeddingIndex
-from vlm.tokenizer import SentencePieceTokenizer, Tokenizer
+from vlm.images.preprocess import Preprocess
+from vlm.index.embedding_index import EmbeddingIndex
+from vlm.models.clip import CLIP
+from vlm.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

@@ -13,12 +13,12 @@ import torch
 from demo_server import Server, serving
 
 import vlm
-from demo.gallery import SAMPLES
-from demo.texts import TEXTS
-from vlm.checkpoint import BUNDLED
+from vlm.checkpoint.folder import BUNDLED
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.demo.gallery import SAMPLES
+from vlm.demo.texts import TEXTS
+from vlm.images.preprocess import Preprocess
+from vlm.models.vision import ViTClassifier
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -20,7 +20,7 @@ def note(event, values):
         print("DIALLED OUT", values[0], file=sys.stderr, flush=True)
 
 sys.addaudithook(note)
-from demo.__main__ import main
+from vlm.demo.__main__ import main
 sys.exit(main())
 """
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.accumulate import accumulate
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.loss import clip_loss, siglip_loss
+from vlm.models.clip import CLIP
+from vlm.training.engine.accumulate import accumulate
 
 SAMPLES = 8
 

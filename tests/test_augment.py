@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from training import augment as module
-from training.augment import AugmentConfig, augment, uniform_draws
+from vlm.training.data import augment as module
+from vlm.training.data.augment import AugmentConfig, augment, uniform_draws
 
 NOTHING: dict[str, Any] = {"zoom": (1.0, 1.0), "stretch": 0.0, "rotate": 0.0, "shear": 0.0, "shift": 0.0, "flip": 0.0,
                            "colour": 0.0, "hue": 0.0, "gray": 0.0, "line": 0.0, "blur": 0.0, "background": 0.0,

@@ -17,14 +17,15 @@ import torch
 import vlm
 from benchmarks.backends import agreement, validation
 from tests.foreign_models import clip_config, odd_pictures, pixels, randomise, rows, siglip_config
-from vlm import backends, onnx_towers
-from vlm.backends import OnnxCLIP, cache_folder, run_by
 from vlm.cli import main
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig
 from vlm.embedder import Embedder
-from vlm.embedding_cache import CachedEmbedder
-from vlm.retrieval import EmbeddingIndex
+from vlm.index.embedding_index import EmbeddingIndex
+from vlm.models.clip import CLIP
+from vlm.onnx import backends
+from vlm.onnx import towers as onnx_towers
+from vlm.onnx.backends import OnnxCLIP, cache_folder, run_by
+from vlm.serving.embedding_cache import CachedEmbedder
 
 TEXTS = ["犬", "a drawing of a house", "car", "海に沈む夕日", "a dog", "a red apple on a table"]
 
@@ -311,7 +312,7 @@ def test_onnx_runtime_reports_to_nobody(tmp_path: Path):
     quiet = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"}
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", "from vlm.backends import check; check('onnx')"]
+    command = [sys.executable, "-c", "from vlm.onnx.backends import check; check('onnx')"]
     subprocess.run(command, env=environment, check=True)
     assert list(tmp_path.rglob("*")) == []
 

@@ -10,7 +10,12 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from training.calibrate import (
+from vlm.calibration import Calibration
+from vlm.checkpoint.folder import load, save, save_calibration
+from vlm.embedder import Embedder
+from vlm.metrics import calibration_bins, calibration_error
+from vlm.training.data.pairs import open_pairs
+from vlm.training.measure.calibrate import (
     BINS,
     HEADING,
     Answers,
@@ -22,11 +27,6 @@ from training.calibrate import (
     section,
     validation_answers,
 )
-from training.pairs import open_pairs
-from vlm.calibration import Calibration
-from vlm.checkpoint import load, save, save_calibration
-from vlm.embedder import Embedder
-from vlm.metrics import calibration_bins, calibration_error
 
 
 def made_answers(queries: int = 3000, seed: int = 0) -> Answers:
@@ -168,7 +168,7 @@ def test_each_half_of_the_concepts_is_asked_for_in_a_gallery_of_its_own(
 ):
     pairs, _ = open_pairs(run_folder / "data.parquet", tiny_embedder.preprocess).sound()
     opened: list[tuple[str, ...]] = []
-    monkeypatch.setattr("training.calibrate.open_unseen", lambda _, splits: opened.append(splits) or pairs)
+    monkeypatch.setattr("vlm.training.measure.calibrate.open_unseen", lambda _, splits: opened.append(splits) or pairs)
     embedder = Recording(tiny_embedder.model, *tiny_embedder.parts())
     answers = validation_answers(embedder)
     assert opened == [("val_style", "val_concept", "val_both")]
@@ -224,7 +224,7 @@ def test_the_command_writes_it_into_the_model_and_keeps_the_rest_of_the_card(
     save(tiny_embedder, folder, "# a card\n\nwhat it says\n")
     found = Calibration(scale=20.5, bias=-12.25, data="a test")
     reliable = [match_reliability(answers, answers.cosines, answers.best_wrong, 0.1)]
-    monkeypatch.setattr("training.calibrate.calibrate", lambda embedder: (found, reliable))
+    monkeypatch.setattr("vlm.training.measure.calibrate.calibrate", lambda embedder: (found, reliable))
     monkeypatch.setattr("sys.argv", ["calibrate", str(folder)])
     for _ in range(2):  # the second time takes the place of the first
         assert main() == 0
@@ -241,7 +241,7 @@ def test_each_language_is_measured_with_what_was_fitted_to_the_other_half(monkey
     answers = [made_answers(600), made_answers(400, seed=1)._replace(language="ja")]
     for one in answers:  # the odd ones are of a world where fewer are correct
         one.correct[1::2] &= torch.rand(one.correct[1::2].shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    monkeypatch.setattr("training.calibrate.validation_answers", lambda embedder: answers)
+    monkeypatch.setattr("vlm.training.measure.calibrate.validation_answers", lambda embedder: answers)
     embedder: Embedder = None  # type: ignore[assignment]
     calibration, found = calibrate(embedder)
     assert calibration == fit(answers)

@@ -2,7 +2,7 @@ import unicodedata
 
 import numpy as np
 
-from training.captions import DRAWS, CaptionChoice, ways_of_writing
+from vlm.training.data.captions import DRAWS, CaptionChoice, ways_of_writing
 from vlm.zero_shot import label_sentences
 
 LANGUAGES = [(["a red dog", "a dog"], ["red", "dog"]), (["赤い犬"], [])]

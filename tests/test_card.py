@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from training.card import classifier_card, clip_card, markdown_table, minutes_of_steps, push_to_hub
-from training.evaluate import Row
 from vlm.config import VisionConfig
 from vlm.embedder import Embedder
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
+from vlm.training.measure.card import classifier_card, clip_card, markdown_table, minutes_of_steps, push_to_hub
+from vlm.training.measure.evaluate import Row
 
 ROWS = [Row("val", "top-1", "en", 0.12345, 0.05, 12), Row("held", "R@5", "ja", 0.5, 0.00012, 345)]
 

@@ -13,8 +13,8 @@ from datasets import Dataset
 from odd_pictures import ODD_PICTURES, write_odd_pictures
 from PIL import Image
 
-from training.check import check, check_rows, open_tokenizer
-from training.check_scan import script
+from vlm.training.audit.check import check, check_rows, open_tokenizer
+from vlm.training.audit.scan import script
 
 
 def found_in(rows: list[Row]) -> list[str]:

@@ -9,10 +9,10 @@ from check_sets import THINGS, encoded, examine, picture, row, sound
 from datasets import Dataset
 from PIL import Image
 
-from training import check as command
-from training.check import SAMPLE, check, open_tokenizer
-from vlm.checkpoint import BUNDLED
-from vlm.tokenizer import CLIPTokenizer, load_tokenizer
+from vlm.checkpoint.folder import BUNDLED
+from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
+from vlm.training.audit import check as command
+from vlm.training.audit.check import SAMPLE, check, open_tokenizer
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_sheet_is_in_the_language_asked_for(run, data: Path, tmp_path: Path)
         assert run(data, "--out", tmp_path / language, "--lang", language)[0] == 0
         with Image.open(tmp_path / language / "contact-sheet.png") as sheet:
             pages.append(sheet.tobytes())
-    from vlm import figures
+    from vlm.inspect import figures
 
     assert (pages[0] != pages[1]) == figures.pen("ja").japanese
 

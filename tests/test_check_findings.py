@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from training.check_findings import findings, table
-from training.check_scan import script
+from vlm.training.audit.findings import findings, table
+from vlm.training.audit.scan import script
 
 NONE = {"same file": 0, "same pixels": 0, "nearly the same": 0}
 FINE: dict[str, Any] = {

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.check_numbers import LEVELS, find_twins, numbers, picture_doubts, twin_doubts
-from training.check_scan import FACTS, Counts, Doubt, Seen
-from training.rows import BrokenSample
+from vlm.training.audit.numbers import LEVELS, find_twins, numbers, picture_doubts, twin_doubts
+from vlm.training.audit.scan import FACTS, Counts, Doubt, Seen
+from vlm.training.data.rows import BrokenSample
 
 
 class Named:

@@ -13,9 +13,9 @@ from check_sets import THINGS, Row, divided, encoded, examine, picture, row, sou
 from data_formats import idx
 from PIL import Image
 
-from training.check import open_tokenizer
-from training.check_scan import Divided, Doubt, Seen, scan, script
-from training.rows import open_rows
+from vlm.training.audit.check import open_tokenizer
+from vlm.training.audit.scan import Divided, Doubt, Seen, scan, script
+from vlm.training.data.rows import open_rows
 
 
 def seen_in(rows: list[Row], sample: int = 1000) -> Seen:

@@ -8,12 +8,12 @@ import pytest
 from check_sets import Row, divided, encoded, picture, row
 from PIL import Image
 
-from training.check import open_tokenizer
-from training.check_numbers import LEVELS, Twins, find_twins
-from training.check_scan import Seen, scan
-from training.check_sheet import WORDS, draw_sheet
-from vlm import figures
-from vlm.figures import Language
+from vlm.inspect import figures
+from vlm.inspect.figures import Language
+from vlm.training.audit.check import open_tokenizer
+from vlm.training.audit.numbers import LEVELS, Twins, find_twins
+from vlm.training.audit.scan import Seen, scan
+from vlm.training.audit.sheet import WORDS, draw_sheet
 
 HEADING, WIDTH, HEIGHT, SIDE = 46, 162, 230, 150
 

@@ -8,14 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import vlm.checkpoint
+import vlm.checkpoint.folder
 from vlm.calibration import Calibration
-from vlm.checkpoint import load, load_classifier, save, save_calibration
-from vlm.clip import CLIP
+from vlm.checkpoint.folder import load, load_classifier, save, save_calibration
 from vlm.config import CosineHeadConfig, PreprocessConfig, Projection, VisionConfig
 from vlm.embedder import Embedder
-from vlm.preprocess import Preprocess
-from vlm.vision import CosineHead, ViTClassifier
+from vlm.images.preprocess import Preprocess
+from vlm.models.clip import CLIP
+from vlm.models.vision import CosineHead, ViTClassifier
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def tiny_classifier() -> ViTClassifier:
 def resign(folder: Path) -> None:
     """What someone who means harm can do: the manifest made to agree with changed files."""
     names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
-    sums = {name: vlm.checkpoint._sha256(folder / name) for name in names}  # pyright: ignore[reportPrivateUsage]
-    (folder / "manifest.json").write_text(vlm.checkpoint._manifest(sums))  # pyright: ignore[reportPrivateUsage]
+    sums = {name: vlm.checkpoint.folder._sha256(folder / name) for name in names}  # pyright: ignore[reportPrivateUsage]
+    (folder / "manifest.json").write_text(vlm.checkpoint.folder._manifest(sums))  # pyright: ignore[reportPrivateUsage]
 
 
 def rewrite(folder: Path, config: object) -> None:

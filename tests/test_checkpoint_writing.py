@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlm.checkpoint
-from vlm.checkpoint import load, save
+import vlm.checkpoint.folder
+from vlm.checkpoint.folder import load, save
 from vlm.embedder import Embedder
 
 
@@ -36,7 +36,7 @@ def test_a_save_that_fails_leaves_the_older_model_whole(
         save(tiny_embedder, saved)
     with torch.no_grad():
         tiny_embedder.model.logit_scale.fill_(1.0)
-    monkeypatch.setattr(vlm.checkpoint, "_sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("vlm.checkpoint.folder._sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(tiny_embedder, saved)
     monkeypatch.undo()
@@ -86,11 +86,11 @@ def test_files_in_folders_that_a_manifest_lists_are_part_of_the_model(saved: Pat
         save(tiny_embedder, saved)
     (saved / "manifest.json").unlink()
     sums = {
-        str(path.relative_to(saved)): vlm.checkpoint._sha256(path)  # pyright: ignore[reportPrivateUsage]
+        str(path.relative_to(saved)): vlm.checkpoint.folder._sha256(path)  # pyright: ignore[reportPrivateUsage]
         for path in saved.rglob("*")
         if path.is_file()
     }
-    (saved / "manifest.json").write_text(vlm.checkpoint._manifest(sums))  # pyright: ignore[reportPrivateUsage]
+    (saved / "manifest.json").write_text(vlm.checkpoint.folder._manifest(sums))  # pyright: ignore[reportPrivateUsage]
     assert load(saved).fingerprint == tiny_embedder.fingerprint
     save(tiny_embedder, saved)
     assert not (saved / "samples").exists()

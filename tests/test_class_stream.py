@@ -6,11 +6,11 @@ from test_classification import batch
 from test_train_vit import ALONE
 from tiny_run import write_vit_recipe
 
-from training.class_stream import ClassStream
-from training.classification import open_classes, open_classifier, open_pictures, open_stream
-from training.config import VitRecipe, read_recipe
-from training.distributed import Processes
-from training.rows import BrokenSample
+from vlm.training.data.class_stream import ClassStream
+from vlm.training.data.rows import BrokenSample
+from vlm.training.engine.distributed import Processes
+from vlm.training.recipe.config import VitRecipe, read_recipe
+from vlm.training.tasks.classification import open_classes, open_classifier, open_pictures, open_stream
 
 
 def test_a_batch_goes_to_a_device_with_the_patches_it_keeps():

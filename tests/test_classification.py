@@ -8,8 +8,16 @@ import torch.nn.functional as F
 from test_train_vit import ALONE
 from tiny_run import write_vit_recipe
 
-from training.class_stream import ClassBatch, ClassPictures
-from training.classification import (
+from vlm.checkpoint.folder import save
+from vlm.config import PreprocessConfig, VisionConfig
+from vlm.images.preprocess import Preprocess
+from vlm.models.layers import Block
+from vlm.models.vision import ViTClassifier
+from vlm.training.data.class_stream import ClassBatch, ClassPictures
+from vlm.training.data.labelled import ClassSet, open_labelled
+from vlm.training.engine.optim import optimizers
+from vlm.training.recipe.config import LossSection, VitRecipe, VitSection, read_recipe
+from vlm.training.tasks.classification import (
     accuracy,
     classifying,
     final_rows,
@@ -22,14 +30,6 @@ from training.classification import (
     open_stream,
     plain,
 )
-from training.config import LossSection, VitRecipe, VitSection, read_recipe
-from training.labelled import ClassSet, open_labelled
-from training.optim import optimizers
-from vlm.checkpoint import save
-from vlm.config import PreprocessConfig, VisionConfig
-from vlm.layers import Block
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
 
 TINY = VisionConfig(image_size=16, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32)
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))

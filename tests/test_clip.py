@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.loss import clip_loss, siglip_loss
+from vlm.models.clip import CLIP
 
 EOT = 2
 VISION = VisionConfig(image_size=16, patch_size=8, width=24, depth=2, num_heads=3, mlp_dim=48)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.formats.columns import Columns, recognise
+from vlm.training.data.formats.columns import Columns, recognise
 
 
 def test_every_role_is_recognised_in_any_case_by_any_of_its_names():

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from training.command import Actions, run
-from training.distributed import Processes
+from vlm.training.engine.distributed import Processes
+from vlm.training.tasks.command import Actions, run
 
 CALLS: list[tuple[Any, ...]] = []
 

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 import vlm
 from tests.foreign_models import clip_config, randomise
 from vlm.cli import main
-from vlm.clip import CLIP
 from vlm.embedder import Embedder
 from vlm.interop import openclip
-from vlm.vision import ViTClassifier
+from vlm.models.clip import CLIP
+from vlm.models.vision import ViTClassifier
 
 
 def test_a_model_exported_and_converted_back_embeds_as_before(tiny_embedder: Embedder, tmp_path: Path) -> None:

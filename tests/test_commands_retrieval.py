@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm.checkpoint import load
+from vlm.checkpoint.folder import load
 from vlm.cli import main
 from vlm.embedder import Embedder
-from vlm.retrieval import EmbeddingIndex
+from vlm.index.embedding_index import EmbeddingIndex
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> list[dict[str, object]]:

@@ -23,7 +23,7 @@ from PIL import Image
 from serving import base64_of, png
 from starlette.testclient import TestClient
 
-from vlm.checkpoint import save
+from vlm.checkpoint.folder import save
 from vlm.cli import main
 from vlm.commands.serve import serve as declare
 from vlm.embedder import Embedder

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint import BUNDLED
-from vlm.clip import CLIP
+from vlm.checkpoint.folder import BUNDLED
 from vlm.config import (
     SIZES,
     CLIPConfig,
@@ -29,8 +28,9 @@ from vlm.config import (
     check_share,
     named_size,
 )
-from vlm.layers import Attention
-from vlm.tokenizer import CLIPTokenizer
+from vlm.models.clip import CLIP
+from vlm.models.layers import Attention
+from vlm.tokenizers.tokenizer import CLIPTokenizer
 
 UNUSUAL = [
     VisionConfig(image_size=(64, 96), patch_size=32, pool="mean", class_token=False, norm_after_pool=True),

@@ -13,11 +13,11 @@ from odd_pictures import noise
 from PIL import Image
 
 from vlm.calibration import Calibration
-from vlm.checkpoint import save, save_calibration
+from vlm.checkpoint.folder import save, save_calibration
 from vlm.cli import main
 from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder
-from vlm.retrieval import EmbeddingIndex
+from vlm.index.embedding_index import EmbeddingIndex
 
 
 @pytest.fixture

@@ -10,8 +10,15 @@ from PIL import Image
 from tiny_run import write_recipe
 from torch import Tensor
 
-from training.config import ModelSection, Recipe, read_recipe
-from training.contrastive import (
+from vlm.checkpoint.folder import save
+from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
+from vlm.embedder import Embedder
+from vlm.loss import clip_loss, siglip_loss
+from vlm.models.clip import CLIP
+from vlm.training.engine.distributed import Processes
+from vlm.training.measure.evaluate import embed_pictures, retrieval_recall
+from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
+from vlm.training.tasks.contrastive import (
     _sizes,
     chance_loss,
     choose_layers,
@@ -24,13 +31,6 @@ from training.contrastive import (
     open_validation_pairs,
     ordinary,
 )
-from training.distributed import Processes
-from training.evaluate import embed_pictures, retrieval_recall
-from vlm.checkpoint import save
-from vlm.clip import CLIP
-from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
-from vlm.embedder import Embedder
-from vlm.loss import clip_loss, siglip_loss
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 NOTHING = {"zoom": [1.0, 1.0], "stretch": 0.0, "rotate": 0.0, "shear": 0.0, "shift": 0.0, "colour": 0.0, "hue": 0.0,

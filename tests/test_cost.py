@@ -11,9 +11,14 @@ from tiny_run import write_recipe
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from training import train_clip
-from training.config import ModelSection, OptimSection, Recipe, read_recipe
-from training.cost import (
+from vlm.checkpoint.folder import save
+from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
+from vlm.models.clip import CLIP
+from vlm.models.layers import Block
+from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.training import train_clip
+from vlm.training.engine.optim import optimizers, orthogonalise
+from vlm.training.measure.cost import (
     Cost,
     block_bytes,
     loss_flops,
@@ -24,12 +29,7 @@ from training.cost import (
     text_flops,
     vision_flops,
 )
-from training.optim import optimizers, orthogonalise
-from vlm.checkpoint import save
-from vlm.clip import CLIP
-from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
-from vlm.layers import Block
-from vlm.tokenizer import load_tokenizer
+from vlm.training.recipe.config import ModelSection, OptimSection, Recipe, read_recipe
 
 SIZES = ["mini", "B/32", "B/16", "L/14"]
 
@@ -55,7 +55,7 @@ def test_flops_of_pictures_are_those_torch_counts(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_flops_of_texts_are_those_torch_counts(size, monkeypatch):
-    monkeypatch.setattr("vlm.linear.mkl_holds_back", lambda: False)  # no rows of zeros that fill oneDNN's blocks
+    monkeypatch.setattr("vlm.models.linear.mkl_holds_back", lambda: False)  # no rows of zeros that fill oneDNN's blocks
     config = named_size(size)
     text = replace(config.text, depth=2, vocab_size=300, eot_id=1)  # real numbers: not too many
     vision = VisionConfig(image_size=8, patch_size=8, width=8, depth=1, num_heads=1, mlp_dim=8)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from training.augment import AugmentConfig
-from training.captions import CaptionChoice
-from training.data import Batch, PairStream, group_number, shrink
-from training.pairs import Pairs, open_pairs
-from training.rows import BrokenSample
-from training.stream import batches
 from vlm.config import PreprocessConfig
-from vlm.preprocess import Preprocess
-from vlm.tokenizer import Tokenizer
+from vlm.images.preprocess import Preprocess
+from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.training.data.augment import AugmentConfig
+from vlm.training.data.batches import Batch, PairStream, group_number, shrink
+from vlm.training.data.captions import CaptionChoice
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.rows import BrokenSample
+from vlm.training.data.stream import batches
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16, resize="pad"))
 GLOBAL_BATCH = 8

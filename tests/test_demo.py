@@ -25,15 +25,15 @@ from odd_pictures import ODD_PICTURES, write_odd_pictures
 from PIL import Image
 
 import vlm
-from demo import views
-from demo.actions import MAX_LABELS, Actions, Ranked, read_labels, read_templates
-from demo.app import build
-from demo.gallery import SAMPLES, sample, samples
-from demo.searching import Filters, OwnFolder, thumbnail
-from demo.texts import TEXTS, NoAnswer, both
-from vlm import visualize
 from vlm.calibration import Calibration
-from vlm.preprocess import Reason
+from vlm.demo import views
+from vlm.demo.actions import MAX_LABELS, Actions, Ranked, read_labels, read_templates
+from vlm.demo.app import build
+from vlm.demo.gallery import SAMPLES, sample, samples
+from vlm.demo.searching import Filters, OwnFolder, thumbnail
+from vlm.demo.texts import TEXTS, NoAnswer, both
+from vlm.images.preprocess import Reason
+from vlm.inspect import maps as visualize
 from vlm.zero_shot import class_embeddings
 
 ROOT = Path(__file__).parents[1]
@@ -206,7 +206,7 @@ def test_an_own_folder_is_indexed_privately_and_searched(
     with pytest.raises(NoAnswer):
         own.similar(str(before[0]))  # a path is not a key
     assert sorted(pictures.iterdir()) == before and cache.stat().st_mode & 0o077 == 0
-    assert not vlm.backends.cache_folder().is_relative_to(ROOT)
+    assert not vlm.onnx.backends.cache_folder().is_relative_to(ROOT)
     own.own.close()
 
 

@@ -21,7 +21,7 @@ from demo_pages import (
 from demo_server import Server, serving
 
 import vlm
-from demo.texts import TEXTS
+from vlm.demo.texts import TEXTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

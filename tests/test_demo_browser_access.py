@@ -20,8 +20,8 @@ from demo_pages import (
 )
 from demo_server import Server, serving
 
-from demo.gallery import EXAMPLES
-from demo.texts import TEXTS
+from vlm.demo.gallery import EXAMPLES
+from vlm.demo.texts import TEXTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -24,11 +24,11 @@ from demo_pages import (
 from demo_server import Server
 
 import vlm
-from demo import views
-from demo.actions import Actions
-from demo.gallery import EXAMPLES
-from demo.tabs.classify import TEMPLATES
-from demo.texts import TEXTS
+from vlm.demo import views
+from vlm.demo.actions import Actions
+from vlm.demo.gallery import EXAMPLES
+from vlm.demo.tabs.classify import TEMPLATES
+from vlm.demo.texts import TEXTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -23,8 +23,8 @@ from demo_pages import (
 from demo_server import Server, serving
 
 import vlm
-from demo import inside, inside_views
-from demo.texts import TEXTS
+from vlm.demo import inside, inside_views
+from vlm.demo.texts import TEXTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -21,8 +21,8 @@ from demo_server import Server, serving
 from torch import Tensor
 
 import vlm
-from demo.gallery import EXAMPLES, samples
-from demo.texts import TEXTS
+from vlm.demo.gallery import EXAMPLES, samples
+from vlm.demo.texts import TEXTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -14,7 +14,7 @@ from gradio_client.exceptions import AppError
 from odd_pictures import ODD_PICTURES, write_odd_pictures
 from PIL import Image
 
-from demo.gallery import SAMPLES
+from vlm.demo.gallery import SAMPLES
 
 DOG = SAMPLES / "fxemoji" / "dog.webp"
 pytestmark = pytest.mark.long

@@ -11,12 +11,12 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import vlm
-from demo import inside, inside_views
-from demo.gallery import SAMPLES
-from demo.texts import NoAnswer
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.demo import inside, inside_views
+from vlm.demo.gallery import SAMPLES
+from vlm.demo.texts import NoAnswer
+from vlm.images.preprocess import Preprocess
+from vlm.models.vision import ViTClassifier
 
 DOG = SAMPLES / "fxemoji" / "dog.webp"
 

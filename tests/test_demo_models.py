@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import vlm
-from demo import models, remote
-from demo.gallery import SAMPLES
-from demo.models import Shelf, compare, find_models, is_loopback, without_header
-from demo.texts import NoAnswer
 from vlm.config import PreprocessConfig, VisionConfig
+from vlm.demo import models, remote
+from vlm.demo.gallery import SAMPLES
+from vlm.demo.models import Shelf, compare, find_models, is_loopback, without_header
+from vlm.demo.texts import NoAnswer
+from vlm.images.preprocess import Preprocess
 from vlm.interop import hub
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
 
 DOG = SAMPLES / "fxemoji" / "dog.webp"
 

@@ -13,7 +13,7 @@ import pytest
 from demo_pages import needs_mini
 from gradio_client import Client, handle_file
 
-from demo.gallery import SAMPLES
+from vlm.demo.gallery import SAMPLES
 
 ROOT = Path(__file__).parents[1]
 

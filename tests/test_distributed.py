@@ -16,16 +16,16 @@ from test_loss import LOSSES, assert_close, gradients
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.accumulate import accumulate
-from training.config import Recipe
-from training.data import Batch
-from training.distributed import Processes, init_from_env, leave, place_from_env
-from training.loop import Training
-from training.parallel import whole_weights
-from training.state import newest, save_state
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.loss import clip_loss
+from vlm.models.clip import CLIP
+from vlm.training.data.batches import Batch
+from vlm.training.engine.accumulate import accumulate
+from vlm.training.engine.distributed import Processes, init_from_env, leave, place_from_env
+from vlm.training.engine.loop import Training
+from vlm.training.engine.parallel import whole_weights
+from vlm.training.engine.state import newest, save_state
+from vlm.training.recipe.config import Recipe
 
 ROWS, DIM = 24, 6
 GROUPS = torch.arange(ROWS) * 5 % 9  # of 2 or 3 rows, on different processes

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from training.config import Recipe
-from training.data import Batch, PairStream
-from training.distributed import Processes
-from training.doctor import WINDOW, Doctor, Signs
-from training.loop import fit
 from vlm.loss import clip_loss
+from vlm.training.data.batches import Batch, PairStream
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.doctor import WINDOW, Doctor, Signs
+from vlm.training.engine.loop import fit
+from vlm.training.recipe.config import Recipe
 
 ROWS = 16
 
@@ -82,7 +82,7 @@ def complaints(model: nn.Module, stream: Vectors, out: Path, capsys: Any, steps:
 
 @pytest.fixture(autouse=True)
 def stopped_clock(monkeypatch):
-    monkeypatch.setattr("training.loop.time", CLOCK)
+    monkeypatch.setattr("vlm.training.engine.loop.time", CLOCK)
 
 
 def test_a_healthy_run_hears_nothing(tmp_path, capsys):

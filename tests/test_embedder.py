@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from vlm.calibration import Calibration
-from vlm.checkpoint import save
-from vlm.clip import CLIP
+from vlm.checkpoint.folder import save
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
-from vlm.preprocess import ImageError, Preprocess
-from vlm.tokenizer import CLIPTokenizer, Tokenizer
+from vlm.images.preprocess import ImageError, Preprocess
+from vlm.models.clip import CLIP
+from vlm.tokenizers.tokenizer import CLIPTokenizer, Tokenizer
 
 TEXTS = ["犬", "a drawing of a house", "car", "海に沈む夕日", "a dog", "a red apple on a table"]
 

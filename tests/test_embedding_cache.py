@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vlm.embedder import Embedder
-from vlm.embedding_cache import CachedEmbedder, digest_of
+from vlm.serving.embedding_cache import CachedEmbedder, digest_of
 
 
 def png(seed: int) -> bytes:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from vlm.embedder import Embedder
 from vlm.index.embedding_files import names_its_model, write
+from vlm.index.embedding_index import EmbeddingIndex
 from vlm.index.vector_store import Content, Record
-from vlm.retrieval import EmbeddingIndex
 
 Ranking = list[tuple[str, float]]
 

@@ -13,12 +13,12 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from training import evaluate as module
-from training.card import markdown_table
-from training.evaluate import PICTURE_WORDS, concept_texts, evaluate, retrieval_recall, retrieval_rows
-from training.pairs import Pairs, open_pairs
-from vlm.checkpoint import save
+from vlm.checkpoint.folder import save
 from vlm.embedder import Embedder
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.measure import evaluate as module
+from vlm.training.measure.card import markdown_table
+from vlm.training.measure.evaluate import PICTURE_WORDS, concept_texts, evaluate, retrieval_recall, retrieval_rows
 from vlm.zero_shot import classify
 
 
@@ -26,7 +26,7 @@ from vlm.zero_shot import classify
 def both() -> Pairs:
     """val_both, the smallest split: 39 pictures."""
     from vlm.config import PreprocessConfig
-    from vlm.preprocess import Preprocess
+    from vlm.images.preprocess import Preprocess
 
     return open_pairs(PICTURE_WORDS / "validation.parquet", Preprocess(PreprocessConfig(image_size=32)), ("val_both",))
 

@@ -24,15 +24,15 @@ from tests.foreign_models import (
     sentencepiece_model,
     siglip_config,
 )
-from vlm.checkpoint import load_classifier
-from vlm.clip import CLIP
+from vlm.checkpoint.folder import load_classifier
 from vlm.config import CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.exports import Format, export
+from vlm.images.preprocess import Preprocess
 from vlm.interop import load_foreign, load_foreign_classifier
-from vlm.preprocess import Preprocess
-from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer
-from vlm.vision import CosineHead, ViTClassifier
+from vlm.interop.exports import Format, export
+from vlm.models.clip import CLIP
+from vlm.models.vision import CosineHead, ViTClassifier
+from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

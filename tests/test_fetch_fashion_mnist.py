@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training import fetch_fashion_mnist
-from training.fetch_fashion_mnist import FILES, fetch, main
+from vlm.training import fetch_fashion_mnist
+from vlm.training.fetch_fashion_mnist import FILES, fetch, main
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
-from vlm import figures, visualize
-from vlm.checkpoint import save
+from vlm.checkpoint.folder import save
 from vlm.cli import main
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.preprocess import Preprocess
-from vlm.vision import VisionTransformer, ViTClassifier
+from vlm.images.preprocess import Preprocess
+from vlm.inspect import figures
+from vlm.inspect import maps as visualize
+from vlm.models.vision import VisionTransformer, ViTClassifier
 
 QUESTIONS = ["attention", "rollout", "distance", "positions", "filters", "relevance"]
 LABELS = ["shirt", "靴", "bag", "coat", "dress", "sandal"]
@@ -346,7 +347,7 @@ def code_of(page: str) -> str:
 def test_the_worked_example_finds_each_patch_of_a_picture_in_its_copy(
     page: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vlm.checkpoint.BUNDLED", {"mini": model})
+    monkeypatch.setattr("vlm.checkpoint.folder.BUNDLED", {"mini": model})
     monkeypatch.chdir(tmp_path)
     noise = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(noise.numpy()).save("one.png")

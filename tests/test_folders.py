@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.rows import Rows, open_rows
+from vlm.training.data.rows import Rows, open_rows
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from training.rows import Rows, open_rows
+from vlm.training.data.rows import Rows, open_rows
 
 TABLE = "image,caption\n"
 

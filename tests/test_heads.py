@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from training.heads import STRENGTHS, Probe, Row, as_linear, classifier_rows, draw, fit, table
-from training.labelled import ClassSet, Labelled, classes_of, open_labelled
-from vlm.checkpoint import load_classifier, save
+from vlm.checkpoint.folder import load_classifier, save
 from vlm.embedder import Embedder
 from vlm.metrics import balanced_accuracy
+from vlm.training.data.labelled import ClassSet, Labelled, classes_of, open_labelled
+from vlm.training.measure.heads import STRENGTHS, Probe, Row, as_linear, classifier_rows, draw, fit, table
 from vlm.zero_shot import classifier_from_names, classify
 
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import clip_config, randomise
-from vlm.clip import CLIP
 from vlm.interop import huggingface, load_foreign, load_foreign_classifier, openclip
 from vlm.interop.files import find_weights, read_tensors
+from vlm.models.clip import CLIP
 
 MARKER = Path("marker-of-executed-code")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlm.config import VisionConfig
 from vlm.interop.foreign import HEADS, Hints, one_line, read_json, skeleton, whole_patches, write_json
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
 
 
 def test_heads_are_as_said_or_else_as_known_of_the_width() -> None:

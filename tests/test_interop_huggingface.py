@@ -14,10 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import clip_config, pixels, randomise, rows, siglip_config
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig
 from vlm.interop import huggingface, load_foreign
 from vlm.interop.foreign import Foreign, Hints
+from vlm.models.clip import CLIP
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.foreign_models import odd_pictures
 from vlm.config import PreprocessConfig
+from vlm.images.preprocess import Preprocess
 from vlm.interop.huggingface_processor import crop_pct, full_side, read_processor, whole_picture, write_processor
-from vlm.preprocess import Preprocess
 
 _PROCESSORS = {
     "clip": transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 40, "width": 40}),

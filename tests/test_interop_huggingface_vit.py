@@ -13,7 +13,7 @@ from tests.foreign_models import pixels, randomise
 from vlm.config import VisionConfig
 from vlm.interop import huggingface_vit, load_foreign_classifier
 from vlm.interop.foreign import Hints
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from benchmarks.interop_table import build, compare, inputs, shrunk
 from tests.foreign_models import clip_config, pixels, randomise, rows
-from vlm.clip import CLIP
 from vlm.interop import load_foreign, openclip
 from vlm.interop.foreign import Hints
 from vlm.interop.openclip_config import ModelCfg, TextCfg, VisionCfg
+from vlm.models.clip import CLIP
 
 # One of each kind; `python -m benchmarks.interop_table` tries all of OpenCLIP's.
 _KINDS = (

@@ -18,7 +18,7 @@ from vlm.config import PreprocessConfig, VisionConfig
 from vlm.interop import load_foreign_classifier
 from vlm.interop.foreign import Hints
 from vlm.interop.timm import encoder_config, named, read_classifier, write_vision
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
 
 
 def test_timm_architecture_names_are_read_as_timm_builds_them() -> None:

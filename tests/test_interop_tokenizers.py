@@ -15,8 +15,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.foreign_models import captions, sentencepiece_model
 from vlm.interop.tokens import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
-from vlm.tokenizer import CLIPTokenizer, SentencePieceTokenizer, TokenizerConfig, load_tokenizer
-from vlm.tokenizer_json import JsonTokenizer
+from vlm.tokenizers.huggingface import JsonTokenizer
+from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer, TokenizerConfig, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from tests.foreign_models import odd_pictures, pixels, randomise, rows, small_timm
-from vlm.clip import CLIP
 from vlm.config import VisionConfig
+from vlm.images.preprocess import Preprocess
 from vlm.interop import big_vision, load_foreign, load_foreign_classifier
 from vlm.interop import timm as timm_layout
 from vlm.interop.foreign import ForeignClassifier, Hints
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.models.clip import CLIP
+from vlm.models.vision import ViTClassifier
 
 _SIZES: dict[str, Any] = {"img_size": 48, "depth": 2, "num_classes": 7}
 

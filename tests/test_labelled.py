@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.labelled import (
+from vlm.config import PreprocessConfig
+from vlm.images.preprocess import Preprocess
+from vlm.training.data.labelled import (
     FASHION_MNIST,
     ClassSet,
     ask,
@@ -14,8 +16,6 @@ from training.labelled import (
     open_labelled,
     read_class_set,
 )
-from vlm.config import PreprocessConfig
-from vlm.preprocess import Preprocess
 
 READ = Preprocess(PreprocessConfig(image_size=16, resize="squash"))
 

@@ -13,10 +13,11 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from tests.odd_pictures import ODD_PICTURES, noise, write_odd_pictures
-from vlm import large_pictures, preprocess
 from vlm.config import PreprocessConfig
-from vlm.large_pictures import decode_jpeg, shrink
-from vlm.preprocess import ImageError, Preprocess, open_image
+from vlm.images import large_jpegs as large_pictures
+from vlm.images import preprocess
+from vlm.images.large_jpegs import decode_jpeg, shrink
+from vlm.images.preprocess import ImageError, Preprocess, open_image
 
 
 def levels_apart(ours: Tensor, theirs: Tensor) -> int:

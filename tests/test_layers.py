@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.layers import Attention, AttentionPool, Block, DropPath, Mlp, QuickGELU, TanhGELU, init_blocks, projection
+from vlm.models.layers import (
+    Attention,
+    AttentionPool,
+    Block,
+    DropPath,
+    Mlp,
+    QuickGELU,
+    TanhGELU,
+    init_blocks,
+    projection,
+)
 
 D, H = 24, 3
 causal_or_not = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])

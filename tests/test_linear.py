@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlm import linear as module
-from vlm.linear import FEWEST_ROWS, Linear, linear
+from vlm.models import linear as module
+from vlm.models.linear import FEWEST_ROWS, Linear, linear
 
 
 @pytest.fixture

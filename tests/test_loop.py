@@ -9,13 +9,13 @@ import torch
 from test_doctor import CLOCK, ROWS, Towers, Vectors, backward
 from torch import Tensor, nn
 
-from training.config import Recipe
-from training.data import Batch
-from training.distributed import Processes
-from training.loop import Evaluate, Training, fit, rehearse
-from training.quarantine import Quarantine
-from training.rows import BrokenSample
-from training.state import load_state, saved
+from vlm.training.data.batches import Batch
+from vlm.training.data.rows import BrokenSample
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.loop import Evaluate, Training, fit, rehearse
+from vlm.training.engine.quarantine import Quarantine
+from vlm.training.engine.state import load_state, saved
+from vlm.training.recipe.config import Recipe
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 CHANCE = math.log(ROWS)
@@ -276,7 +276,7 @@ def test_a_changed_recipe_is_said_aloud_and_counts_from_then_on(tmp_path, capsys
 
 def test_a_rehearsal_writes_nothing_and_measures_the_second_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("training.loop.time", CLOCK)
+    monkeypatch.setattr("vlm.training.engine.loop.time", CLOCK)
     stream: Any = Vectors(seconds=0.25)
     found = rehearse(towers(), backward, stream, recipe(), ALONE)
     assert found.seconds == pytest.approx(1.25)  # waiting and working, as tests/test_doctor.py counts them
@@ -290,7 +290,7 @@ def test_a_rehearsal_weighs_dense_steps_by_their_share(monkeypatch):
             self.seconds = 0.25 if step < 4 else 1.75
             return super().__getitem__(step)
 
-    monkeypatch.setattr("training.loop.time", CLOCK)
+    monkeypatch.setattr("vlm.training.engine.loop.time", CLOCK)
     stream: Any = DenserAtTheEnd()
     plan = recipe(steps=5).to_dict()
     plan["data"]["dense_share"] = 0.2

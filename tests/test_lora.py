@@ -13,16 +13,16 @@ from tiny_run import write_recipe
 from torch import Tensor
 
 import vlm
-from training import contrastive
-from training.config import read_recipe
-from training.contrastive import choose_layers, open_embedder, train
-from training.distributed import Processes
-from training.lora import merge_adapters
-from training.optim import Muon, optimizers
-from vlm.clip import CLIP
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
-from vlm.preprocess import Preprocess
+from vlm.images.preprocess import Preprocess
+from vlm.models.clip import CLIP
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.lora import merge_adapters
+from vlm.training.engine.optim import Muon, optimizers
+from vlm.training.recipe.config import read_recipe
+from vlm.training.tasks import contrastive
+from vlm.training.tasks.contrastive import choose_layers, open_embedder, train
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 NEW = {"tokenizer": None, "embed_dim": None, "vision": None, "text": None}

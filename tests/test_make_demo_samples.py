@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training import make_demo_samples as module
+from vlm.training import make_demo_samples as module
 
 
 def test_the_demos_gallery_is_what_the_script_makes_file_by_file(

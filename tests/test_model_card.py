@@ -2,11 +2,11 @@ from pathlib import Path
 
 from torch import nn
 
-from vlm.checkpoint import save
+from vlm.checkpoint.card import short_card
+from vlm.checkpoint.folder import save
 from vlm.config import VisionConfig
 from vlm.embedder import Embedder
-from vlm.model_card import short_card
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
 
 
 def test_a_model_saved_without_a_card_gets_one_that_says_what_it_is_and_how_to_open_it(

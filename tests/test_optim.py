@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import OptimSection
-from training.optim import (
+from vlm.config import CLIPConfig, TextConfig, VisionConfig
+from vlm.models.clip import CLIP
+from vlm.models.layers import Block
+from vlm.training.engine.optim import (
     Muon,
     learning_rate_factor,
     native_bfloat16,
@@ -19,9 +21,7 @@ from training.optim import (
     orthogonalise,
     parameter_groups,
 )
-from vlm.clip import CLIP
-from vlm.config import CLIPConfig, TextConfig, VisionConfig
-from vlm.layers import Block
+from vlm.training.recipe.config import OptimSection
 
 MUON, ADAMW = OptimSection(matrices="muon", muon_decay=0.1), OptimSection(matrices="adamw")
 LR, DECAY = 0.1, 0.5

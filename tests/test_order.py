@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from training.order import Mixture, Shuffled
+from vlm.training.data.order import Mixture, Shuffled
 
 
 @pytest.mark.parametrize("window", [0, 1, 5, 8, 20, 23, 99])

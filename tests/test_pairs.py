@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training.pairs import Pairs, open_pairs
-from training.rows import BrokenSample, Rows, open_rows
 from vlm.config import PreprocessConfig
-from vlm.preprocess import ImageSource, Preprocess
+from vlm.images.preprocess import ImageSource, Preprocess
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.rows import BrokenSample, Rows, open_rows
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=(6, 4), resize="squash"))  # high, wide
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 4, 3), dtype=np.uint8)

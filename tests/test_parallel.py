@@ -8,7 +8,7 @@ from test_doctor import Vectors
 from test_loop import ALONE, recipe, towers
 from torch import nn
 
-from training.parallel import clip_gradients, prepare
+from vlm.training.engine.parallel import clip_gradients, prepare
 
 
 def test_clipping_gives_torchs_norm_and_gradients():

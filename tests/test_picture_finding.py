@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.picture_finding import find_images, survey
-from vlm.preprocess import ImageError, open_image
+from vlm.images.finding import find_images, survey
+from vlm.images.preprocess import ImageError, open_image
 
 
 def test_pictures_come_in_order_and_from_inside_and_links_that_leave_are_listed(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.odd_pictures import ODD_PICTURES, noise, write_odd_pictures
 from vlm.config import PreprocessConfig
-from vlm.index import picture_reading
-from vlm.index.picture_reading import Job, read, read_batches
+from vlm.images.preprocess import Decoding, ImageError, ImageSource, Preprocess, open_image
+from vlm.index import image_reading as picture_reading
+from vlm.index.image_reading import Job, read, read_batches
 from vlm.index.vector_store import Record
-from vlm.preprocess import Decoding, ImageError, ImageSource, Preprocess, open_image
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=32))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.pixel_cache import PixelCache
+from vlm.training.data.pixel_cache import PixelCache
 
 COUNT, SHAPE = 40, (3, 64, 64)
 FORK = multiprocessing.get_context("fork")

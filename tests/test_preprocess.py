@@ -16,10 +16,10 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from tests.odd_pictures import ODD_PICTURES, four_corners, noise, write_odd_pictures
-from vlm import preprocess
 from vlm.config import PreprocessConfig
-from vlm.picture_finding import find_images
-from vlm.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, Preprocess, open_image, picture_size
+from vlm.images import preprocess
+from vlm.images.finding import find_images
+from vlm.images.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, Preprocess, open_image, picture_size
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training.probe import main
-from vlm.checkpoint import load_classifier, save
+from vlm.checkpoint.folder import load_classifier, save
 from vlm.embedder import Embedder
+from vlm.training.measure.probe import main
 
 
 @pytest.fixture

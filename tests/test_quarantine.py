@@ -8,16 +8,16 @@ import pytest
 import torch
 from data_formats import csv_of_repeated_rows
 
-from training.augment import AugmentConfig
-from training.data import Batch, PairStream
-from training.distributed import Processes
-from training.order import Shuffled
-from training.pairs import Cache, open_pairs
-from training.quarantine import Quarantine
-from training.rows import BrokenSample
-from training.stream import batches
 from vlm.config import PreprocessConfig
-from vlm.preprocess import Preprocess
+from vlm.images.preprocess import Preprocess
+from vlm.training.data.augment import AugmentConfig
+from vlm.training.data.batches import Batch, PairStream
+from vlm.training.data.order import Shuffled
+from vlm.training.data.pairs import Cache, open_pairs
+from vlm.training.data.rows import BrokenSample
+from vlm.training.data.stream import batches
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.quarantine import Quarantine
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 SAMPLES = [BrokenSample(f"p{n}", "missing", "there is\nno such file") for n in range(50)]

@@ -13,9 +13,9 @@ from test_doctor import CLOCK, ROWS, Vectors
 from test_loop import recipe, run, towers
 from torch import nn
 
-from training.distributed import Processes
-from training.record import draw_curves, forget_after, read_metrics
-from training.state import saved
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.record import draw_curves, forget_after, read_metrics
+from vlm.training.engine.state import saved
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path, monkey
         CLOCK.now += 100  # no part of a step
         return {"val x": 0.25, "val y": 0.5}
 
-    monkeypatch.setattr("training.loop.time", CLOCK)
+    monkeypatch.setattr("vlm.training.engine.loop.time", CLOCK)
     settings: Any = {"eval_every": 2, "log_every": 2, "save_every": 5}
     run(towers(), tmp_path / "run", recipe(steps=5, **settings), evaluate=evaluate, stream=Vectors(seconds=0.25))
     curves = read_metrics(tmp_path / "run" / "metrics.jsonl")

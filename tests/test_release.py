@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import release as module
-from training.calibrate import section
-from training.card import markdown_table
-from training.evaluate import Row, evaluate
-from training.release import main
 from vlm.calibration import Calibration
-from vlm.checkpoint import load, save
+from vlm.checkpoint.folder import load, save
 from vlm.embedder import Embedder
+from vlm.training.measure import release as module
+from vlm.training.measure.calibrate import section
+from vlm.training.measure.card import markdown_table
+from vlm.training.measure.evaluate import Row, evaluate
+from vlm.training.measure.release import main
 
 SPLITS = ("val_both", "test_both")
 CALIBRATION = Calibration(scale=20.5, bias=-12.25, data="what a model that knows something would get")

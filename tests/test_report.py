@@ -6,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from training.labelled import ClassSet, ask, classes_of, open_labelled
-from training.report import main
-from training.report_numbers import fit_temperature
-from vlm.checkpoint import load_classifier, save
+from vlm.checkpoint.folder import load_classifier, save
 from vlm.config import PreprocessConfig, VisionConfig
+from vlm.images.preprocess import Preprocess
 from vlm.metrics import expected_calibration_error, top_k_accuracy
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.models.vision import ViTClassifier
+from vlm.training.data.labelled import ClassSet, ask, classes_of, open_labelled
+from vlm.training.measure.report import main
+from vlm.training.measure.report_numbers import fit_temperature
 
 
 @pytest.fixture

@@ -5,10 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from training.report_figures import Letters, Mistake, draw_confusion, draw_mistakes, draw_reliability, letters
-from vlm import figures
-from vlm.figures import Language
+from vlm.inspect import figures
+from vlm.inspect.figures import Language
 from vlm.metrics import reliability
+from vlm.training.measure.report_figures import (
+    Letters,
+    Mistake,
+    draw_confusion,
+    draw_mistakes,
+    draw_reliability,
+    letters,
+)
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sklearn.metrics import classification_report
 from torch import Tensor
 
-from training.labelled import ClassSet
-from training.report_numbers import card_part, confusion, fit_temperature, most_wrong, numbers
+from vlm.training.data.labelled import ClassSet
+from vlm.training.measure.report_numbers import card_part, confusion, fit_temperature, most_wrong, numbers
 
 CLASSES = ClassSet(keys=("dog", "cat", "bird"), names={"ja": ("犬", "猫", "鳥")})
 

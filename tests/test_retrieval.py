@@ -12,9 +12,9 @@ from PIL import Image
 from vlm.calibration import Calibration
 from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder
+from vlm.index.embedding_index import Added, EmbeddingIndex
 from vlm.index.query import Query
 from vlm.index.vector_store import VectorStore
-from vlm.retrieval import Added, EmbeddingIndex
 
 LONG = "dog " * 25_000_000  # 100 MB
 
@@ -241,7 +241,7 @@ def test_broken_pictures_are_listed_and_not_tried_again_until_they_change(
     assert {Path(error.name).name: error.reason for error in added.skipped} == reasons
     assert counts(added) == (12 - len(reasons), 0, 0, 0, len(reasons))
     with monkeypatch.context() as patch:
-        patch.setattr("vlm.index.picture_reading.read", None)  # whoever calls it fails
+        patch.setattr("vlm.index.image_reading.read", None)  # whoever calls it fails
         again = index.add_folder(folder)
     assert counts(again) == (0, 0, 12, 0, len(reasons))
     four_corners().save(folder / "empty.jpg")

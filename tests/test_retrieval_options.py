@@ -15,8 +15,8 @@ from odd_pictures import noise
 
 from vlm.embedder import Embedder
 from vlm.index.ann import Ann
+from vlm.index.embedding_index import Added, EmbeddingIndex, Hit
 from vlm.index.vector_store import Content, Record
-from vlm.retrieval import Added, EmbeddingIndex, Hit
 from vlm.serving.api_types import SearchAsked
 
 

@@ -22,13 +22,13 @@ from data_formats import (
     tars,
 )
 
-from training.augment import AugmentConfig
-from training.captions import CaptionChoice
-from training.data import PairStream
-from training.pairs import Pairs, open_pairs
-from training.rows import BrokenSample, Captions, Joined, Rows, Selected, class_names, open_rows
 from vlm.config import PreprocessConfig
-from vlm.preprocess import Preprocess
+from vlm.images.preprocess import Preprocess
+from vlm.training.data.augment import AugmentConfig
+from vlm.training.data.batches import PairStream
+from vlm.training.data.captions import CaptionChoice
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.rows import BrokenSample, Captions, Joined, Rows, Selected, class_names, open_rows
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))
 
@@ -302,8 +302,8 @@ def test_all_five_captions_are_drawn_equally_often(tmp_path, tiny_tokenizer):
 
 
 def test_recall_counts_all_five_captions(tmp_path):
-    from training.evaluate import concept_texts
     from vlm.metrics import recall_at_k
+    from vlm.training.measure.evaluate import concept_texts
 
     lines = [
         f'{{"image": "{n}.png", "captions": {[f"p{n} c{k}" for k in range(5)]}}}'.replace("'", '"') for n in range(4)

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from training.config import RunSection
-from training.loop import Rehearsal
-from training.run_folder import begin_run, check_run, forecast, place
-from vlm.checkpoint import load
+from vlm.checkpoint.folder import load
 from vlm.embedder import Embedder
+from vlm.training.engine.loop import Rehearsal
+from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
+from vlm.training.recipe.config import RunSection
 
 
 def test_an_earlier_run_is_gone_on_with_and_not_overwritten(tmp_path: Path):

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from vlm.embedder import Embedder
-from vlm.retrieval import EmbeddingIndex
+from vlm.index.embedding_index import EmbeddingIndex
 from vlm.serving.server import Door, create_app, run
 from vlm.serving.service import Service
 

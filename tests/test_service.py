@@ -14,11 +14,11 @@ from serving import base64_of, png
 from starlette.testclient import TestClient
 
 from vlm.calibration import Calibration
-from vlm.checkpoint import save
+from vlm.checkpoint.folder import save
 from vlm.cli import main
 from vlm.embedder import Embedder
-from vlm.preprocess import ImageError
-from vlm.retrieval import EmbeddingIndex
+from vlm.images.preprocess import ImageError
+from vlm.index.embedding_index import EmbeddingIndex
 from vlm.serving.api_types import Picture
 from vlm.serving.server import create_app
 from vlm.serving.service import Service

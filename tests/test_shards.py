@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 import vlm
-from training import embed as command
-from training.rows import BrokenSample
-from training.shards import Done, Job, data_hash, embed
 from vlm.embedder import Embedder
-from vlm.preprocess import ImageSource
+from vlm.images.preprocess import ImageSource
+from vlm.training.data.rows import BrokenSample
+from vlm.training.measure import embed as command
+from vlm.training.measure.shards import Done, Job, data_hash, embed
 
 ROOT = Path(__file__).parent.parent
 COUNT, BROKEN = 23, {4: "truncated", 11: "missing", 22: "not a picture"}
@@ -308,7 +308,7 @@ def test_a_run_that_was_killed_ten_times_equals_one_that_was_not(job, tmp_path):
     embed(job)
     killed = replace(job, out=tmp_path / "killed")
     context = multiprocessing.get_context("forkserver")  # imports once for all
-    context.set_forkserver_preload(["training.shards"])
+    context.set_forkserver_preload(["vlm.training.measure.shards"])
     rng, kills, amid = random.Random(0), 0, 0
     while kills < 10:
         there = len(list(killed.out.glob("part-*")))

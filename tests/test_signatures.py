@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image, features
 
-from vlm.signatures import sniff
+from vlm.images.signatures import sniff
 
 
 def written(kind: str, mode: str = "RGB") -> bytes:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.distributed import Processes
-from training.state import load_state, newest, save_state, saved
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.state import load_state, newest, save_state, saved
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
@@ -130,7 +130,11 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidi
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for moment in ("training.state.save_file", "training.state._sha256", "training.state._flush"):
+    for moment in (
+        "vlm.training.engine.state.save_file",
+        "vlm.training.engine.state._sha256",
+        "vlm.training.engine.state._flush",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(moment, crash)
             with pytest.raises(KeyboardInterrupt):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.order import Place, Shuffled
-from training.rows import BrokenSample
-from training.stream import EndlessOrder, Places, batches, kept_patches
+from vlm.training.data.order import Place, Shuffled
+from vlm.training.data.rows import BrokenSample
+from vlm.training.data.stream import EndlessOrder, Places, batches, kept_patches
 
 
 def test_a_process_alone_takes_the_whole_batch():
@@ -128,7 +128,7 @@ def test_an_error_of_the_data_comes_when_its_step_does(workers):
 @pytest.mark.long
 def test_workers_that_an_error_left_behind_do_not_hold_up_the_end():
     script = (
-        "from training.stream import batches\n"
+        "from vlm.training.data.stream import batches\n"
         "class Wrong:\n"
         "    def __getitem__(self, step):\n"
         "        raise KeyError('a mistake in the code')\n"

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from training.formats.columns import Columns
-from training.formats.table import Table, generated, stamp, texts_of
-from training.rows import BrokenSample, Rows, open_rows
+from vlm.training.data.formats.columns import Columns
+from vlm.training.data.formats.table import Table, generated, stamp, texts_of
+from vlm.training.data.rows import BrokenSample, Rows, open_rows
 
 
 def table(folder: Path, **columns: Any) -> Rows:

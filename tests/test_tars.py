@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from data_formats import pictures, tars
 
-from training.rows import BrokenSample, open_rows
 from vlm.config import PreprocessConfig
-from vlm.preprocess import ImageError, Preprocess
+from vlm.images.preprocess import ImageError, Preprocess
+from vlm.training.data.rows import BrokenSample, open_rows
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))
 

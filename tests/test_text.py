@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.config import TextConfig
-from vlm.text import TextTransformer
+from vlm.models.text import TextTransformer
 
 EOT = 2
 CLIP_LIKE = TextConfig(vocab_size=50, context_length=12, width=24, depth=3, num_heads=3, mlp_dim=48, eot_id=EOT)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.rows import BrokenSample, open_rows
+from vlm.training.data.rows import BrokenSample, open_rows
 
 
 def opened(folder: Path, name: str, data: bytes):

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from tiny_run import write_recipe
 
 import vlm
-from training import contrastive, train_clip
-from training.config import read_recipe
-from training.contrastive import chance_loss, open_embedder, train
-from training.distributed import Processes
 from vlm.loss import clip_loss, siglip_loss
+from vlm.training import train_clip
+from vlm.training.engine.distributed import Processes
+from vlm.training.recipe.config import read_recipe
+from vlm.training.tasks import contrastive
+from vlm.training.tasks.contrastive import chance_loss, open_embedder, train
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 ROOT = Path(__file__).parent.parent

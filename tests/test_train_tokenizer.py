@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 
-from training.train_tokenizer import describe, main, read_captions, train_tokenizer
-from vlm.tokenizer import load_tokenizer
+from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.training.tasks.tokenizer import describe, main, read_captions, train_tokenizer
 
 CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]
 CAPTIONS += [first + second for first in ("", "赤い", "大きな") for second in ("りんご", "犬", "顔", "犬の顔")]
@@ -143,14 +143,14 @@ def test_impossible_vocabulary_sizes_name_the_possible_ones() -> None:
 
 def test_of_a_huge_corpus_a_sample_is_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
     def most_pieces(limit: int) -> int:
-        monkeypatch.setattr("training.train_tokenizer._LARGEST_CORPUS", limit)
+        monkeypatch.setattr("vlm.training.tasks.tokenizer._LARGEST_CORPUS", limit)
         with pytest.raises(ValueError, match="at most") as error:
             train_tokenizer(CAPTIONS, 9000, 32)
         return int(str(error.value).split("at most ")[1].split(".")[0])
 
     assert most_pieces(4) == most_pieces(4) < most_pieces(10**6)
     whole = train_tokenizer(CAPTIONS, 290, 32)
-    monkeypatch.setattr("training.train_tokenizer._LARGEST_CORPUS", len(CAPTIONS))
+    monkeypatch.setattr("vlm.training.tasks.tokenizer._LARGEST_CORPUS", len(CAPTIONS))
     assert train_tokenizer(CAPTIONS, 290, 32)(CAPTIONS).tolist() == whole(CAPTIONS).tolist()
 
 

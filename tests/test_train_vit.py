@@ -13,11 +13,12 @@ import torch
 from tiny_run import write_vit_recipe
 
 import vlm
-from training import classification, train_vit
-from training.classification import train
-from training.distributed import Processes
-from training.record import read_metrics
-from vlm.checkpoint import load_classifier, save
+from vlm.checkpoint.folder import load_classifier, save
+from vlm.training import train_vit
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.record import read_metrics
+from vlm.training.tasks import classification
+from vlm.training.tasks.classification import train
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 ROOT = Path(__file__).parent.parent
@@ -57,7 +58,7 @@ def test_a_run_ends_with_a_classifier_that_knows_its_classes_and_a_card_with_its
 
 
 def test_the_numbers_of_the_card_are_those_of_the_saved_model_on_the_pictures_themselves(finished, run_folder):
-    from training.rows import open_rows
+    from vlm.training.data.rows import open_rows
 
     classifier = load_classifier(finished)
     assert classifier.preprocess is not None

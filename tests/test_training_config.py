@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from training.augment import AugmentConfig
-from training.config import DataSection, LoopRecipe, ModelSection, Recipe, SourceSection, VitRecipe, read_recipe
 from vlm.config import VisionConfig, named_size
+from vlm.training.data.augment import AugmentConfig
+from vlm.training.recipe.config import (
+    DataSection,
+    LoopRecipe,
+    ModelSection,
+    Recipe,
+    SourceSection,
+    VitRecipe,
+    read_recipe,
+)
 
 RECIPES = sorted((Path(__file__).parent.parent / "training" / "recipes").glob("*.toml"))
 

@@ -13,7 +13,7 @@ from data_formats import CAPTIONED, LABELLED, pictures, texts_beside_pictures
 from test_tars import damaged_tars
 from tiny_run import write_recipe
 
-from training import train_clip
+from vlm.training import train_clip
 
 
 def run(monkeypatch, recipe: Path, out: Path, *more: str) -> int:
@@ -95,13 +95,13 @@ def peak_of_loading(source: str, tokenizer_folder: str, answer) -> None:
     """Two workers over 60 steps: the most anonymous memory of all three processes together."""
     import threading
 
-    from training.augment import AugmentConfig
-    from training.data import PairStream
-    from training.pairs import open_pairs
-    from training.stream import batches
     from vlm.config import PreprocessConfig
-    from vlm.preprocess import Preprocess
-    from vlm.tokenizer import load_tokenizer
+    from vlm.images.preprocess import Preprocess
+    from vlm.tokenizers.tokenizer import load_tokenizer
+    from vlm.training.data.augment import AugmentConfig
+    from vlm.training.data.batches import PairStream
+    from vlm.training.data.pairs import open_pairs
+    from vlm.training.data.stream import batches
 
     peak, done = [0], threading.Event()
 

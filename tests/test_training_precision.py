@@ -8,9 +8,9 @@ from test_doctor import Vectors, backward
 from test_loop import ALONE, assert_equal, recipe, towers, weights
 from torch import Tensor, nn
 
-from training.data import Batch
-from training.loop import Training, precision
-from training.state import save_state
+from vlm.training.data.batches import Batch
+from vlm.training.engine.loop import Training, precision
+from vlm.training.engine.state import save_state
 
 
 def test_float16_finds_its_loss_scale_and_leaves_out_steps_that_overflow():

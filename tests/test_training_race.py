@@ -13,12 +13,12 @@ from PIL import Image
 from benchmarks.open_clip_run import copy_rows, count_rows, open_checkpoint, read_log, write_model, write_rows
 from benchmarks.time_to_accuracy import SCORES, best, first_at, split, table, tuning
 from benchmarks.timed_runs import Point, as_toml
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
+from vlm.images.preprocess import Preprocess
 from vlm.interop.openclip import write_model as openclip_weights
-from vlm.preprocess import Preprocess
-from vlm.tokenizer import load_tokenizer
+from vlm.models.clip import CLIP
+from vlm.tokenizers.tokenizer import load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "training/picture_words/tokenizer"
 MEAN = SCORES["mean of both"]

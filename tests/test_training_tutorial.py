@@ -20,13 +20,13 @@ import torch
 import transformers
 from PIL import Image
 
-from training.config import VitRecipe
-from training.labelled import classes_of, open_labelled
 from vlm import cli
-from vlm.checkpoint import load_classifier
+from vlm.checkpoint.folder import load_classifier
 from vlm.config import VisionConfig
-from vlm.exports import export
-from vlm.vision import ViTClassifier
+from vlm.interop.exports import export
+from vlm.models.vision import ViTClassifier
+from vlm.training.data.labelled import classes_of, open_labelled
+from vlm.training.recipe.config import VitRecipe
 
 ROOT = Path(__file__).parent.parent
 PICTURE = "docs/images/tutorial-cow.png"
@@ -118,7 +118,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     (place / "my-hf-vit.toml").write_text(recipe().replace('"mini"', '"vit"'), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr("training.classification.push_to_hub", lambda folder, repo: pushed.append((folder, repo)))
+        patch.setattr(
+            "vlm.training.tasks.classification.push_to_hub", lambda folder, repo: pushed.append((folder, repo))
+        )
         run(shlex.split("python -m training.train_vit my-hf-vit.toml --out runs/my-hf-vit"), patch)
         for command in commands(text):
             run(shlex.split(command), patch)

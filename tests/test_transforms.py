@@ -6,10 +6,10 @@ import torch
 from test_classification import PREPROCESS, batch
 from torchvision.transforms import v2
 
-from training.class_stream import ClassPictures, ClassStream
-from training.labelled import ClassSet, open_labelled
-from training.stream import EndlessOrder, Places
-from training.transforms import Transform, TransformConfig
+from vlm.training.data.class_stream import ClassPictures, ClassStream
+from vlm.training.data.labelled import ClassSet, open_labelled
+from vlm.training.data.stream import EndlessOrder, Places
+from vlm.training.data.transforms import Transform, TransformConfig
 
 FRAME = (12, 20)
 

@@ -18,9 +18,9 @@ from odd_pictures import noise
 
 from vlm.embedder import Embedder
 from vlm.index.ann import load
+from vlm.index.embedding_index import EmbeddingIndex
 from vlm.index.exact_search import cosines
 from vlm.index.vector_store import Content, Filter, Record, VectorStore
-from vlm.retrieval import EmbeddingIndex
 
 CRASHED_WRITER = """
 import itertools, sys

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.config import CosineHeadConfig, VisionConfig
-from vlm.vision import CosineHead, PatchEmbed, VisionTransformer, ViTClassifier, resize_pos_embed, take_tokens
+from vlm.models.vision import CosineHead, PatchEmbed, VisionTransformer, ViTClassifier, resize_pos_embed, take_tokens
 
 SMALL = VisionConfig(image_size=(24, 32), patch_size=8, width=24, depth=3, num_heads=3, mlp_dim=48)  # 3 x 4 patches
 POOLS = {

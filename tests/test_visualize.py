@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm import visualize
-from vlm.clip import CLIP
 from vlm.config import VisionConfig
-from vlm.layers import Attention, AttentionPool, Block
-from vlm.vision import VisionTransformer, ViTClassifier
+from vlm.inspect import maps as visualize
+from vlm.models.clip import CLIP
+from vlm.models.layers import Attention, AttentionPool, Block
+from vlm.models.vision import VisionTransformer, ViTClassifier
 
 TINY = VisionConfig(image_size=(16, 24), patch_size=8, width=12, depth=3, num_heads=2, mlp_dim=16)  # a grid of 2 x 3
 POOLS = {

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.labelled import ClassSet, open_labelled
-from training.wise_ft import curve, interpolate, main
-from vlm.checkpoint import load_classifier, save
+from vlm.checkpoint.folder import load_classifier, save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
-from vlm.preprocess import Preprocess
-from vlm.vision import ViTClassifier
+from vlm.images.preprocess import Preprocess
+from vlm.models.vision import ViTClassifier
+from vlm.training.data.labelled import ClassSet, open_labelled
+from vlm.training.measure.wise_ft import curve, interpolate, main
 from vlm.zero_shot import classifier_from_names
 
 TINY = VisionConfig(image_size=16, patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=16)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm.checkpoint import load
-from vlm.clip import CLIP
+from vlm.checkpoint.folder import load
 from vlm.config import Projection
 from vlm.embedder import Embedder
+from vlm.models.clip import CLIP
 from vlm.zero_shot import (
     ZeroShotClassifier,
     class_embeddings,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm.tokenizer import Tokenizer
+from vlm.tokenizers.tokenizer import Tokenizer
 
 COLOURS = {"red": "赤", "green": "緑", "blue": "青", "black": "黒", "grey": "灰"}
 SHAPES = {"dog": "犬", "cat": "猫", "bird": "鳥", "sun": "日"}

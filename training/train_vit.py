@@ -7,11 +7,11 @@ SIGTERM and Ctrl-C finish the step, save and end with code 75 (torchrun makes it
 
 import sys
 
-from training.command import Actions, run
+from vlm.training.tasks.command import Actions, run
 
 
 def actions() -> Actions:
-    from training.classification import dry_run, train  # torch is slow to import, and --help does not need it
+    from vlm.training.tasks.classification import dry_run, train  # torch is slow to import, and --help does not need it
 
     return Actions(train, dry_run)
 

@@ -7,50 +7,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.checkpoint import load, load_classifier, save
-    from vlm.clip import CLIP
+    from vlm.checkpoint.folder import load, load_classifier, save
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
     from vlm.embedder import Embedder
-    from vlm.exports import export
+    from vlm.images.finding import find_images
+    from vlm.images.preprocess import ImageError, Preprocess, open_image
+    from vlm.index.embedding_index import EmbeddingIndex, Hit
+    from vlm.interop.exports import export
     from vlm.loss import clip_loss, siglip_loss
     from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
-    from vlm.picture_finding import find_images
-    from vlm.preprocess import ImageError, Preprocess, open_image
-    from vlm.retrieval import EmbeddingIndex, Hit
-    from vlm.text import TextTransformer
-    from vlm.tokenizer import Tokenizer, load_tokenizer
-    from vlm.vision import VisionTransformer, ViTClassifier
+    from vlm.models.clip import CLIP
+    from vlm.models.text import TextTransformer
+    from vlm.models.vision import VisionTransformer, ViTClassifier
+    from vlm.tokenizers.tokenizer import Tokenizer, load_tokenizer
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
 
 _HOME = {  # public name -> its module; the imports above say the same to type checkers
-    "CLIP": "clip",
+    "CLIP": "models.clip",
     "CLIPConfig": "config",
     "Embedder": "embedder",
-    "EmbeddingIndex": "retrieval",
-    "Hit": "retrieval",
-    "ImageError": "preprocess",
-    "Preprocess": "preprocess",
+    "EmbeddingIndex": "index.embedding_index",
+    "Hit": "index.embedding_index",
+    "ImageError": "images.preprocess",
+    "Preprocess": "images.preprocess",
     "PreprocessConfig": "config",
     "TextConfig": "config",
-    "TextTransformer": "text",
-    "Tokenizer": "tokenizer",
-    "ViTClassifier": "vision",
+    "TextTransformer": "models.text",
+    "Tokenizer": "tokenizers.tokenizer",
+    "ViTClassifier": "models.vision",
     "VisionConfig": "config",
-    "VisionTransformer": "vision",
+    "VisionTransformer": "models.vision",
     "ZeroShotClassifier": "zero_shot",
     "chance_recall_at_k": "metrics",
     "class_embeddings": "zero_shot",
     "classify": "zero_shot",
     "clip_loss": "loss",
-    "export": "exports",
-    "find_images": "picture_finding",
-    "load": "checkpoint",
-    "load_classifier": "checkpoint",
-    "load_tokenizer": "tokenizer",
+    "export": "interop.exports",
+    "find_images": "images.finding",
+    "load": "checkpoint.folder",
+    "load_classifier": "checkpoint.folder",
+    "load_tokenizer": "tokenizers.tokenizer",
     "named_size": "config",
-    "open_image": "preprocess",
+    "open_image": "images.preprocess",
     "recall_at_k": "metrics",
-    "save": "checkpoint",
+    "save": "checkpoint.folder",
     "siglip_loss": "loss",
     "top_k_accuracy": "metrics",
 }

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm.backends import OnnxCLIP
 from vlm.calibration import Calibration
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig
-from vlm.preprocess import ImageSource, Preprocess
-from vlm.tokenizer import Tokenizer
+from vlm.images.preprocess import ImageSource, Preprocess
+from vlm.models.clip import CLIP
+from vlm.onnx.backends import OnnxCLIP
+from vlm.tokenizers.tokenizer import Tokenizer
 
 
 class Embedder:

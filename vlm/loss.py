@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from vlm.linear import linear
+from vlm.models.linear import linear
 
 TILE = 1024  # rows and columns of similarities held at once: 4 MiB in float32
 _LOWEST = -80.0  # exp(-80) = 2e-35 counts for nothing; soon after, float32 turns denormal and takes twice the time

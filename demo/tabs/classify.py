@@ -5,12 +5,12 @@ from typing import Any, TypedDict
 
 import gradio as gr
 
-from demo import views
-from demo.actions import Actions, Ranked, sentences
-from demo.gallery import EXAMPLES
-from demo.searching import known_sample
-from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
+from vlm.demo import views
+from vlm.demo.actions import Actions, Ranked, sentences
+from vlm.demo.gallery import EXAMPLES
+from vlm.demo.searching import known_sample
+from vlm.demo.texts import NoAnswer
+from vlm.demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
 from vlm.zero_shot import label_sentences
 
 ENGLISH = "\n".join(label_sentences("{}"))

@@ -4,11 +4,11 @@ from typing import Any, TypedDict
 
 import gradio as gr
 
-from demo import inside, inside_views, views
-from demo.actions import Actions, read_picture, read_text
-from demo.searching import computing, known_sample
-from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, on, path_of, picture_and_examples, plainly, text
+from vlm.demo import inside, inside_views, views
+from vlm.demo.actions import Actions, read_picture, read_text
+from vlm.demo.searching import computing, known_sample
+from vlm.demo.texts import NoAnswer
+from vlm.demo.wiring import Upload, endpoint, html, on, path_of, picture_and_examples, plainly, text
 
 
 class Inside(TypedDict):

@@ -5,14 +5,14 @@ from typing import TypedDict
 
 import gradio as gr
 
-from demo import inside_views, remote, views
-from demo.actions import Actions, read_labels, read_picture
-from demo.gallery import EXAMPLES
-from demo.models import Timed, compare
-from demo.searching import computing, known_sample
-from demo.tabs.classify import RankedLabel
-from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
+from vlm.demo import inside_views, remote, views
+from vlm.demo.actions import Actions, read_labels, read_picture
+from vlm.demo.gallery import EXAMPLES
+from vlm.demo.models import Timed, compare
+from vlm.demo.searching import computing, known_sample
+from vlm.demo.tabs.classify import RankedLabel
+from vlm.demo.texts import NoAnswer
+from vlm.demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
 
 
 class ListedModel(TypedDict):

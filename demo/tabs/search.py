@@ -4,12 +4,12 @@ from typing import Any, TypedDict
 
 import gradio as gr
 
-from demo import views
-from demo.actions import Actions
-from demo.gallery import EXAMPLES
-from demo.searching import Filters, Hit, OwnFolder, known_sample, styles, thumbnail
-from demo.texts import NoAnswer
-from demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_box, plainly, text
+from vlm.demo import views
+from vlm.demo.actions import Actions
+from vlm.demo.gallery import EXAMPLES
+from vlm.demo.searching import Filters, Hit, OwnFolder, known_sample, styles, thumbnail
+from vlm.demo.texts import NoAnswer
+from vlm.demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_box, plainly, text
 
 
 class FoundPicture(TypedDict):

@@ -5,8 +5,8 @@ import html
 import io
 from collections.abc import Sequence
 
-from vlm.preprocess import ImageError, open_image
-from vlm.retrieval import Hit
+from vlm.images.preprocess import ImageError, open_image
+from vlm.index.embedding_index import Hit
 
 _SIDE = 320  # pixels of the longer side of a small copy
 _PAGE = """<!doctype html>

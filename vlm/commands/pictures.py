@@ -10,9 +10,9 @@ from vlm.commands.options import MODEL_HELP, Run, add_backend, add_json, positiv
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlm.preprocess import Preprocess
-    from vlm.vision import VisionTransformer, ViTClassifier
-    from vlm.visualize import Score
+    from vlm.images.preprocess import Preprocess
+    from vlm.inspect.maps import Score
+    from vlm.models.vision import VisionTransformer, ViTClassifier
 
 
 def classify(parser: ArgumentParser) -> Run:
@@ -42,7 +42,7 @@ def classify(parser: ArgumentParser) -> Run:
             classifier, preprocess = _open_classifier(args.classifier)
             labels, probabilities = classifier.labels, _classify(classifier, preprocess, args.pictures)
         else:
-            from vlm.checkpoint import load
+            from vlm.checkpoint.folder import load
 
             embedder = load(args.model or "mini", backend=args.backend)
             zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
@@ -70,7 +70,7 @@ def look(parser: ArgumentParser) -> Run:
     add_json(parser)
 
     def run(args: Namespace) -> None:
-        from vlm import figures
+        from vlm.inspect import figures
 
         if args.classifier:
             vision, preprocess, scores = _inside_classifier(args.classifier, args.text, args.picture)
@@ -99,7 +99,7 @@ def look(parser: ArgumentParser) -> Run:
 
 
 def _open_classifier(source: str) -> tuple["ViTClassifier", "Preprocess"]:
-    from vlm.checkpoint import load_classifier
+    from vlm.checkpoint.folder import load_classifier
 
     classifier = load_classifier(source)
     if classifier.preprocess is None:
@@ -117,8 +117,8 @@ def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", pictures: l
 
 def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """What `vlm look` draws: the picture tower, its preprocessing, and for each text what speaks for it."""
-    from vlm.checkpoint import load
-    from vlm.visualize import text_score
+    from vlm.checkpoint.folder import load
+    from vlm.inspect.maps import text_score
     from vlm.zero_shot import class_embeddings
 
     embedder = load(source)
@@ -131,7 +131,7 @@ def _inside_classifier(
     source: str, labels: list[str], picture: Path
 ) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """The same of a classifier; without labels its own answer to the picture."""
-    from vlm.visualize import label_score
+    from vlm.inspect.maps import label_score
 
     classifier, preprocess = _open_classifier(source)
     labels = labels or [classifier.labels[int(_classify(classifier, preprocess, [picture]).argmax())]]

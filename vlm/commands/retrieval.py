@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vlm.commands.options import Run, add_backend, add_json, add_model, positive, print_rows
 
 if TYPE_CHECKING:
-    from vlm.preprocess import ImageError
-    from vlm.retrieval import EmbeddingIndex
+    from vlm.images.preprocess import ImageError
+    from vlm.index.embedding_index import EmbeddingIndex
 
 
 def index(parser: ArgumentParser) -> Run:
@@ -38,8 +38,8 @@ def index(parser: ArgumentParser) -> Run:
     def run(args: Namespace) -> None:
         if not (args.folder or args.prune or args.ann or args.from_embeddings or args.to_embeddings):
             parser.error("give FOLDER, --prune, --ann, --from-embeddings or --to-embeddings")
-        from vlm.checkpoint import load
-        from vlm.retrieval import Added, EmbeddingIndex
+        from vlm.checkpoint.folder import load
+        from vlm.index.embedding_index import Added, EmbeddingIndex
 
         embedder = load(args.model, backend=args.backend)
         if args.fast_decode:
@@ -138,9 +138,9 @@ def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
 @contextmanager
 def _opened_index(args: Namespace) -> "Generator[EmbeddingIndex]":
     """That of --index, or one of --folder that is gone afterwards; with pictures in it."""
-    from vlm.checkpoint import load
+    from vlm.checkpoint.folder import load
+    from vlm.index.embedding_index import EmbeddingIndex
     from vlm.index.query import read_query
-    from vlm.retrieval import EmbeddingIndex
 
     if args.index and not args.index.is_dir():
         raise ValueError(f"There is no index '{args.index}'. Make one: vlm index FOLDER --index {args.index}")
@@ -168,7 +168,7 @@ def _describe_hit(row: dict[str, Any]) -> str:
 
 
 def _is_picture(query: str) -> bool:
-    from vlm.preprocess import IMAGE_SUFFIXES
+    from vlm.images.preprocess import IMAGE_SUFFIXES
 
     named_so = Path(query).suffix.lower() in IMAGE_SUFFIXES
     return named_so or os.path.isfile(query)  # of Path's own, a long text is an error

@@ -1,1 +1,1 @@
-"""What an index is made of: vectors on disk, search among them, queries.  vlm/retrieval.py puts it together."""
+"""What an index is made of: vectors on disk, search among them, queries.  `embedding_index` puts it together."""

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from vlm.clip import CLIP
 from vlm.config import Activation, CLIPConfig, OtherKind, PreprocessConfig, VisionConfig
 from vlm.interop import (
     big_vision,
@@ -30,8 +29,9 @@ from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, read_json
 from vlm.interop.huggingface_processor import read_processor, whole_picture
 from vlm.interop.tables import State
 from vlm.interop.tokens import read_tokenizer
-from vlm.tokenizer import CLIP_VOCAB, CLIPTokenizer, Tokenizer
-from vlm.vision import ViTClassifier, resize_pos_embed
+from vlm.models.clip import CLIP
+from vlm.models.vision import ViTClassifier, resize_pos_embed
+from vlm.tokenizers.tokenizer import CLIP_VOCAB, CLIPTokenizer, Tokenizer
 
 __all__ = ["Foreign", "ForeignClassifier", "load_foreign", "load_foreign_classifier"]
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.interop.foreign import ForeignClassifier, Hints, skeleton
 from vlm.interop.tables import (
@@ -26,6 +25,7 @@ from vlm.interop.tables import (
     square,
     with_prefix,
 )
+from vlm.models.clip import CLIP
 
 
 def _one_way(change: Callable[[list[Tensor]], Tensor]) -> Reshape:

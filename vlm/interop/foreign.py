@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vlm.config import Activation, CLIPConfig, Json, PreprocessConfig, VisionConfig
-from vlm.tokenizer import Tokenizer
-from vlm.vision import VisionTransformer, ViTClassifier
+from vlm.models.vision import VisionTransformer, ViTClassifier
+from vlm.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from vlm.clip import CLIP
 from vlm.config import Activation, CLIPConfig, TextConfig, VisionConfig
 from vlm.interop.foreign import HEADS, Hints, whole_patches
 from vlm.interop.tables import (
@@ -25,6 +24,7 @@ from vlm.interop.tables import (
     with_prefix,
     write,
 )
+from vlm.models.clip import CLIP
 
 
 def pair(theirs: str, ours: str) -> Table:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from vlm.clip import CLIP
 from vlm.config import CLIPConfig
 from vlm.interop import timm
 from vlm.interop.foreign import HEADS, Hints
@@ -28,6 +27,7 @@ from vlm.interop.tables import (
     with_prefix,
     write,
 )
+from vlm.models.clip import CLIP
 
 _BLOCK: Table = (
     ("ln_1.weight", "norm1.weight"),

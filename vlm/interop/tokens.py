@@ -9,8 +9,15 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from vlm.config import Json
 from vlm.interop.foreign import read_json, write_json
-from vlm.tokenizer import BYTE_LETTERS, CLIP_BPE_FILE, CLIPTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig
-from vlm.tokenizer_json import JSON_FILE, JsonTokenizer
+from vlm.tokenizers.huggingface import JSON_FILE, JsonTokenizer
+from vlm.tokenizers.tokenizer import (
+    BYTE_LETTERS,
+    CLIP_BPE_FILE,
+    CLIPTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerConfig,
+)
 
 _CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 _PUNCTUATION = r"[!-/:-@\[-`{-~]"  # Python's string.punctuation

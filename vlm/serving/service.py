@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.embedder import Embedder
-from vlm.embedding_cache import CachedEmbedder, digest_of
+from vlm.images.preprocess import ImageError, picture_size
+from vlm.index.embedding_index import EmbeddingIndex, Query
 from vlm.index.query import parse_terms
-from vlm.preprocess import ImageError, picture_size
-from vlm.retrieval import EmbeddingIndex, Query
 from vlm.serving.api_types import ClassifyAsked, EmbedAsked, Picture, SearchAsked
 from vlm.serving.batching import Batcher
+from vlm.serving.embedding_cache import CachedEmbedder, digest_of
 from vlm.zero_shot import ZeroShotClassifier, label_sentences, ranked
 
 MAX_PIXELS = 40_000_000  # of one picture

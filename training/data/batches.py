@@ -1,0 +1,107 @@
+"""Pairs of pictures and captions: sample on disk -> training/data/rows.py -> `Pairs` -> `Batch`.
+
+What is drawn for a sample (captions, augmentation, kept patches) depends on its place in training/data/stream.py alone.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.training.data.augment import AugmentConfig, augment, uniform_draws
+from vlm.training.data.captions import DRAWS, CaptionChoice
+from vlm.training.data.order import AUGMENT, CAPTION, Order
+from vlm.training.data.pairs import Pairs
+from vlm.training.data.rows import BrokenSample
+from vlm.training.data.stream import EndlessOrder, kept_patches
+
+
+class Batch(NamedTuple):
+    images: Tensor  # uint8 (B, C, H, W)
+    ids: Tensor  # (B, c, T), c captions a picture
+    groups: Tensor  # (B,), equal numbers show the same thing
+    keep: Tensor | None  # (B, K), the patches that stay
+    uids: list[str]  # sample names, for messages
+    broken: tuple[BrokenSample, ...] = ()  # samples that others stand in for
+
+    def chunks(self, count: int) -> list["Batch"]:
+        """Cut along the samples into `count` equal parts."""
+        side = len(self.uids) // count
+        return [
+            Batch(*(None if part is None else part[start : start + side] for part in self[:5]))  # type: ignore[arg-type]
+            for start in range(0, side * count, side)
+        ]
+
+    def to(self, device: torch.device) -> "Batch":
+        keep = None if self.keep is None else self.keep.to(device, non_blocking=True)
+        images, ids, groups = (t.to(device, non_blocking=True) for t in (self.images, self.ids, self.groups))
+        return self._replace(images=images, ids=ids, groups=groups, keep=keep)
+
+
+class PairStream:
+    """Step s -> its `Batch`; `rank` of `world` takes its slice of each global batch.
+
+    `order`: by default, all samples shuffled anew at every epoch.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        tokenizer: Tokenizer,
+        augmentation: AugmentConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        num_patches: int,
+        patch_dropout: float = 0.0,
+        coarse_size: int = 0,  # side of the pictures, num_patches tile them; 0: as `pairs` has them
+        dense_from: int | None = None,  # the step from which all patches are seen, at full size
+        choice: CaptionChoice | None = None,
+        order: Order | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.order = EndlessOrder(len(pairs), seed=seed, batch_size=batch_size, rank=rank, world=world, order=order)
+        self.pairs, self.tokenizer, self.augmentation, self.seed = pairs, tokenizer, augmentation, seed
+        self.kept = num_patches - int(num_patches * patch_dropout) if patch_dropout else None
+        self.num_patches, self.coarse_size, self.dense_from = num_patches, coarse_size, dense_from
+        self.choice = choice or CaptionChoice()
+
+    def __getitem__(self, step: int) -> Batch:
+        places, loaded, broken = self.order.load(step, self._load)
+        epochs, positions, samples = places
+        pictures, languages = zip(*loaded, strict=True)
+        draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_picture)
+        texts = [self.choice.choose(own, u) for own, u in zip(languages, draws, strict=True)]
+        ids = self.tokenizer([text for row in texts for text in row])
+        images, keep = torch.stack(pictures), None
+        if self.dense_from is None or step < self.dense_from:
+            if self.coarse_size:
+                images = shrink(images, self.coarse_size)
+            if self.kept is not None:
+                keep = kept_patches(self.seed, places, self.num_patches, self.kept)
+        return Batch(
+            images=augment(images, self.augmentation, self.seed, AUGMENT, epochs, positions),
+            ids=ids.view(len(samples), self.choice.per_picture, -1),
+            groups=torch.tensor([group_number(self.pairs.rows.group(int(i))) for i in samples]),
+            keep=keep,
+            uids=[self.pairs.rows.uid(int(i)) for i in samples],
+            broken=broken,
+        )
+
+    def _load(self, index: int) -> tuple[Tensor, list[tuple[list[str], list[str]]]]:
+        captions = self.pairs.captions(index)  # first: a missing caption is found sooner than a broken picture
+        return self.pairs.pixels(index), captions
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """uint8 (B, C, H, W) -> (B, C, side, side): few patches that show all of a picture (CLIPA, Li et al. 2023)."""
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def group_number(group: str) -> int:
+    """63 bits of a group's name, so that nobody needs to hold all names: two of a million agree by a chance of 1e-7."""
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,96 @@
+"""Pictures and class numbers: `Labelled` rows -> `ClassPictures` -> `ClassBatch`."""
+
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlm.images.preprocess import Preprocess
+from vlm.training.data.labelled import Labelled
+from vlm.training.data.pairs import Cache, Pairs
+from vlm.training.data.rows import BrokenSample, Selected
+from vlm.training.data.stream import EndlessOrder, kept_patches
+from vlm.training.data.transforms import Transform
+
+
+class ClassBatch(NamedTuple):
+    images: Tensor  # uint8 (B, C, H, W)
+    targets: Tensor  # (B,), 0..M-1
+    keep: Tensor | None  # (B, K), the patches that stay
+    uids: list[str]  # sample names, for messages
+    broken: tuple[BrokenSample, ...] = ()  # samples that others stand in for
+
+    def to(self, device: torch.device) -> "ClassBatch":
+        images, targets = (t.to(device, non_blocking=True) for t in (self.images, self.targets))
+        keep = None if self.keep is None else self.keep.to(device, non_blocking=True)
+        return ClassBatch(images, targets, keep, self.uids, self.broken)
+
+
+class ClassPictures:
+    """Labelled samples as a model sees them; `cache` as `Pairs` has it."""
+
+    def __init__(self, data: Labelled, preprocess: Preprocess, cache: Cache = "auto"):
+        self.rows = Selected(data.rows, data.index)
+        self.pairs = Pairs(self.rows, preprocess, cache)
+        self.targets = data.targets  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+        """All that can be opened, in order: uint8 (B, C, H, W), targets (B,)."""
+        for index in torch.arange(len(self)).split(size):
+            pixels, kept = [], []
+            for i in index.tolist():
+                try:
+                    pixels.append(self.pairs.pixels(i))
+                    kept.append(i)
+                except BrokenSample:
+                    continue  # named by `say_broken`
+            if kept:
+                yield torch.stack(pixels), self.targets[kept]
+
+    def say_broken(self, what: str) -> None:
+        """Opens every picture; those that cannot be are counted on stderr, the first is named."""
+        broken = []
+        for index in range(len(self)):
+            try:
+                self.pairs.pixels(index)
+            except BrokenSample as error:
+                broken.append(error)
+        if broken:
+            print(f"{len(broken)} of {len(self)} {what} pictures left out; the first: {broken[0]}", file=sys.stderr)
+        if len(broken) == len(self):
+            raise ValueError(f"None of the {len(self)} {what} pictures can be opened; the first: {broken[0]}")
+
+
+class ClassStream:
+    """Step s -> its `ClassBatch`."""
+
+    def __init__(
+        self,
+        pictures: ClassPictures,
+        transform: Transform,
+        order: EndlessOrder,
+        *,
+        seed: int,
+        num_patches: int,
+        patch_dropout: float = 0.0,
+        dense_from: int | None = None,  # the step from which all patches are seen
+    ):
+        self.pictures, self.transform, self.order, self.seed = pictures, transform, order, seed
+        self.num_patches, self.kept = num_patches, num_patches - int(num_patches * patch_dropout)
+        self.dense_from = dense_from
+
+    def __getitem__(self, step: int) -> ClassBatch:
+        places, pixels, broken = self.order.load(step, self.pictures.pairs.pixels)
+        sparse = self.kept < self.num_patches and (self.dense_from is None or step < self.dense_from)
+        return ClassBatch(
+            images=self.transform(torch.stack(pixels), places),
+            targets=self.pictures.targets[torch.from_numpy(places.samples)],
+            keep=kept_patches(self.seed, places, self.num_patches, self.kept) if sparse else None,
+            uids=[self.pictures.rows.uid(int(i)) for i in places.samples],
+            broken=broken,
+        )

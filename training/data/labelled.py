@@ -1,0 +1,172 @@
+"""Pictures with classes: which samples count, what the classes are called, and what a model says of each picture."""
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vlm.images.preprocess import ImageError, Preprocess
+from vlm.training.data.formats.idx import FASHION
+from vlm.training.data.rows import BrokenSample, Rows, class_names, open_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSet:
+    """M classes in order: what the data calls them, and what people do."""
+
+    keys: tuple[str, ...]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # language -> M names
+    column: str | None = None  # that holds the keys; None: the one that `open_rows` recognises
+
+    def __post_init__(self) -> None:
+        if len(self.keys) < 2:
+            raise ValueError(f"Two or more classes can be told apart, got {len(self.keys)}: {', '.join(self.keys)}.")
+
+    def words(self, language: str) -> tuple[str, ...]:
+        """Names in a language, the keys where there are none."""
+        return self.names.get(language, self.keys)
+
+    def in_order_of(self, labels: Sequence[str]) -> "ClassSet":
+        """The same classes as a classifier numbers them, whether its labels are keys or names of some language."""
+        for words in (self.keys, *self.names.values()):
+            if sorted(words) == sorted(labels):
+                order = [words.index(label) for label in labels]
+                names = {language: tuple(names[i] for i in order) for language, names in self.names.items()}
+                return dataclasses.replace(self, keys=tuple(self.keys[i] for i in order), names=names)
+        raise ValueError(
+            f"The classifier's labels ({_some(labels)}) are neither the keys nor the names of these classes "
+            f"({_some(self.keys)})."
+        )
+
+
+def read_class_set(data: str | Path, name: str) -> ClassSet:
+    """Of `classes.json` in (or beside) the data: {name: {"by": column, "classes": {key: {"en": [name, ...]}}}}."""
+    folder = Path(data) if Path(data).is_dir() else Path(data).parent
+    path = folder / "classes.json"
+    if not path.is_file():
+        raise ValueError(f"There is no {path}, which would name the classes of '{name}'.")
+    sets = json.loads(path.read_text(encoding="utf-8"))
+    if name not in sets:
+        raise ValueError(f"{path} has no class set '{name}'. It has: {', '.join(sets)}.")
+    column, classes = sets[name]["by"], sets[name]["classes"]
+    if column == "uids":
+        raise ValueError(f"Class set '{name}' of {path} lists pictures one by one; wanted one that goes by a column.")
+    languages = [language for language in ("en", "ja") if all(value.get(language) for value in classes.values())]
+    names = {language: tuple(value[language][0] for value in classes.values()) for language in languages}
+    return ClassSet(keys=tuple(classes), names=names, column=column)
+
+
+FASHION_MNIST = ClassSet(keys=tuple(FASHION), names={"en": tuple(FASHION), "ja": tuple(FASHION.values())})
+
+
+def classes_of(data: str, split: str | None, column: str | None) -> ClassSet:
+    """All classes that occur in a split, sorted; their names are their keys."""
+    return _of_labels(class_names(_open(data, split, column)), column)
+
+
+def classes_of_classifier(labels: Sequence[str], data: str, name: str | None, column: str | None) -> ClassSet:
+    """Numbered as the classifier does: of the class set `name`, or else its labels are what the data says."""
+    return read_class_set(data, name).in_order_of(labels) if name else _of_labels(labels, column)
+
+
+def _of_labels(labels: Sequence[str], column: str | None) -> ClassSet:
+    if set(labels) in (set(words) for words in FASHION_MNIST.names.values()):
+        return FASHION_MNIST.in_order_of(labels)
+    return ClassSet(keys=tuple(labels), column=column)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The samples of `rows` that have one of M classes."""
+
+    rows: Rows
+    index: list[int]  # their numbers, n of them
+    targets: Tensor  # (n,), 0..M-1
+    left_out: dict[str, int]  # why a sample does not count -> how many
+
+    def hold_out(self, count: int) -> tuple["Labelled", "Labelled"]:
+        """(the rest, `count` samples), divided as `train_vit` divides them for `held_out = count`."""
+        parts = held_out(len(self.index), count)
+        rest, held = (
+            Labelled(self.rows, [self.index[i] for i in part], self.targets[part], self.left_out) for part in parts
+        )
+        return rest, held
+
+
+def held_out(total: int, count: int) -> tuple[Tensor, Tensor]:
+    """(the rest, `count` of the numbers 0..total-1 drawn once and for all), both ascending."""
+    if not 0 < count < total:
+        raise ValueError(f"held_out is {count}, and there are {total} training pictures: some must be left.")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def open_labelled(data: str, split: str | None, classes: ClassSet) -> Labelled:
+    """The samples of a split (None: all) that belong to the classes; those that do not are counted and said."""
+    rows = _open(data, split, classes.column)
+    number = {key: target for target, key in enumerate(classes.keys)}
+    labels = [rows.label(index) for index in range(len(rows))]
+    index = [i for i, label in enumerate(labels) if label in number]
+    left_out = Counter(
+        f"class {label} is not asked for" if label else "no class" for label in labels if label not in number
+    )
+    if not index:
+        raise ValueError(
+            f"{rows.name} has no sample of these classes ({_some(classes.keys)}), only: {_some(left_out)}."
+        )
+    for reason, count in left_out.items():
+        print(f"{split or rows.name}: {count} of {len(rows)} samples left out: {reason}", file=sys.stderr)
+    return Labelled(rows, index, torch.tensor([number[labels[i] or ""] for i in index]), dict(left_out))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said of the pictures that could be opened."""
+
+    outputs: Tensor  # (n, ...), float32: logits or features
+    targets: Tensor  # (n,)
+    index: list[int]  # (n,), sample numbers in `Labelled.rows`
+    left_out: dict[str, int]  # of the data, and what could not be opened
+
+
+@torch.no_grad()
+def ask(
+    model: Callable[[Tensor], Tensor], preprocess: Preprocess, data: Labelled, *, what: str, batch_size: int = 64
+) -> Answers:
+    """`model` of every picture; broken pictures are left out, counted and named.  `what` is for the progress bar."""
+    outputs: list[Tensor] = []
+    kept: list[int] = []
+    reasons: Counter[str] = Counter()
+
+    def pixels() -> Iterator[Tensor]:
+        for place, index in enumerate(tqdm(data.index, desc=what, unit="picture", file=sys.stderr)):
+            try:
+                yield preprocess(data.rows.picture(index))
+                kept.append(place)
+            except (ImageError, BrokenSample) as error:
+                reasons[error.reason] += 1
+                print(f"{data.rows.uid(index)} left out: {error}", file=sys.stderr)
+
+    remaining = pixels()
+    while batch := list(islice(remaining, batch_size)):
+        outputs.append(model(torch.stack(batch)).float())
+    if not outputs:
+        raise ValueError(f"None of the {len(data.index)} pictures of {data.rows.name} can be opened.")
+    left_out = data.left_out | dict(reasons)
+    return Answers(torch.cat(outputs), data.targets[kept], [data.index[place] for place in kept], left_out)
+
+
+def _open(data: str, split: str | None, column: str | None) -> Rows:
+    return open_rows(data, [split] if split else [], {"label": column} if column else None)
+
+
+def _some(words: Sequence[str] | Mapping[str, int]) -> str:
+    return ", ".join(list(words)[:8]) + (", ..." if len(words) > 8 else "")

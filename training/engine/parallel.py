@@ -1,0 +1,77 @@
+"""What a recipe does to a model before the first step: recompute activations, compile, spread over processes.
+
+None of it changes a parameter's name or what a step computes, only where and when.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from vlm.models.clip import CLIP
+from vlm.models.layers import Block
+from vlm.training.engine.distributed import Processes
+from vlm.training.recipe.config import RunSection
+
+
+def prepare(model: nn.Module, run: RunSection, peers: Processes) -> nn.Module:
+    """What a step calls: `model`, changed in place as the recipe wants; for several processes in DDP, or by FSDP2."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        if run.checkpoint_activations:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        if run.compile:
+            block.compile()
+    if peers.size == 1:
+        return model
+    if run.shard:
+        return _shard(model, blocks, peers)
+    return DistributedDataParallel(model, device_ids=[peers.device] if peers.device.type == "cuda" else None)
+
+
+def _shard(model: nn.Module, blocks: Iterable[nn.Module], peers: Processes) -> nn.Module:
+    """FSDP2, block by block.  Scalars, the temperature among them, cannot be cut and stay whole."""
+    whole = {p for p in model.parameters() if p.ndim == 0}
+    mesh = init_device_mesh(peers.device.type, (peers.size,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+    if isinstance(model, CLIP):  # validation calls these
+        register_fsdp_forward_method(model, "encode_image")
+        register_fsdp_forward_method(model, "encode_text")
+    return model
+
+
+def average_whole(parameters: Iterable[Tensor], peers: Processes) -> None:
+    """The gradients that FSDP2 leaves alone: those of parameters that are not cut, averaged over the processes."""
+    for p in parameters:
+        if not isinstance(p, DTensor) and p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad.div_(peers.size)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most `limit`; returns the norm before."""
+    having = [p for p in parameters if p.grad is not None]
+    kinds = [[p for p in having if isinstance(p, DTensor) is cut] for cut in (True, False)]
+    norms = [_whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
+    norm = torch.stack(norms).norm()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU, in one piece.  With FSDP2 all processes must ask."""
+    return {name: _whole(weight).cpu() for name, weight in model.state_dict().items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,81 @@
+"""Samples that could not be used: quarantine.jsonl names each once, and too many of them end the run."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vlm.training.data.rows import BrokenSample
+from vlm.training.engine.distributed import Processes
+
+ENOUGH = 20  # so many broken samples say something about the rate before all have been seen
+
+
+class Quarantine:
+    """The list of broken samples in `folder`; every process knows all of it, the first one writes.
+
+    `resume`: go on with the list that is there.
+    """
+
+    def __init__(self, folder: Path, count: int, max_broken: float, peers: Processes, *, resume: bool):
+        self.path, self.count, self.max_broken, self.peers = folder / "quarantine.jsonl", count, max_broken, peers
+        self.known = _read(self.path) if resume else {}
+        peers.gather(torch.zeros(1, device=peers.device))  # all have read it before the first one writes
+        if peers.rank == 0:
+            new = self.path.with_suffix(".new")  # without the line a crash cut off
+            new.write_text("".join(self.known.values()), encoding="utf-8")
+            new.replace(self.path)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def shown(self) -> dict[str, str]:
+        """For the progress line."""
+        return {"broken": f"{len(self):,}"} if len(self) else {}
+
+    def add(self, broken: Sequence[BrokenSample], seen: int) -> None:
+        """What this process found in a step; `seen`: samples drawn so far, by all.  `ValueError`: too many."""
+        lines = {sample.uid: _line(sample) for sample in broken if sample.uid not in self.known}
+        news = {uid: line for uid, line in self._of_all(lines).items() if uid not in self.known}
+        if not news:
+            return
+        self.known |= news
+        if self.peers.rank == 0:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(news.values()))
+        seen = min(seen, self.count)
+        if len(self) > self.max_broken * seen and (len(self) > ENOUGH or seen == self.count):
+            last = json.loads(list(news.values())[-1])
+            raise ValueError(
+                f"{len(self)} of the first {seen:,} samples are broken, more than max_broken = {self.max_broken:g} "
+                f"allows. {self.path} lists them; the last: {last['uid']}: {last['reason']}: {last['detail']}"
+            )
+
+    def _of_all(self, lines: dict[str, str]) -> dict[str, str]:
+        """All processes' lines, in the order of the ranks: one number each, and no more where there is no news."""
+        if self.peers.size == 1:
+            return lines
+        own = torch.frombuffer(bytearray("".join(lines.values()).encode() or b"\n"), dtype=torch.uint8)
+        sizes = self.peers.gather(torch.tensor([len(own) if lines else 0], device=self.peers.device)).tolist()
+        if not any(sizes):
+            return {}
+        padded = torch.zeros(1, max(sizes), dtype=torch.uint8)
+        padded[0, : len(own)] = own[: max(sizes)]
+        rows = self.peers.gather(padded.to(self.peers.device)).cpu()
+        text = b"".join(row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)).decode()
+        return {json.loads(line)["uid"]: line + "\n" for line in text.split("\n") if line}
+
+
+def _line(sample: BrokenSample) -> str:
+    entry = {"uid": sample.uid, "reason": sample.reason, "detail": sample.detail}
+    return json.dumps(entry, ensure_ascii=False).replace("\u2028", " ") + "\n"
+
+
+def _read(path: Path) -> dict[str, str]:
+    """uid -> line; what a crash cut off is left out."""
+    if not os.path.exists(path):
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return {json.loads(line)["uid"]: line + "\n" for line in lines}

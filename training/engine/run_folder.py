@@ -1,0 +1,46 @@
+"""The folder of a run: what may begin in it, and the finished model in it."""
+
+import re
+import shutil
+from pathlib import Path
+
+from vlm.checkpoint.folder import save
+from vlm.embedder import Embedder
+from vlm.models.vision import ViTClassifier
+from vlm.training.engine.loop import Rehearsal
+from vlm.training.recipe.config import RunSection
+
+
+def check_run(out: Path, *, resume: bool, push: str | None) -> None:
+    """Before any work is done: an earlier run is not overwritten, the name on the hub is one."""
+    if not resume and (out / "checkpoints").exists():
+        raise ValueError(
+            f"{out} holds an earlier run's checkpoints. Add --resume auto to go on, or name another folder."
+        )
+    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise ValueError(f"--push {push} is no name on the hub; wanted org/name.")
+
+
+def begin_run(out: Path, recipe_file: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if recipe_file.resolve() != (out / "recipe.toml").resolve():
+        shutil.copyfile(recipe_file, out / "recipe.toml")
+
+
+def forecast(found: Rehearsal, run: RunSection) -> str:
+    """What a dry run says about the whole run."""
+    hours, minutes = divmod(round(found.seconds * run.steps / 60), 60)
+    return (
+        f"memory      {found.peak_bytes / 2**30:.2f} GiB at most, of one process\n"
+        f"speed       {run.batch_size / found.seconds:.1f} samples/s, {found.seconds:.2f} s a step\n"
+        f"all steps   about {hours} h {minutes:02d} min for {run.steps}, validation not counted"
+    )
+
+
+def place(model: Embedder | ViTClassifier, out: Path, card: str) -> None:
+    """The trained model among the run's other files, so that vlm opens `out`; the manifest last."""
+    new = out / ".model"
+    save(model, new, card)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == "manifest.json"):
+        path.replace(out / path.name)
+    new.rmdir()

@@ -1,0 +1,190 @@
+"""What a cosine of a model is worth: the probability that a picture answers a text, fitted on validation pairs.
+
+    python -m training.calibrate runs/mini                  fit, write into the folder, print how reliable it is
+
+All three validation splits of picture-words, concepts shuffled and cut in two: each half is a gallery, the first
+captions of its concepts are the queries, in each language.  The best 10 pictures of each query are pairs (cosine, is it
+correct), and a logistic regression of them (Platt 1999) gives P = sigmoid(scale cos + bias): for what a search shows,
+not for the many pairs that nobody sees.  How reliable that is, is measured on the half that it was not fitted to, each
+way.  The numbers stored come from both.  Test splits are never read.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from vlm.calibration import Calibration
+from vlm.checkpoint.folder import load, save_calibration
+from vlm.embedder import Embedder
+from vlm.metrics import calibration_bins, calibration_error
+from vlm.training.measure.evaluate import VALIDATION, concept_texts, embed_pictures, open_unseen
+
+SHOWN = 10  # K, pictures that a search shows
+BINS = 10
+HEADING = "## How probable a match is"
+
+
+class Answers(NamedTuple):
+    """The best hits of Q queries in a gallery, and the best there would be without the correct pictures."""
+
+    language: str
+    cosines: Tensor  # (Q, K)
+    correct: Tensor  # (Q, K) bool
+    best_wrong: Tensor  # (Q,)
+    half: Tensor  # (Q,) bool, which half of the concepts
+
+
+class MatchReliability(NamedTuple):
+    """Of queries that the calibration was not fitted to."""
+
+    language: str
+    queries: int
+    shown: float  # mean probability of the pictures shown ...
+    true: float  # ... and the share of them that is correct
+    ece: float  # expected calibration error, Guo et al. 2017, over all pictures shown
+    brier: float
+    brier_constant: float  # of always saying `true`
+    first: float  # the same two of the first picture alone
+    first_true: float
+    refused: float  # queries with a correct picture in the gallery that are told "no good match"
+    refused_right: float  # ... although the first picture was correct
+    refused_without: float  # queries whose correct pictures are taken out, that are told so
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="a model folder of ours, which is written to")
+    arguments = parser.parse_args()
+    try:
+        calibration, found = calibrate(load(arguments.model))
+        readme = arguments.model / "README.md"
+        card = readme.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[0].rstrip() + "\n\n"
+        save_calibration(arguments.model, calibration, card + section(calibration, found))
+    except (ValueError, OSError) as error:
+        print(f"calibrate: error: {error}", file=sys.stderr)
+        return 1
+    print(section(calibration, found))
+    return 0
+
+
+def calibrate(embedder: Embedder) -> tuple[Calibration, list[MatchReliability]]:
+    answers = validation_answers(embedder)
+    everything = fit(answers)
+    halves = {half: fit([of_half(a, half) for a in answers]) for half in (True, False)}
+    found = []
+    for one in answers:
+        probabilities = torch.where(
+            one.half[:, None], halves[False].probability(one.cosines), halves[True].probability(one.cosines)
+        )
+        wrong = torch.where(
+            one.half, halves[False].probability(one.best_wrong), halves[True].probability(one.best_wrong)
+        )
+        found.append(match_reliability(one, probabilities, wrong, everything.line))
+    return everything, found
+
+
+def validation_answers(embedder: Embedder) -> list[Answers]:
+    """Of each language.  A half is a gallery of its own: the pictures and the captions of every other concept."""
+    pairs = open_unseen(embedder, VALIDATION)
+    images = embed_pictures(embedder, pairs)
+    concepts = sorted(set(pairs.groups.tolist()))
+    shuffled = np.random.default_rng(0).permutation(concepts)
+    first = set(shuffled[: len(shuffled) // 2].tolist())
+    answers = []
+    for language in pairs.languages:
+        parts = []
+        for half in (True, False):
+            rows = [i for i, group in enumerate(pairs.groups.tolist()) if (group in first) is half]
+            texts, correct = concept_texts(pairs.select(rows), language)
+            parts.append(best(embedder.embed_texts(texts) @ images[rows].T, correct, language, half))
+        answers.append(
+            Answers(language, *(torch.cat(both) for both in zip(*(part[1:] for part in parts), strict=True)))
+        )
+    return answers
+
+
+def best(scores: Tensor, correct: Tensor, language: str, half: bool) -> Answers:
+    cosines, places = scores.topk(min(SHOWN, scores.shape[1]))
+    best_wrong = scores.masked_fill(correct, -1).amax(1)
+    return Answers(language, cosines, correct.gather(1, places), best_wrong, torch.full((len(scores),), half))
+
+
+def of_half(answers: Answers, half: bool) -> Answers:
+    mask = answers.half == half
+    return Answers(answers.language, *(value[mask] for value in answers[1:]))
+
+
+def fit(answers: Sequence[Answers]) -> Calibration:
+    """One line for all languages: that of each differs from it by less than what is measured."""
+    cosines = torch.cat([one.cosines.flatten() for one in answers]).double().numpy()
+    correct = torch.cat([one.correct.flatten() for one in answers]).numpy()
+    if correct.all() or not correct.any():
+        raise ValueError(f"{correct.sum()} of {len(correct)} validation hits are correct: nothing to calibrate with.")
+    fitted = LogisticRegression(C=1e6, max_iter=1000).fit(cosines[:, None], correct)  # as good as no penalty
+    scale, bias = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    queries = sum(len(one.cosines) for one in answers)
+    return Calibration(scale=scale, bias=bias, data=f"{queries} captions of the validation splits of picture-words")
+
+
+def match_reliability(answers: Answers, probabilities: Tensor, wrong: Tensor, line: float) -> MatchReliability:
+    """`probabilities` (Q, K) of the hits, `wrong` (Q,) of the best picture that is not correct."""
+    p, y = probabilities.double(), answers.correct.double()
+    refused = p[:, 0] < line
+    right = answers.correct[:, 0]
+    return MatchReliability(
+        language=answers.language,
+        queries=len(p),
+        shown=float(p.mean()),
+        true=float(y.mean()),
+        ece=calibration_error(calibration_bins(p.flatten(), y.flatten(), BINS)),
+        brier=float((p - y).square().mean()),
+        brier_constant=float((y.mean() - y).square().mean()),
+        first=float(p[:, 0].mean()),
+        first_true=float(y[:, 0].mean()),
+        refused=float(refused.double().mean()),
+        refused_right=float(refused[right].double().mean()),
+        refused_without=float((wrong < line).double().mean()),
+    )
+
+
+def section(calibration: Calibration, found: Sequence[MatchReliability]) -> str:
+    """Of the model card."""
+    rows = "\n".join(
+        f"| {r.language} | {r.queries} | {r.shown:.3f} | {r.true:.3f} | {r.ece:.3f} | {r.brier:.4f} | "
+        f"{r.brier_constant:.4f} | {r.first:.2f} | {r.first_true:.2f} | {r.refused:.2f} | {r.refused_right:.2f} | "
+        f"{r.refused_without:.2f} |"
+        for r in found
+    )
+    head = [
+        "language", "queries", "shown", "correct", "ECE", "Brier", "constant", "first hit", "correct",
+        "refused", "refused though right", "refused without a match",
+    ]  # fmt: skip
+    return f"""{HEADING}
+
+A text and a picture match with probability sigmoid({calibration.scale:.2f} cos {calibration.bias:+.2f}), fitted to the
+best {SHOWN} hits of {calibration.data}. Where even the best hit has less than {calibration.line:.0%}, a search says "no
+good match". Measured on concepts it was not fitted to (two halves, each way): mean probability of the {SHOWN} pictures
+shown and share of them that is correct; ECE, the mean distance of the two; Brier, the mean square, and that of always
+saying the same; the first two of the first hit alone. Refused: queries that are told "no good match" though a correct
+picture is in the gallery; of those whose first hit is correct; and when the correct pictures are taken out.
+
+| {" | ".join(head)} |
+|{"---|" * len(head)}
+{rows}
+
+For a first hit the probability is too low where a correct picture is known to be there: that it came first is evidence
+too, and a cosine does not hold it. All this is about drawings like these, a few correct among hundreds.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

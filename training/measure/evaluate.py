@@ -1,0 +1,224 @@
+"""What a CLIP knows of a data set, in each language, with chance beside every number.
+
+    python -m training.evaluate mini                        the validation splits of picture-words
+    python -m training.evaluate mini --split val_style      one split, for tuning
+    python -m training.evaluate mini --split test_style     test splits only by name: once per released model
+    python -m training.evaluate mini --data photos --split validation     your own data, in any format of docs/data.md
+
+Retrieval: a text query is the first caption of each concept, every picture of that concept is correct; a picture query
+is each picture, the correct texts are its concept's.  Recall@k: any correct item among the first k; median rank: of the
+first correct one; mAP and nDCG: of all of them.  Equal scores count as the mean over every order of them, so chance is
+what a model gets that answers everything alike.  Classification: the class sets of classes.json, restricted to the
+split.  A few pictures whose pixels also occur in the training data are left out.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlm.embedder import Embedder
+from vlm.metrics import mean_average_precision, median_rank, ndcg, recall_at_k, top_k_accuracy
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.engine.distributed import Processes
+from vlm.zero_shot import ZeroShotClassifier
+
+PICTURE_WORDS = Path(__file__).parents[1] / "picture_words"
+VALIDATION = ("val_style", "val_concept", "val_both")
+_RETRIEVAL: dict[str, Callable[[Tensor, Tensor], float]] = {
+    **{f"R@{k}": partial(recall_at_k, k=k) for k in (1, 5, 10)},
+    "median rank": median_rank,
+    "mAP": mean_average_precision,
+    "nDCG": ndcg,
+}
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
+
+
+class Row(NamedTuple):
+    """One measured number."""
+
+    split: str
+    task: str
+    language: str
+    value: float
+    chance: float
+    n: int  # queries
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="mini, a model folder, or anything else vlm.load reads")
+    parser.add_argument(
+        "--split", nargs="+", metavar="SPLIT", help="default: the three of validation; with --data all rows"
+    )
+    parser.add_argument("--data", help="other than picture-words: a folder, .csv, .jsonl, ...; retrieval only")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    arguments = parser.parse_args()
+    from vlm.checkpoint.folder import load
+
+    try:
+        embedder = load(arguments.model)
+        if arguments.data is None:
+            rows = evaluate(embedder, arguments.split or VALIDATION)
+        else:
+            rows = evaluate_own(embedder, arguments.data, arguments.split or ())
+    except (ValueError, OSError) as error:
+        print(f"evaluate: error: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1))
+    else:
+        print(table(rows))
+    return 0
+
+
+def evaluate(embedder: Embedder, splits: Sequence[str]) -> list[Row]:
+    """All numbers of the splits of picture-words."""
+    rows = []
+    for split in splits:
+        pairs = open_unseen(embedder, (split,))
+        images = embed_pictures(embedder, pairs)
+        rows += retrieval_rows(embedder, pairs, images, split, "")
+        plain = [i for i, subgroup in enumerate(pairs.rows.column("subgroup")) if "flag" not in (subgroup or "")]
+        if len(plain) < len(pairs):
+            rows += retrieval_rows(embedder, pairs.select(plain), images[plain], split, ", no flags")
+        unknown = [bool(flag) for flag in pairs.rows.column("novel_words")]
+        if any(unknown) and not all(unknown):
+            for novel, label in ((True, ", words never trained on"), (False, ", only words trained on")):
+                half = [i for i, flag in enumerate(unknown) if flag is novel]
+                rows += retrieval_rows(embedder, pairs.select(half), images[half], split, label)
+        rows += classification_rows(embedder, pairs, images, split)
+    return rows
+
+
+def evaluate_own(embedder: Embedder, data: str, splits: Sequence[str] = ()) -> list[Row]:
+    """Retrieval on any pairs, all the splits together; what cannot be used is left out, and said."""
+    pairs, broken = open_pairs(data, embedder.preprocess, tuple(splits)).sound()
+    if broken:
+        print(f"{len(broken)} samples left out; the first: {broken[0]}", file=sys.stderr)
+    if not len(pairs):
+        raise ValueError(f"{data} has no sample that can be used; the first: {broken[0]}")
+    return retrieval_rows(embedder, pairs, embed_pictures(embedder, pairs), "+".join(splits) or "all", "")
+
+
+def open_unseen(embedder: Embedder, splits: tuple[str, ...]) -> Pairs:
+    """Splits of one file of picture-words, without pictures whose pixels are in the training data too."""
+    file = "test" if splits[0].startswith("test") else "validation"
+    pairs = open_pairs(PICTURE_WORDS / f"{file}.parquet", embedder.preprocess, splits)
+    return pairs.select(_unseen(pairs))
+
+
+def retrieval_rows(
+    embedder: Embedder, pairs: Pairs, images: Tensor, split: str, label: str, peers: Processes = ALONE
+) -> list[Row]:
+    rows = []
+    for language in pairs.languages:
+        texts, correct = concept_texts(pairs, language)  # (Q, G)
+        scores = _embed_texts(embedder, texts, peers) @ images.T  # (Q, G)
+        described = correct.any(0)
+        for direction, s, c in (
+            ("text->image", scores, correct),
+            ("image->text", scores.T[described], correct.T[described]),
+        ):
+            rows += [
+                Row(split, f"{direction} {name}{label}", language, metric(s, c), metric(torch.zeros_like(s), c), len(s))
+                for name, metric in _RETRIEVAL.items()
+            ]
+    return rows
+
+
+def retrieval_recall(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE) -> dict[str, float]:
+    """text->image recall by name, for the progress line of a training run; the processes share the embedding."""
+    rows = retrieval_rows(embedder, pairs, embed_pictures(embedder, pairs, peers), "", "", peers)
+    return {f"val R@{k} {row.language}": row.value for row in rows for k in (1, 5) if row.task == f"text->image R@{k}"}
+
+
+def classification_rows(embedder: Embedder, pairs: Pairs, images: Tensor, split: str) -> list[Row]:
+    """Zero-shot top-1 of each class set, on the pictures of this split that have one of its classes."""
+    rows = []
+    for name, classes in json.loads((PICTURE_WORDS / "classes.json").read_text(encoding="utf-8")).items():
+        truth = _true_classes(pairs, classes)
+        present = {key for key in truth if key is not None}
+        if len(present) < 2:
+            continue
+        keys = [key for key in classes["classes"] if key in present]
+        chosen = [i for i, key in enumerate(truth) if key in present]
+        targets = torch.tensor([keys.index(truth[i]) for i in chosen])
+        for language in ("en", "ja"):
+            labels = [classes["classes"][key].get(language) for key in keys]
+            if not all(labels):
+                continue
+            names = [label[0] for label in labels]
+            if len(set(names)) < len(names):  # two classes of one name cannot be told apart by it
+                continue
+            classifier = ZeroShotClassifier(embedder, names)
+            accuracy = top_k_accuracy(images[chosen] @ classifier.class_embeds.T, targets)
+            rows.append(Row(split, f"top-1 of {len(keys)}, {name}", language, accuracy, 1 / len(keys), len(chosen)))
+    return rows
+
+
+def embed_pictures(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE, batch_size: int = 128) -> Tensor:
+    """(n, E)."""
+    dtype = embedder.model.logit_scale.dtype
+
+    def embed(share: range) -> Tensor:
+        parts = torch.tensor(share).split(batch_size)
+        pixels = (embedder.preprocess.normalize(pairs.pictures(part.tolist())).to(dtype) for part in parts)
+        return torch.cat([embedder.embed_pixels(part) for part in pixels]).to(peers.device)
+
+    return peers.map(embed, len(pairs)).cpu()
+
+
+def _embed_texts(embedder: Embedder, texts: Sequence[str], peers: Processes) -> Tensor:
+    """(Q, E)."""
+    return peers.map(lambda share: embedder.embed_texts([texts[i] for i in share]).to(peers.device), len(texts)).cpu()
+
+
+def concept_texts(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
+    """Q texts and which pictures each is true of, correct (Q, G).
+
+    Of a concept, the first caption, and every picture that shows it; of a picture by itself, all its captions.
+    """
+    texts: list[str] = []
+    groups: list[int] = []
+    begun: set[int] = set()
+    for index, (group, captions) in enumerate(zip(pairs.groups.tolist(), pairs.texts(language), strict=True)):
+        if captions and group not in begun:
+            begun.add(group)
+            own = captions if pairs.rows.group(index) == pairs.uids[index] else captions[:1]
+            texts += own
+            groups += [group] * len(own)
+    return texts, torch.tensor(groups)[:, None] == pairs.groups[None, :]
+
+
+def table(rows: list[Row]) -> str:
+    lines = [f"{'split':<14} {'task':<52} {'':<3} {'value':>7} {'chance':>8} {'n':>5}"]
+    lines += [f"{r.split:<14} {r.task:<52} {r.language:<3} {r.value:7.3f} {r.chance:8.4f} {r.n:5d}" for r in rows]
+    return "\n".join(lines)
+
+
+def _true_classes(pairs: Pairs, classes: dict) -> list[str | None]:
+    """Each picture's class key, None where it has none."""
+    if classes["by"] == "uids":
+        of_uid = {uid: key for key, value in classes["classes"].items() for uid in value["uids"]}
+        return [of_uid.get(uid) for uid in pairs.uids]
+    column = pairs.rows.column(classes["by"])
+    return [key if key in classes["classes"] else None for key in column]
+
+
+def _unseen(pairs: Pairs) -> list[int]:
+    """Rows whose pixels are not those of a training picture (the data has five such)."""
+    known = set(json.loads((PICTURE_WORDS / "seen_pixels.json").read_text(encoding="utf-8")))
+    return [i for i, uid in enumerate(pairs.uids) if uid not in known]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

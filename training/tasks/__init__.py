@@ -1,0 +1,1 @@
+"""What is trained: CLIP, a ViT classifier, a tokenizer."""

@@ -1,0 +1,252 @@
+"""What a CLIP recipe means: a model, its data, its loss, and what becomes of them."""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlm.checkpoint.folder import load
+from vlm.config import CLIPConfig, PreprocessConfig
+from vlm.embedder import Embedder
+from vlm.images.preprocess import Preprocess
+from vlm.loss import clip_loss, siglip_loss
+from vlm.models.clip import CLIP
+from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.training.data.batches import Batch, PairStream
+from vlm.training.data.captions import CaptionChoice
+from vlm.training.data.order import Mixture, Order, Shuffled
+from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.rows import Joined, open_rows
+from vlm.training.engine.accumulate import accumulate
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.loop import STOPPED, Backward, fit, rehearse
+from vlm.training.engine.lora import add_adapters, merge_adapters
+from vlm.training.engine.parallel import whole_weights
+from vlm.training.engine.quarantine import Quarantine
+from vlm.training.engine.record import draw_curves
+from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
+from vlm.training.measure.card import clip_card, push_to_hub
+from vlm.training.measure.evaluate import PICTURE_WORDS, Row, embed_pictures, evaluate, retrieval_recall, retrieval_rows
+from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
+
+
+def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = False, push: str | None = None) -> int:
+    """Exit code 0 when the model is trained and saved in `out`, 75 when a signal stopped it."""
+    recipe = read_recipe(recipe_file)
+    check_run(out, resume=resume, push=push)
+    embedder = open_embedder(recipe, peers)
+    pairs = open_training_pairs(recipe, embedder)
+    validation = open_validation_pairs(recipe, embedder)
+    if peers.rank == 0:
+        begin_run(out, recipe_file)
+        print(
+            f"{len(pairs)} training pictures, {len(validation)} for validation, {_sizes(embedder.model)}",
+            file=sys.stderr,
+        )
+
+    def recall(_: nn.Module) -> dict[str, float]:
+        return retrieval_recall(embedder, validation, peers)
+
+    stream = open_stream(recipe, embedder, pairs, peers)
+    quarantine = Quarantine(out, len(pairs), recipe.data.max_broken, peers, resume=resume)
+    done = fit(
+        embedder.model,
+        contrastive(recipe, embedder, peers),
+        stream,
+        recall,
+        recipe,
+        out,
+        peers=peers,
+        chance_loss=chance_loss(recipe),
+        resume=resume,
+        quarantine=quarantine,
+    )
+    if peers.rank == 0:
+        draw_curves(out)
+    if not done:
+        return STOPPED
+    weights = whole_weights(embedder.model)  # of all processes, so before the others leave
+    if peers.rank == 0:
+        model = ordinary(embedder.model.config, recipe.model, weights).to(peers.device)
+        trained = Embedder(model, embedder.tokenizer, embedder.preprocess, name=out.name)
+        rows = final_rows(recipe, trained, validation)
+        place(trained, out, clip_card(out, recipe_file.read_text(encoding="utf-8"), len(pairs), trained, rows))
+        if push is not None:
+            push_to_hub(out, push)
+    return 0
+
+
+def dry_run(recipe_file: Path, peers: Processes) -> None:
+    """A few steps of the recipe, and what they say about all of it, on standard output."""
+    recipe = read_recipe(recipe_file)
+    embedder = open_embedder(recipe, peers)
+    pairs = open_training_pairs(recipe, embedder)
+    stream = open_stream(recipe, embedder, pairs, peers)
+    found = rehearse(embedder.model, contrastive(recipe, embedder, peers), stream, recipe, peers)
+    if peers.rank == 0:
+        print(forecast(found, recipe.run))
+
+
+def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
+    """The model at its start, the same on every process, on this one's device."""
+    section = recipe.model
+    torch.manual_seed(recipe.run.seed)
+    if section.source is not None:
+        embedder = load(section.source)
+        if section.tokenizer is not None:
+            embedder = Embedder(embedder.model, load_tokenizer(Path(section.tokenizer)), embedder.preprocess)
+        if (embedder.model.logit_bias is not None) != (section.loss == "siglip"):
+            fitting = "clip" if embedder.model.logit_bias is None else "siglip"
+            raise ValueError(f"{section.source} was trained with the other loss. Set [model] loss = '{fitting}'.")
+    else:
+        if section.tokenizer is None:
+            raise ValueError("the recipe names no [model] tokenizer. python -m training.train_tokenizer writes one.")
+        tokenizer = load_tokenizer(Path(section.tokenizer))
+        ids = (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.pad_id, tokenizer.context_length)
+        config = section.architecture(*ids)
+        grey, std = recipe.data.mean, recipe.data.std
+        preprocess = PreprocessConfig(
+            image_size=config.vision.image_size, resize="squash", mean=(grey, grey, grey), std=(std, std, std)
+        )
+        embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
+    choose_layers(embedder.model, section)
+    embedder.model.vision.any_size = recipe.data.coarse_size > 0
+    embedder.model.to(peers.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
+    return embedder
+
+
+def choose_layers(clip: CLIP, section: ModelSection) -> None:
+    """What is not to learn asks for no gradients; with LoRA adapters learn in place of the blocks they sit on."""
+    towers = [clip.text] if section.lock_vision else [clip.vision, clip.text]
+    depth = max(len(tower.blocks) for tower in towers)
+    last = depth if section.train_blocks is None else section.train_blocks
+    if last > depth:
+        raise ValueError(f"train is '{section.train}'; this model has {depth} blocks. Wanted 'last-{depth}' or 'all'.")
+    blocks = [block for tower in towers for block in list(tower.blocks)[max(0, len(tower.blocks) - last) :]]
+    if section.lora_rank:
+        add_adapters(clip, blocks, section.lora_rank, section.lora_alpha)
+        return
+    if section.train_blocks is not None:
+        clip.vision.requires_grad_(False)
+        clip.text.requires_grad_(False)
+        for part in (*blocks, clip.vision.norm, clip.vision.pool, clip.text.norm):
+            if part is not None:
+                part.requires_grad_(True)
+    if section.lock_vision:
+        clip.vision.requires_grad_(False)
+        clip.vision_proj.requires_grad_(False)
+
+
+def ordinary(config: CLIPConfig, section: ModelSection, weights: dict[str, Tensor]) -> CLIP:
+    """A model of the run's weights, with none of its machinery."""
+    clip = CLIP(config)
+    choose_layers(clip, section)
+    clip.load_state_dict(weights)
+    if section.lora_rank:
+        merge_adapters(clip)
+    return clip
+
+
+def open_training_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
+    """All parts of the mixture, one after the other."""
+    parts = [open_rows(part.path, part.splits, part.columns, part.root) for part in recipe.data.sources]
+    for part, section in zip(parts, recipe.data.sources, strict=True):
+        if not section.splits and (held := [split for split in part.splits() if split.startswith(("val", "test"))]):
+            raise ValueError(f"{part.name} has {', '.join(held)} in it. Say what to train on: splits = [...].")
+    return Pairs(parts[0] if len(parts) == 1 else Joined(parts), embedder.preprocess, recipe.data.cache)
+
+
+def open_validation_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
+    """What cannot be used is left out, and said."""
+    data = recipe.data
+    splits = (data.validation_split,) if data.validation_split else ()
+    pairs, broken = open_pairs(data.validation, embedder.preprocess, splits, data.validation_columns).sound()
+    if broken:
+        print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)
+    if not len(pairs):
+        raise ValueError(f"{data.validation} has no sample that can be used; the first: {broken[0]}")
+    return pairs
+
+
+def open_order(recipe: Recipe, pairs: Pairs) -> Order:
+    seed, window = recipe.run.seed, recipe.data.shuffle_window
+    if not isinstance(pairs.rows, Joined):
+        return Shuffled(len(pairs), seed, window)
+    orders = [Shuffled(len(part), seed, window) for part in pairs.rows.parts]
+    return Mixture(orders, [part.weight for part in recipe.data.sources], seed)
+
+
+def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Processes) -> PairStream:
+    run, data = recipe.run, recipe.data
+    if run.batch_size % (peers.size * run.accumulate):
+        raise ValueError(
+            f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
+            f"{peers.size} processes."
+        )
+    return PairStream(
+        pairs,
+        embedder.tokenizer,
+        recipe.augment,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        num_patches=data.coarse(embedder.model.config.vision).num_patches,
+        patch_dropout=data.patch_dropout,
+        coarse_size=data.coarse_size,
+        dense_from=recipe.dense_from,
+        choice=CaptionChoice(
+            keyword_share=data.keyword_share,
+            template_share=data.template_share,
+            kana_share=data.kana_share,
+            per_picture=data.captions_per_picture,
+        ),
+        order=open_order(recipe, pairs),
+        rank=peers.rank,
+        world=peers.size,
+    )
+
+
+def contrastive(recipe: Recipe, embedder: Embedder, peers: Processes) -> Backward:
+    """The loss of one batch, averaged over the captions of a picture, in as many chunks as the recipe says."""
+    clip, preprocess = embedder.model, embedder.preprocess
+    shared = [clip.logit_scale] if clip.logit_bias is None else [clip.logit_scale, clip.logit_bias]
+    dtype = clip.logit_scale.dtype
+
+    def embed(model: nn.Module, chunk: Batch) -> tuple[Tensor, ...]:
+        pixels = preprocess.normalize(chunk.images).to(dtype)
+        images, texts = model(pixels, chunk.ids.flatten(0, 1), chunk.keep)  # (B, E), (B c, E)
+        return images, *texts.unflatten(0, chunk.ids.shape[:2]).unbind(1)
+
+    def backward(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+        def loss(images: Tensor, *captions: Tensor) -> Tensor:
+            losses = [
+                clip_loss(images, texts, clip.logit_scale, batch.groups, peers=peers)
+                if clip.logit_bias is None
+                else siglip_loss(images, texts, clip.logit_scale, clip.logit_bias, batch.groups, peers=peers)
+                for texts in captions
+            ]
+            return scale * torch.stack(losses).mean()
+
+        return accumulate(model, batch.chunks(recipe.run.accumulate), embed, loss, shared) / scale
+
+    return backward
+
+
+def chance_loss(recipe: Recipe) -> float:
+    """Of a model that gives all pairs the same, best score: ln(B); with sigmoids B times the entropy of 1 / B."""
+    B = recipe.run.batch_size
+    return math.log(B) + ((B - 1) * math.log(B / max(1, B - 1)) if recipe.model.loss == "siglip" else 0.0)
+
+
+def _sizes(clip: CLIP) -> str:
+    learning, size = (sum(p.numel() for p in clip.parameters() if p.requires_grad or every) for every in (False, True))
+    return f"{size / 1e6:.1f} M parameters" + f", {learning / 1e6:.2f} M of them learn" * (learning < size)
+
+
+def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Row]:
+    """What the model card reports, measured on the validation split."""
+    split = recipe.data.validation_split
+    if Path(recipe.data.validation).resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
+        return evaluate(embedder, [split])
+    return retrieval_rows(embedder, validation, embed_pictures(embedder, validation), split, "")

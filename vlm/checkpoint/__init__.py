@@ -1,0 +1,1 @@
+"""Model folders: saving and loading."""

@@ -1,0 +1,1 @@
+"""Attention maps, rollout and relevance as arrays and figures."""

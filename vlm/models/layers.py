@@ -1,0 +1,226 @@
+"""The one Transformer block, shared by pictures and text.
+
+z tokens (B, N, D) · h heads · Dh = D/h · F MLP hidden.  Equation numbers: *Vision Transformer 入門*, chapter 2.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.config import Activation, Projection
+from vlm.models.linear import Linear
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> (B, N, D).  Book eq. (6)-(10)."""
+
+    def __init__(
+        self, width: int, num_heads: int, *, qkv_bias: bool = True, causal: bool = False, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.causal = causal
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D).  Book eq. (8)(10).
+
+        `lengths` (B,): z holds rows of different lengths back to back, (sum of lengths, D), no padding anywhere.
+
+        `only` (B,): the one token of each row that asks, while all are read; its answers alone come back, (B, D).
+        """
+        rows = self.qkv(z) if lengths is None else _unpack(self.qkv(z), lengths)  # (B, N, 3 D)
+        q, k, v = self._split(rows)  # each (B, h, N, Dh)
+        seen = lengths  # (B,): how much of its row a token may read
+        if only is not None:
+            q = q[torch.arange(len(q), device=q.device), :, only][:, :, None]  # (B, h, 1, Dh)
+        if self.causal:  # no real token sees the padding behind it
+            seen = None if only is None else only + 1
+        mask = None if seen is None else _first(seen, rows.shape[1])[:, None, None]  # (B, 1, 1, N)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and only is None)
+        if only is not None:
+            return self.drop(self.proj(out.flatten(1)))  # (B, D)
+        joined = _join_heads(out) if lengths is None else out.transpose(1, 2)[_first(lengths, out.shape[2])].flatten(1)
+        return self.drop(self.proj(joined))  # (B, N, D), or (sum of lengths, D)
+
+    def weights(self, z: Tensor) -> Tensor:
+        """The attention map A = softmax(q k^T / sqrt(Dh)), (B, h, N, N).  Book eq. (7).
+
+        `forward` never builds this matrix; this one draws the pictures, and is the test oracle of the fast path.
+        """
+        q, k, _ = self._heads(z)
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        if self.causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=z.device).triu(1)
+            scores = scores.masked_fill(future, float("-inf"))
+        return scores.softmax(-1)
+
+    def values(self, z: Tensor) -> Tensor:
+        """v of every head, (B, h, N, Dh): `proj(join(weights @ values))` is `forward`."""
+        return self._heads(z)[2]
+
+    def _heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each (B, h, N, Dh).  Book eq. (6)."""
+        return self._split(self.qkv(z))
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, 3 D) -> q, k, v, each (B, h, N, Dh)."""
+        q, k, v = torch.unflatten(rows, 2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+
+class Mlp(nn.Module):
+    """Two linear layers, (..., D) -> (..., D).  Book section 2-5-3."""
+
+    def __init__(self, width: int, mlp_dim: int, activation: Activation, dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = Linear(width, mlp_dim)
+        self.act = _ACTIVATIONS[activation]()
+        self.fc2 = Linear(mlp_dim, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D), each token by itself."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(z)))))
+
+
+class Block(nn.Module):
+    """z + Attention(LayerNorm(z)), then z + Mlp(LayerNorm(z)).  Book eq. (12)(13), Xiong et al. 2020 (pre-norm)."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        activation: Activation,
+        norm_eps: float,
+        qkv_bias: bool = True,
+        causal: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, num_heads, qkv_bias=qkv_bias, causal=causal, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_dim, activation, dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+        """`lengths` and `only` as in `Attention.forward`."""
+        answers = self.attn(self.norm1(z), lengths, only)
+        z = (z if only is None else _take(z, lengths, only)) + self.drop_path(answers)
+        return z + self.drop_path(self.mlp(self.norm2(z)))
+
+
+class AttentionPool(nn.Module):
+    """One learned query reads all tokens, (B, N, D) -> (B, D).
+
+    The MAP head of Zhai et al. 2022, with the names of timm's AttentionPoolLatent.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int, *, activation: Activation, norm_eps: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, width))
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_dim, activation)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        B, N, D = z.shape
+        q = self.q(self.latent).expand(B, 1, D).view(B, 1, self.num_heads, -1).transpose(1, 2)  # (B, h, 1, Dh)
+        k, v = self.kv(z).view(B, N, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, h, N, Dh)
+        pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))  # (B, 1, D)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class DropPath(nn.Module):
+    """Leaves out a whole branch per sample while training, scaled to keep the mean (Huang et al. 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """The branch of a residual block, (B, N, D), zero for some pictures of a batch in training."""
+        if not self.training or self.rate == 0:
+            return branch
+        keep = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * keep / (1 - self.rate)
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x): the approximation OpenAI's CLIP was trained with (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x sigmoid(1.702 x), any shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class TanhGELU(nn.GELU):
+    """GELU's tanh form, as SigLIP was trained with (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+_ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": TanhGELU, "quick_gelu": QuickGELU}
+
+
+def init_blocks(blocks: nn.ModuleList) -> None:
+    """CLIP's width-scaled start (openai/CLIP model.py, `initialize_parameters`), for both towers.
+
+    Projections into the residual stream shrink with depth, so that the sum of all branches starts with the size of one.
+    """
+    for block in blocks:
+        assert isinstance(block, Block)
+        width = block.attn.proj.in_features
+        into_stream = (2 * width * len(blocks)) ** -0.5
+        nn.init.normal_(block.attn.qkv.weight, std=width**-0.5)
+        nn.init.normal_(block.attn.proj.weight, std=into_stream)
+        nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.fc2.weight, std=into_stream)
+        for name, parameter in block.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
+    """From features to the joint space, (B, D) -> (B, E)."""
+    if kind == "none":
+        return nn.Identity()
+    linear = nn.Linear(width, embed_dim, bias=kind == "linear_bias")
+    nn.init.normal_(linear.weight, std=width**-0.5)  # openai/CLIP model.py
+    if kind == "linear_bias":
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _join_heads(heads: Tensor) -> Tensor:
+    """(B, h, N, Dh) -> (B, N, D): the heads side by side.  Book eq. (10)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _first(counts: Tensor, N: int) -> Tensor:
+    """(B, N), true for the first counts[b] of row b."""
+    return torch.arange(N, device=counts.device) < counts[:, None]
+
+
+def _unpack(packed: Tensor, lengths: Tensor) -> Tensor:
+    """(sum of lengths, F) -> (B, N, F), zeros behind each row: the scores, cheap at these lengths, are a rectangle."""
+    N = int(lengths.max())
+    return packed.new_zeros(len(lengths), N, packed.shape[1]).index_put_((_first(lengths, N),), packed)
+
+
+def _take(z: Tensor, lengths: Tensor | None, only: Tensor) -> Tensor:
+    """Token only[b] of every row b, (B, D)."""
+    if lengths is None:
+        return z[torch.arange(len(z), device=z.device), only]
+    return z[lengths.cumsum(0) - lengths + only]

@@ -1,0 +1,205 @@
+"""What computes the towers of a model: PyTorch, or ONNX Runtime with float32 or with 8-bit weights, on the CPU.
+
+The towers are written once for each model, as ONNX files in the user's cache; `OnnxCLIP` then runs them.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vlm.config import VisionConfig
+from vlm.models.clip import CLIP
+from vlm.onnx import towers as onnx_towers
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Backend = Literal["torch", "onnx", "int8"]
+
+
+class OnnxCLIP(CLIP):
+    """A CLIP whose `encode_image` and `encode_text` are run by ONNX Runtime: fixed, on the CPU, without gradients.
+
+    The weights of the model it was made of are still there, to be looked into, saved and exported; what is changed in
+    them afterwards does not reach the encoders.
+    """
+
+    def __init__(self, model: CLIP, images: "InferenceSession", texts: "InferenceSession", *, rounding: str = ""):
+        """`rounding`: says how the vectors differ from those of `model`; empty where they are the same to 1e-5."""
+        nn.Module.__init__(self)  # CLIP's would make new weights
+        self.config = model.config
+        self.vision, self.text = model.vision, model.text
+        self.vision_proj, self.text_proj = model.vision_proj, model.text_proj
+        self.logit_scale, self.logit_bias = model.logit_scale, model.logit_bias
+        self.rounding = rounding
+        self._images, self._texts = images, texts
+        self.train(model.training)
+
+    def encode_image(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Pictures (B, C, H, W) -> (B, E), unit length; ValueError where `keep` is given."""
+        if keep is not None:
+            raise ValueError("ONNX Runtime reads whole pictures, not those of keep. Load the model with backend torch.")
+        return self._run(self._images, images)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> (B, E), unit length."""
+        return self._run(self._texts, ids)
+
+    def _run(self, session: "InferenceSession", batch: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("A model run by ONNX Runtime cannot be trained. Load it with backend torch.")
+        return torch.as_tensor(
+            session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})[0], device=batch.device
+        )
+
+
+def run_by(model: CLIP, backend: Backend, key: str) -> CLIP:
+    """The same model run by `backend`.  `key`: names its weights in the cache (`Embedder.fingerprint`).
+
+    Raises `ValueError` where the package is missing, a tower has no ONNX form, or the cache cannot be used.
+    """
+    check(backend)
+    if backend == "torch":
+        return model
+    if model.logit_scale.device.type != "cpu":
+        raise ValueError(f"backend {backend} runs on the CPU, the model is on {model.logit_scale.device}. Use torch.")
+    try:
+        onnx_towers.check_texts(model.config.text)
+    except ValueError as error:
+        raise ValueError(f"backend {backend}: {error} Use backend torch.") from error
+    bits = whole_bits() if backend == "int8" else 0
+    rounding = f"int{bits}-2" if bits else ""
+    floats = _cached(f"{key}-onnx-1", lambda new: _write_floats(model, new), backend)
+    images = floats
+    if rounding:
+        images = _cached(
+            f"{key}-{rounding}", lambda new: _write_rounded(floats, new, bits, model.config.vision), backend
+        )
+    return OnnxCLIP(
+        model,
+        _session(images / "image.onnx", backend),
+        _session(floats / "text.onnx", backend),
+        rounding=rounding,
+    )
+
+
+def check(backend: str) -> None:
+    """Before a model is read: is there such a back end, and is what it needs installed?"""
+    if backend not in get_args(Backend):
+        raise ValueError(f"There is no backend '{backend}'; it must be one of {', '.join(get_args(Backend))}.")
+    if backend != "torch":
+        _onnxruntime(backend)
+
+
+def whole_bits() -> int:
+    """Bits of a weight such that this processor adds products of two bytes without clipping their sum: 8 or 7.
+
+    x86 without VNNI adds pairs in 16 bits: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+    """
+    able = torch.cpu.get_capabilities()
+    return 8 if able["architecture"] != "x86_64" or able.get("avx512_vnni") or able.get("avx_vnni") else 7
+
+
+def cache_folder() -> Path:
+    """What can be made again: $XDG_CACHE_HOME/vlm, else the system's place for it.  It may be deleted at any time."""
+    home = Path.home()
+    match sys.platform:
+        case "darwin":
+            place = home / "Library" / "Caches"
+        case "win32":
+            place = Path(os.environ.get("LOCALAPPDATA", home))
+        case _:
+            place = home / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or place).absolute() / "vlm"
+
+
+def _cached(name: str, write: Callable[[Path], None], backend: str) -> Path:
+    """The folder `name` of the cache; written beside and renamed, so that it is whole or absent."""
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return folder
+    print(f"vlm: backend {backend}: writing {folder}, once for this model", file=sys.stderr, flush=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as beside:
+            new = Path(beside) / name
+            new.mkdir()
+            write(new)
+            try:
+                new.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+    except ModuleNotFoundError as error:
+        raise _missing(backend, error) from error
+    except OSError as error:
+        raise ValueError(f"backend {backend}: cannot write {folder}: {error}. Set XDG_CACHE_HOME elsewhere.") from error
+    return folder
+
+
+def _write_floats(model: CLIP, folder: Path) -> None:
+    onnx_towers.write_images(model, folder / "image.onnx")
+    onnx_towers.write_texts(model, folder / "text.onnx")
+
+
+def _write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -> None:
+    """The picture tower with rounded weights, a scale for each column; activations are rounded as they come.
+
+    Texts stay float32: they are a small part of the work, and two rounded towers name fewer pictures alike.  So does
+    the matrix that ends the first block's MLP: of all, the numbers it reads have the longest tail (in `mini`).
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    source = floats / "image.onnx"
+    large = sum(file.stat().st_size for file in floats.glob("image.onnx*")) > onnx_towers.ONE_FILE
+    model = onnx.load(source)
+    # said to be prepared already, or quantize_dynamic advises it and sets up the caller's logging to do so
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    matrices = {
+        weight.name for weight in model.graph.initializer if list(weight.dims) == [vision.mlp_dim, vision.width]
+    }
+    ends = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
+    quantization.quantize_dynamic(
+        model,
+        folder / "image.onnx",
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=bits == 7,
+        weight_type=quantization.QuantType.QInt8,
+        nodes_to_exclude=ends[:1],
+        use_external_data_format=large,
+    )
+
+
+def _onnxruntime(backend: str) -> Any:
+    """The module, silent: since 1.29 it writes a device id and reports its use to Microsoft unless told not to."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, by the import
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise _missing(backend, error) from error
+    onnxruntime.disable_telemetry_events()  # Windows, and where others have imported it before
+    return onnxruntime
+
+
+def _session(path: Path, backend: str) -> "InferenceSession":
+    onnxruntime = _onnxruntime(backend)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between batches others decode pictures
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no class in common but this
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"backend {backend} cannot open {path}: {reason}. Delete {path.parent}.") from error
+
+
+def _missing(backend: str, error: ModuleNotFoundError) -> ValueError:
+    return ValueError(f"backend {backend} needs {error.name}. Install: pip install onnx onnxscript onnxruntime")

@@ -1,0 +1,104 @@
+"""The towers of a model as ONNX files, for any batch and any text length."""
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.config import TextConfig, VisionConfig
+from vlm.models.clip import CLIP
+from vlm.models.vision import ViTClassifier
+
+ONE_FILE = 1_500_000_000  # bytes of weights; above, they lie in a second file: a protobuf ends at 2 GiB
+
+
+def write_images(model: CLIP, path: Path) -> None:
+    """pixels (B, 3, H, W) -> embeds (B, E), unit vectors."""
+    _write(path, _ImageTower(model), _pictures(model.config.vision), ("pixels", "embeds"), ("batch",))
+
+
+def write_texts(model: CLIP, path: Path) -> None:
+    """ids (B, T) -> embeds (B, E), unit vectors.  Raises `ValueError` as `check_texts` does."""
+    config = model.config.text
+    check_texts(config)
+    ids = torch.full((2, max(2, config.context_length - 1)), config.eot_id)
+    _write(path, _TextTower(model), ids, ("ids", "embeds"), ("batch", "length"))
+
+
+def write_classifier(model: ViTClassifier, path: Path) -> None:
+    """pixels (B, 3, H, W) -> logits (B, M)."""
+    _write(path, _Classifier(model), _pictures(model.vision.config), ("pixels", "logits"), ("batch",))
+
+
+def check_texts(config: TextConfig) -> None:
+    """Raises `ValueError` for a text tower that `_TextTower` does not express."""
+    if not config.causal and not config.pad_to_context:
+        raise ValueError("ONNX export: a text tower without mask that does not read its padding is not supported.")
+    if config.pool == "mean":
+        raise ValueError("ONNX export: text pool 'mean' is not supported.")
+
+
+# The towers below run whole rows and whole blocks: what the encoders leave out to be fast has no static graph.
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: CLIP):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.model.vision_proj(self.model.vision.features(pixels).pooled), dim=-1)
+
+
+class _TextTower(nn.Module):
+    def __init__(self, model: CLIP):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        text, config = self.model.text, self.model.config.text
+        if config.pad_to_context:
+            ids = F.pad(ids, (0, config.context_length - ids.shape[1]), value=config.pad_id)
+        z = text.token_embed(ids) + text.pos_embed[: ids.shape[1]]  # (B, T, D)
+        for block in text.blocks:
+            z = block(z)
+        ends = (ids == config.eot_id).int().argmax(1) if config.pool == "eot" else torch.full_like(ids[:, 0], -1)
+        features = text.norm(z[torch.arange(z.shape[0]), ends])  # (B, D)
+        return F.normalize(self.model.text_proj(features), dim=-1)
+
+
+class _Classifier(nn.Module):
+    def __init__(self, model: ViTClassifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.head(self.model.vision.features(pixels).pooled)
+
+
+def _pictures(config: VisionConfig) -> Tensor:
+    return torch.zeros(2, config.in_channels, *config.image_shape)
+
+
+def _write(path: Path, tower: nn.Module, example: Tensor, names: tuple[str, str], free: tuple[str, ...]) -> None:
+    """`free`: names of the leading axes that may have any length."""
+    size = sum(weight.numel() * weight.element_size() for weight in tower.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.onnx.export(
+            tower.eval(),
+            (example,),
+            path,
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in enumerate(free)},),
+            dynamo=True,
+            external_data=size > ONE_FILE,
+            verbose=False,
+        )
+    assert program is not None
+    shape = program.model.graph.inputs[0].shape
+    if shape is None or any(isinstance(shape[axis], int) for axis in range(len(free))):  # it falls back without a word
+        raise RuntimeError(f"The ONNX exporter fixed {names[0]} at {shape}, although {', '.join(free)} must be free.")

@@ -1,0 +1,63 @@
+"""`CachedEmbedder`: what has been embedded lately is not embedded again."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from vlm.embedder import Embedder
+from vlm.images.preprocess import ImageSource
+
+
+class CachedEmbedder(Embedder):
+    """The same model, with the vectors of the last `size` texts and files (by the sha256 of their bytes) at hand.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, embedder: Embedder, size: int = 8192) -> None:
+        super().__init__(embedder.model, *embedder.parts(), name=embedder.name, calibration=embedder.calibration)
+        self._size = size
+        self._known: OrderedDict[str | bytes, Tensor] = OrderedDict()  # the one used last stands last
+
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """As `Embedder.embed_texts`; a text embedded lately is not embedded again."""
+        if isinstance(texts, str):
+            return super().embed_texts(texts)  # which says what is wrong
+        embed = super().embed_texts
+        return self._recall(texts, lambda places: embed([texts[place] for place in places], batch_size))
+
+    def embed_images(self, pictures: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
+        """Files given as bytes are remembered, other pictures are not."""
+        if not isinstance(pictures, list):
+            return super().embed_images(pictures, batch_size)
+        files = [picture for picture in pictures if isinstance(picture, bytes)]
+        if len(files) < len(pictures):
+            return super().embed_images(pictures, batch_size)
+        embed = super().embed_images
+        keys = [digest_of(file) for file in files]
+        return self._recall(keys, lambda places: embed([files[place] for place in places], batch_size))
+
+    def embed_decoded(self, digests: Sequence[bytes], pixels: Sequence[Tensor]) -> Tensor:
+        """Files that were decoded elsewhere: their `digest_of`, and what `preprocess` made of each, (3, H, W)."""
+        return self._recall(digests, lambda places: self.embed_pixels(torch.stack([pixels[at] for at in places])))
+
+    def _recall(self, keys: Sequence[str | bytes], embed: Callable[[list[int]], Tensor]) -> Tensor:
+        """-> (B, E); `embed` makes those that are new, given their places."""
+        new = {key: place for place, key in enumerate(keys) if key not in self._known}
+        found = {key: self._known[key] for key in keys if key not in new}
+        if new:
+            found |= {key: row.clone() for key, row in zip(new, embed(list(new.values())), strict=True)}
+        for key in found:
+            self._known[key] = found[key]
+            self._known.move_to_end(key)
+        while len(self._known) > self._size:
+            self._known.popitem(last=False)
+        return torch.stack([found[key] for key in keys]) if keys else torch.empty(0, self.embed_dim)
+
+
+def digest_of(file: bytes) -> bytes:
+    """sha256: what names a file by its content."""
+    return hashlib.sha256(file).digest()
