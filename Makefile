@@ -27,6 +27,7 @@ test-lowest: $(READY)  ## the fast tests with the oldest packages that pyproject
 check: $(READY)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/checkout && mkdir -p build/checkout/vlm && ln -s $(CURDIR)/vlm/* $(CURDIR)/training $(CURDIR)/demo build/checkout/vlm/ && ln -s $(CURDIR)/benchmarks build/checkout/
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
 

@@ -1,10 +1,10 @@
-"""Approximate against exact search on vectors of pictures: recall@10 and queries a second, queries held out.
+"""Approximate against exact search on vectors of images: recall@10 and queries a second, queries held out.
 
-    python -m benchmarks.picture_vectors vectors.npy && python -m benchmarks.ann vectors.npy > benchmarks/ann.md
+    python -m benchmarks.image_vectors vectors.npy && python -m benchmarks.ann vectors.npy > benchmarks/ann.md
 
-The index holds pictures of train.parquet; the queries are pictures and captions of validation.parquet, which neither
+The index holds images of train.parquet; the queries are images and captions of validation.parquet, which neither
 the index nor the search for the number of lists has seen.  Where vectors.npy is not finished, the rest is made: a
-vector of it plus the difference of two views of another picture, over sqrt(2): the spread that augmentation has.
+vector of it plus the difference of two views of another image, over sqrt(2): the spread that augmentation has.
 """
 
 import sys
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import vlm
+from benchmarks.image_vectors import TRAIN, VALIDATION
 from benchmarks.machine import about
-from benchmarks.picture_vectors import TRAIN, VALIDATION
 from vlm.index.ann import build, load, recall_of
 from vlm.index.exact_search import nearest
 from vlm.training.data.pairs import Pairs, open_pairs
@@ -35,7 +35,7 @@ def stored_vectors(file: Path) -> tuple[np.ndarray, int]:
     whole, draw = np.array(vectors), np.random.default_rng(0)
     for start in range(real, len(whole), 65536):
         count = min(65536, len(whole) - start)
-        base, other = draw.integers(0, real, count), draw.integers(0, real // 4, count) * 4  # 4 views of one picture
+        base, other = draw.integers(0, real, count), draw.integers(0, real // 4, count) * 4  # 4 views of one image
         spread = whole[other].astype(np.float32) - whole[other + draw.integers(1, 4, count)]
         made = whole[base] + spread / 2**0.5
         whole[start : start + count] = made / np.linalg.norm(made, axis=1, keepdims=True)
@@ -65,14 +65,14 @@ def main() -> None:
     vectors, real = stored_vectors(Path(sys.argv[1]))
     known, unseen = open_pairs(TRAIN, embedder.preprocess), open_pairs(VALIDATION, embedder.preprocess)
     with torch.inference_mode():
-        pixels = unseen.pictures(range(len(unseen)))
-        pictures = torch.cat([embedder.embed_pixels(embedder.preprocess.normalize(part)) for part in pixels.split(128)])
-    queries = {"pictures": pictures, "captions": embedder.embed_texts(captions(unseen))}
+        pixels = unseen.images(range(len(unseen)))
+        images = torch.cat([embedder.embed_pixels(embedder.preprocess.normalize(part)) for part in pixels.split(128)])
+    queries = {"images": images, "captions": embedder.embed_texts(captions(unseen))}
     names = captions(known)
     texts = embedder.embed_texts(names[:: len(names) // 500])
     print(about("python -m benchmarks.ann", ["torch", "faiss-cpu"], torch.get_num_threads()))
     made = f", {len(vectors) - real:,} made from them (see benchmarks/ann.py)" if real < len(vectors) else ""
-    print(f"{len(vectors):,} vectors of {vectors.shape[1]}: {real:,} embeddings of augmented pictures{made}.\n")
+    print(f"{len(vectors):,} vectors of {vectors.shape[1]}: {real:,} embeddings of augmented images{made}.\n")
     start = time.perf_counter()
     built = build(vectors, texts, lambda line: print(f"- {line}", flush=True))
     spent = time.perf_counter() - start

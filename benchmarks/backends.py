@@ -1,6 +1,6 @@
-"""What the back ends gain: B/32's picture tower beside OpenCLIP's, and what int8 changes in the answers of `mini`.
+"""What the back ends gain: B/32's image tower beside OpenCLIP's, and what int8 changes in the answers of `mini`.
 
-    python -m benchmarks.backends > benchmarks/backends.md         (--quick: fewer rounds and pictures)
+    python -m benchmarks.backends > benchmarks/backends.md         (--quick: fewer rounds and images)
 
 Random weights, float32, the same in all; two threads.  Each variant is a process of its own; they work in turns,
 A B C D A B C D, each after one batch that is not timed.  The ratio is the median over rounds of OpenCLIP's time / this
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     torch.set_num_threads(THREADS)
-    print(f"# Back ends: the picture tower of {MODEL}, {THREADS} threads\n")
+    print(f"# Back ends: the image tower of {MODEL}, {THREADS} threads\n")
     command = f"python -m benchmarks.backends{' --quick' * quick}"
     print(about(command, ["torch", "onnxruntime", "open_clip_torch"], THREADS))
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def speed_table(model: Path, rounds: int) -> str:
         return seconds, torch.from_numpy(embeds), memory
 
     lines = [
-        "| batch | variant | ms a picture, median | best | OpenCLIP's / this, median | smallest to largest "
+        "| batch | variant | ms an image, median | best | OpenCLIP's / this, median | smallest to largest "
         "| best / best | largest difference | smallest cosine | memory of the process, MB |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -174,7 +174,7 @@ def validation(count: int | None = None) -> tuple[Tensor, dict[str, list[str]]]:
 
 
 def agreement(one: vlm.Embedder, other: vlm.Embedder, pixels: Tensor, names: list[str], batch: int = 32) -> float:
-    """The share of pictures for which both find the same of the names."""
+    """The share of images for which both find the same of the names."""
     best = []
     for embedder in (one, other):
         images = torch.cat([embedder.embed_pixels(part) for part in pixels.split(batch)])

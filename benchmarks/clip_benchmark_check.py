@@ -2,7 +2,7 @@
 
     python -m benchmarks.clip_benchmark_check mini
 
-Retrieval with one picture and one caption of each concept, and the zero-shot classification of one class set, both in
+Retrieval with one image and one caption of each concept, and the zero-shot classification of one class set, both in
 one language and on one split, as local WebDatasets.  Needs: pip install clip-benchmark
 """
 
@@ -24,7 +24,7 @@ from vlm.images.preprocess import open_image
 from vlm.metrics import top_k_accuracy
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import Selected
-from vlm.training.measure.evaluate import PICTURE_WORDS, embed_pictures, retrieval_rows
+from vlm.training.measure.evaluate import PICTURE_WORDS, embed_all_images, retrieval_rows
 from vlm.zero_shot import ZeroShotClassifier, label_sentences
 
 RECALLS = (1, 5, 10)
@@ -58,7 +58,7 @@ def check(model: str, split: str, language: str, classes: str, root: Path) -> tu
     theirs = run(root, "retrieval", "zeroshot_retrieval")
     measured = {
         (row.task, row.language): row.value
-        for row in retrieval_rows(embedder, one_each, embed_pictures(embedder, one_each), split, "")
+        for row in retrieval_rows(embedder, one_each, embed_all_images(embedder, one_each), split, "")
     }
     ours = {}
     for k in RECALLS:
@@ -66,14 +66,14 @@ def check(model: str, split: str, language: str, classes: str, root: Path) -> tu
         ours[f"text_retrieval_recall@{k}"] = measured[f"image->text R@{k}", language]
 
     labels, chosen, targets = class_set(pairs, language, classes)
-    pictures = pairs.select(chosen)
-    write_dataset(root / "classes", pictures, "cls", map(str, targets))
+    images = pairs.select(chosen)
+    write_dataset(root / "classes", images, "cls", map(str, targets))
     (root / "classes" / "classnames.txt").write_text("\n".join(labels), encoding="utf-8")
     templates = [sentence.replace(labels[0], "{c}") for sentence in label_sentences(labels[0])]
     (root / "classes" / "zeroshot_classification_templates.txt").write_text("\n".join(templates), encoding="utf-8")
     theirs |= run(root, "classes", "zeroshot_classification")
     classifier = ZeroShotClassifier(embedder, labels, [template.replace("{c}", "{}") for template in templates])
-    scores = embed_pictures(embedder, pictures) @ classifier.class_embeds.T
+    scores = embed_all_images(embedder, images) @ classifier.class_embeds.T
     return theirs, ours | {"acc1": top_k_accuracy(scores, torch.tensor(targets))}
 
 
@@ -93,7 +93,7 @@ def first_of_each_concept(pairs: Pairs, language: str) -> list[int]:
 
 
 def class_set(pairs: Pairs, language: str, name: str) -> tuple[list[str], list[int], list[int]]:
-    """(labels, rows, their classes) of one set of classes.json, restricted to what the pictures show."""
+    """(labels, rows, their classes) of one set of classes.json, restricted to what the images show."""
     sets = json.loads((PICTURE_WORDS / "classes.json").read_text(encoding="utf-8"))
     found = []
     for classes in [sets[name]] if name else sets.values():
@@ -108,14 +108,14 @@ def class_set(pairs: Pairs, language: str, name: str) -> tuple[list[str], list[i
 
 
 def write_dataset(folder: Path, pairs: Pairs, suffix: str, contents: Iterable[str]) -> None:
-    """One shard in clip-benchmark's layout; pictures as RGB, so that both sides see transparency on white."""
+    """One shard in clip-benchmark's layout; images as RGB, so that both sides see transparency on white."""
     (folder / "test").mkdir(parents=True)
     (folder / "test" / "nshards.txt").write_text("1")
     with tarfile.open(folder / "test" / "0.tar", "w") as shard:
         for row, (image, content) in enumerate(zip(pairs.rows.column("image"), contents, strict=True)):
-            picture = io.BytesIO()
-            open_image(image["bytes"]).save(picture, "PNG")
-            for name, data in ((f"{row:06d}.png", picture.getvalue()), (f"{row:06d}.{suffix}", content.encode())):
+            image = io.BytesIO()
+            open_image(image["bytes"]).save(image, "PNG")
+            for name, data in ((f"{row:06d}.png", image.getvalue()), (f"{row:06d}.{suffix}", content.encode())):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)
                 shard.addfile(entry, io.BytesIO(data))

@@ -54,9 +54,7 @@ def main() -> None:
         section("Connections tried", ("what", "who", "connections"), connections(folder))
     section("Tokens computed for 1,300 captions in batches of 256, CLIP's tokenizer", PADDING, padding())
     section("A batch of 16 pairs in m parts: gradient of logit_scale / that of the whole batch", ACCUMULATED, parts())
-    section(
-        "8 pictures with 5 captions each, all vectors right: R@1", ("who", "image to text", "text to image"), many()
-    )
+    section("8 images with 5 captions each, all vectors right: R@1", ("who", "image to text", "text to image"), many())
     section("Resumed at step 4 of 8, against 8 in one go", RESUMED, resumed())
 
 
@@ -103,7 +101,7 @@ def write_models(place: Path) -> Path:
     return place
 
 
-def picture() -> Any:
+def image() -> Any:
     from PIL import Image
 
     return Image.radial_gradient("L").convert("RGB")
@@ -117,13 +115,13 @@ def open_openclip(folder: Path) -> Use:
     model, _, transform = opened
     open_clip.get_tokenizer(f"local-dir:{folder / 'openclip'}")
     model.eval()
-    return lambda: model.encode_image(transform(picture())[None], normalize=True)
+    return lambda: model.encode_image(transform(image())[None], normalize=True)
 
 
 def open_transformers(folder: Path) -> Use:
     model: Any = transformers.CLIPModel.from_pretrained(folder / "huggingface").eval()
     read: Any = transformers.CLIPProcessor.from_pretrained(folder / "huggingface", backend="pil")
-    return lambda: model.get_image_features(**read(images=[picture()], return_tensors="pt"))
+    return lambda: model.get_image_features(**read(images=[image()], return_tensors="pt"))
 
 
 def open_timm(folder: Path) -> Use:
@@ -132,12 +130,12 @@ def open_timm(folder: Path) -> Use:
 
     model: Any = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
     transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
-    return lambda: model(transform(picture())[None])
+    return lambda: model(transform(image())[None])
 
 
 def open_ours(folder: Path) -> Use:
     embedder = vlm.load(folder / "ours")
-    return lambda: embedder.embed_images([picture()])
+    return lambda: embedder.embed_images([image()])
 
 
 OPENERS: dict[str, tuple[Callable[[Path], Use], Path]] = {
@@ -149,7 +147,7 @@ OPENERS: dict[str, tuple[Callable[[Path], Use], Path]] = {
 
 
 def walks(folder: Path) -> Rows:
-    """One picture, from the call to its vector, the model being loaded: code of the library itself, not of torch."""
+    """One image, from the call to its vector, the model being loaded: code of the library itself, not of torch."""
     return [(name, *walk(opener(folder), home)) for name, (opener, home) in OPENERS.items()]
 
 
@@ -209,9 +207,9 @@ def connections(folder: Path) -> Rows:
     for name, (opener, _) in OPENERS.items():
         with listening() as tried:
             opener(folder)()
-        rows.append(("a folder on this machine, loaded, one picture embedded", name, len(tried)))
+        rows.append(("a folder on this machine, loaded, one image embedded", name, len(tried)))
     with listening() as tried:
-        vlm.classify(vlm.load("mini"), [picture()], labels=["sun", "月"])
+        vlm.classify(vlm.load("mini"), [image()], labels=["sun", "月"])
     rows.append(("the bundled model, zero-shot", "vlm", len(tried)))
     return rows
 
@@ -276,7 +274,7 @@ def gradient_of_trainer(place: Path, m: int) -> float:
 def many() -> Rows:
     torch.manual_seed(0)
     vectors = nn.functional.normalize(torch.randn(8, 24), dim=-1)
-    texts = vectors.repeat_interleave(5, 0)  # every caption lies exactly on its picture
+    texts = vectors.repeat_interleave(5, 0)  # every caption lies exactly on its image
     theirs = get_clip_metrics(texts, texts, torch.tensor(1.0))  # a row per pair, as its CSV and tars give them
     ways = ("image_to_text", "text_to_image")
     correct = torch.arange(8)[:, None] == torch.arange(40) // 5
@@ -293,7 +291,7 @@ def many() -> Rows:
 
 
 class Pairs(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """`noisy`: each picture is drawn with noise, as augmentation would."""
+    """`noisy`: each image is drawn with noise, as augmentation would."""
 
     def __init__(self, count: int, *, noisy: bool = False, double: bool = False):
         generator = torch.Generator().manual_seed(0)
@@ -315,7 +313,7 @@ class Pairs(torch.utils.data.Dataset[dict[str, Tensor]]):
 def resumed() -> Rows:
     """24 pairs: 6 steps of 4 are an epoch, so step 4 is inside the first one."""
     rows: Rows = []
-    for noisy, what in ((False, "pictures as they are"), (True, "pictures with random augmentation")):
+    for noisy, what in ((False, "images as they are"), (True, "images with random augmentation")):
         with tempfile.TemporaryDirectory() as place:
             once, again = (eight_steps(Path(place), noisy=noisy, resume=resume) for resume in (False, True))
         apart = max(float((once[name] - again[name]).abs().max()) for name in once)

@@ -1,4 +1,4 @@
-"""What grows how: time and memory against batch, picture size, N in the loss, gallery size, processes (Linux).
+"""What grows how: time and memory against batch, image size, N in the loss, gallery size, processes (Linux).
 
     python -m benchmarks.cost_curves > benchmarks/cost_curves.md          (--quick: half the sizes, one repeat)
 
@@ -117,7 +117,7 @@ CURVES = (
     Curve("the same in chunks of 16", "pairs of a batch", (16, 32, 64, 128), lambda n: step(n, 96, 16), "96 pixels"),
     Curve("a step of `mini`", "pixels of a side", (48, 72, 96, 144, 192, 288), lambda n: step(8, n), "8 pairs"),
     Curve("`clip_loss`, both ways", "N", (1024, 2048, 4096, 8192, 16384), contrast, f"E = {EMBED_DIM}"),
-    Curve("one exact search", "pictures", (10_000, 30_000, 100_000, 300_000, 1_000_000), gallery, f"E = {EMBED_DIM}"),
+    Curve("one exact search", "images", (10_000, 30_000, 100_000, 300_000, 1_000_000), gallery, f"E = {EMBED_DIM}"),
 )  # fmt: skip
 
 

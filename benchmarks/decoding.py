@@ -1,8 +1,8 @@
 """A JPEG of 2000 x 1500 to 224 pixels, normalised, in one thread: our preprocessing beside OpenCLIP's transform.
 
-    python -m benchmarks.decoding > benchmarks/decoding.md         (--quick: fewer pictures and rounds)
+    python -m benchmarks.decoding > benchmarks/decoding.md         (--quick: fewer images and rounds)
 
-Each round takes every picture once with each variant, in turns, so that all meet the same machine; a time is processor
+Each round takes every image once with each variant, in turns, so that all meet the same machine; a time is processor
 time (user + system).  The ratio is the median over rounds of OpenCLIP's time / ours of the same round.
 """
 
@@ -71,7 +71,7 @@ def speed_table(files: list[bytes], rounds: int) -> str:
             seconds[name].append(taken[name] / len(files))
     theirs = seconds["OpenCLIP's transform"]
     lines = [
-        "| variant | ms a picture, median | best | OpenCLIP's / this, median | smallest to largest "
+        "| variant | ms an image, median | best | OpenCLIP's / this, median | smallest to largest "
         "| levels from OpenCLIP's: mean | largest |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -95,13 +95,13 @@ def drawings(count: int) -> tuple[list[bytes], list[str]]:
     """Validation drawings of the artist that `mini` never saw, as large JPEGs; and all their English names."""
     rows = [row for row in read_table(VALIDATION).to_pylist() if row["split"] == "val_style"]
     names = sorted({row["captions_en"][0] for row in rows})
-    pictures = [vlm.open_image(row["image"]["bytes"]) for row in rows[:count]]
-    return [as_jpeg(_enlarge(picture)) for picture in pictures], names
+    images = [vlm.open_image(row["image"]["bytes"]) for row in rows[:count]]
+    return [as_jpeg(_enlarge(image)) for image in images], names
 
 
-def _enlarge(picture: Image.Image) -> Image.Image:
-    scale = min(WIDTH / picture.width, HEIGHT / picture.height)
-    large = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+def _enlarge(image: Image.Image) -> Image.Image:
+    scale = min(WIDTH / image.width, HEIGHT / image.height)
+    large = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     page.paste(large, ((WIDTH - large.width) // 2, (HEIGHT - large.height) // 2))
     return page
@@ -112,8 +112,8 @@ def agreement_table(photographs: list[bytes], validation: tuple[list[bytes], lis
     embedder = vlm.load("mini")
     texts = embedder.embed_texts(validation[1])  # (M, E)
     lines = [
-        f"`mini`, the best of {len(texts)} names for each picture, against decoding and resizing with Pillow alone:\n",
-        "| pictures | variant | same first name | of |",
+        f"`mini`, the best of {len(texts)} names for each image, against decoding and resizing with Pillow alone:\n",
+        "| images | variant | same first name | of |",
         "|---|---|---:|---:|",
     ]
     for kind, files in (("drawings, enlarged", validation[0]), ("photographs", photographs)):

@@ -63,25 +63,25 @@ def soak(client: Client, process: int, minutes: float) -> dict[str, float]:
 
 
 def act(client: Client, chance: random.Random) -> None:
-    picture = handle_file(str(SAMPLES / chance.choice(samples()).file_name))
+    image = handle_file(str(SAMPLES / chance.choice(samples()).file_name))
     match chance.randrange(4):
         case 0:
-            client.predict(picture, chance.sample(WORDS, 4), api_name="/classify")
+            client.predict(image, chance.sample(WORDS, 4), api_name="/classify")
         case 1:
             client.predict(" + ".join(chance.sample(WORDS, 2)), api_name="/search")
         case 2:
-            client.predict(image=picture, api_name="/search")
+            client.predict(image=image, api_name="/search")
         case _:
             client.predict(chance.choice(samples()).file_name, api_name="/similar")
 
 
 def hundred_at_once(client: Client) -> tuple[int, int]:
     """Each caller asks with a label of its own -> calls without an answer, answers to somebody else's question."""
-    picture = handle_file(str(SAMPLES / samples()[0].file_name))
+    image = handle_file(str(SAMPLES / samples()[0].file_name))
 
     def ask(number: int) -> set[str] | None:
         try:
-            ranking = client.predict(picture, [f"caller {number}", "nobody"], api_name="/classify")
+            ranking = client.predict(image, [f"caller {number}", "nobody"], api_name="/classify")
         except Exception:  # whatever it was: the call is lost
             return None
         return {ranked["label"] for ranked in ranking}

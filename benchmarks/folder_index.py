@@ -42,8 +42,8 @@ def main() -> int:
 
 def measure(place: Path, count: int) -> tuple[list[str], list[str]]:
     """The rows of the table, and what was not as it must be."""
-    folder, chance, wrong, rows = place / "pictures", random.Random(0), [], []
-    write_pictures(folder, count - 300, chance)
+    folder, chance, wrong, rows = place / "images", random.Random(0), [], []
+    write_images(folder, count - 300, chance)
     broken = write_broken(folder, 30)
     (place / "empty").mkdir()
     start_up = np.min([run(place, place / "empty")[0] for _ in range(3)], axis=0)
@@ -67,11 +67,11 @@ def measure(place: Path, count: int) -> tuple[list[str], list[str]]:
         if what == "nothing" and processor > 2:
             wrong.append(f"nothing changed: {processor:.1f} s of the processor, wanted 2")
 
-    pictures = sorted(path for path in folder.rglob("*.webp") if str(path) not in broken)
-    contents = len({path.read_bytes() for path in pictures})
-    check("everything is new", lambda: None, embedded=contents, recognised=len(pictures) - contents)
+    images = sorted(path for path in folder.rglob("*.webp") if str(path) not in broken)
+    contents = len({path.read_bytes() for path in images})
+    check("everything is new", lambda: None, embedded=contents, recognised=len(images) - contents)
     check("nothing", lambda: None, embedded=0, recognised=0, unchanged=count, vanished=0)
-    some = chance.sample(pictures, count // 10)
+    some = chance.sample(images, count // 10)
     tenth = len(some)
     moved = [path.with_name(f"renamed-{path.name}") for path in some]
     check("a tenth renamed", lambda: move(some, moved), embedded=0, recognised=tenth, vanished=tenth)
@@ -99,7 +99,7 @@ def seconds() -> np.ndarray:
     return np.array([time.perf_counter(), used.children_user + used.children_system])
 
 
-def write_pictures(folder: Path, count: int, chance: random.Random) -> None:
+def write_images(folder: Path, count: int, chance: random.Random) -> None:
     """All of picture-words in folders by style, then copies under other names until there are `count`."""
     written: list[Path] = []
     for name in ("train", "validation", "test"):
@@ -127,8 +127,8 @@ def write_broken(folder: Path, each: int) -> dict[str, str]:
     bomb[18:26] = (60_000).to_bytes(4, "little") * 2
     kinds: dict[str, tuple[str, bytes, str]] = {
         "empty": (".jpg", b"", "empty file"),
-        "text": (".png", b"I am no picture\n", "not a picture"),
-        "zeros": (".webp", bytes(500), "not a picture"),
+        "text": (".png", b"I am no image\n", "not an image"),
+        "zeros": (".webp", bytes(500), "not an image"),
         "svg": (".svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported format"),
         "pdf": (".jpg", b"%PDF-1.7\n", "unsupported format"),
         "psd": (".psd", b"8BPS\0\1", "unsupported format"),

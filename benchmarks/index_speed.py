@@ -1,6 +1,6 @@
 """`vlm index` on JPEGs of 2000 x 1500, beside one process that decodes with Pillow and runs the same model.
 
-    python -m benchmarks.index_speed > benchmarks/index_speed.md         (--quick: fewer pictures and rounds)
+    python -m benchmarks.index_speed > benchmarks/index_speed.md         (--quick: fewer images and rounds)
 
 Both take turns.  Wall time needs a quiet machine; processor time (user + system, all processes) hardly depends on it.
 On c cores a run can never take less wall time than its processor time / c.
@@ -42,8 +42,8 @@ def main() -> None:
     counts, rounds = ({"mini": 192, "B/32": 128}, 2) if quick else ({"mini": 768, "B/32": 384}, 7)
     print("# `vlm index` on JPEGs of 2000 x 1500\n")
     print(about(f"python -m benchmarks.index_speed{' --quick' * quick}", ["torch", "pillow"]))
-    print(f"Each line: pictures a second, medians of {rounds} rounds; ratios with smallest to largest.\n")
-    print("| model | pictures | one process | `vlm index` | wall ratio | processor ratio | with `--fast-decode` |")
+    print(f"Each line: images a second, medians of {rounds} rounds; ratios with smallest to largest.\n")
+    print("| model | images | one process | `vlm index` | wall ratio | processor ratio | with `--fast-decode` |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Files that differ, of `DISTINCT` pictures: bytes behind the end of a JPEG change nothing but the hash."""
+    """Files that differ, of `DISTINCT` images: bytes behind the end of a JPEG change nothing but the hash."""
     files = [photograph(seed) for seed in range(min(DISTINCT, count))]
     for number in range(count):
         (folder / f"{number:04d}.jpg").write_bytes(files[number % len(files)] + number.to_bytes(4, "big"))

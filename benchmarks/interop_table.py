@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vlm
-from tests.foreign_models import randomise
+from tests.support.foreign_models import randomise
 from vlm.interop import openclip
 from vlm.interop.openclip_config import ModelCfg
 from vlm.interop.timm import named
@@ -37,7 +37,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 HEADS = {  # page -> mark -> heads of the columns
     "interop.md": {
         "full size": ("model", "largest difference"),
-        "every model": ("OpenCLIP model", "picture", "text", "logits"),
+        "every model": ("OpenCLIP model", "image", "text", "logits"),
         "outside": ("OpenCLIP model", "what this library has no part for"),
     },
     "interop.ja.md": {
@@ -116,7 +116,7 @@ def build(config: dict[str, Any]) -> Any:
 
 
 def inputs(model: ModelCfg) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures and rows of ids that end and are padded as OpenCLIP's tokenizers do."""
+    """Images and rows of ids that end and are padded as OpenCLIP's tokenizers do."""
     generator = torch.Generator().manual_seed(1)
     side, text = model.vision_cfg.image_size, model.text_cfg
     assert isinstance(side, int)

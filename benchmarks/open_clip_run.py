@@ -4,12 +4,12 @@
 
 Nothing of the trainer is replaced.  What it is given:
 
-data        a CSV file, one line for every caption of every picture, English and Japanese: its README recommends tars
-            "for larger scale datasets", and this set has 10 thousand pictures.  The CSV loader shuffles all lines
+data        a CSV file, one line for every caption of every image, English and Japanese: its README recommends tars
+            "for larger scale datasets", and this set has 10 thousand images.  The CSV loader shuffles all lines
             exactly at every epoch.  (For tars, open_clip_torch 3.3.0 pins webdataset <= 0.2.86; 1.x breaks its reader.)
-pictures    96 x 96 pixels as BMP files, the format Pillow opens fastest (45 us of processor time; WebP: 176 us), so
+images    96 x 96 pixels as BMP files, the format Pillow opens fastest (45 us of processor time; WebP: 176 us), so
             that it decodes as little as our cache of pixels does.
-captions    names, no keywords: what is measured are names, and a keyword that several pictures of a batch share counts
+captions    names, no keywords: what is measured are names, and a keyword that several images of a batch share counts
             as wrong for all but one of them in OpenCLIP's loss.
 """
 
@@ -59,8 +59,8 @@ class Window(NamedTuple):
 # -- what it is given ----------------------------------------------------------------------------------------------
 
 
-def prepare(folder: Path, pictures: int | None = None) -> int:
-    """Write `folder`/train.csv, pictures/ and model/; the number of lines.  `pictures`: fewer, to try the programs."""
+def prepare(folder: Path, images: int | None = None) -> int:
+    """Write `folder`/train.csv, images/ and model/; the number of lines.  `images`: fewer, to try the programs."""
     from vlm.checkpoint.folder import load
     from vlm.training.data.pairs import open_pairs
 
@@ -70,7 +70,7 @@ def prepare(folder: Path, pictures: int | None = None) -> int:
     pairs = open_pairs(PICTURE_WORDS / "train.parquet", embedder.preprocess, cache="none")
     rows = (
         (pairs.pixels(index), [text for captions, _ in pairs.captions(index) for text in captions])
-        for index in range(len(pairs))[:pictures]
+        for index in range(len(pairs))[:images]
     )
     return write_rows(rows, folder)
 
@@ -82,14 +82,14 @@ def from_root(path: Path) -> Path:
 
 
 def write_rows(rows: Iterable[tuple[Tensor, list[str]]], folder: Path) -> int:
-    """(uint8 (3, H, W), captions) of each picture -> folder/pictures/*.bmp, folder/train.csv; the number of lines."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    """(uint8 (3, H, W), captions) of each image -> folder/images/*.bmp, folder/train.csv; the number of lines."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = 0
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t")
         table.writerow(["filepath", "title"])
         for number, (pixels, captions) in enumerate(rows):
-            path = folder / "pictures" / f"{number:06d}.bmp"
+            path = folder / "images" / f"{number:06d}.bmp"
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
             for caption in captions:
                 if caption in MISSING:

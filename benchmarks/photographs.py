@@ -22,9 +22,9 @@ def photograph(seed: int, detail: float | None = None) -> bytes:
     return as_jpeg(Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8)))
 
 
-def as_jpeg(picture: Image.Image) -> bytes:
+def as_jpeg(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)
+    image.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 

@@ -1,8 +1,8 @@
-"""Where in a picture is what a text names?  Four ways to ask `mini`, on drawings by an artist that it never saw.
+"""Where in an image is what a text names?  Four ways to ask `mini`, on drawings by an artist that it never saw.
 
     python -m benchmarks.relevance > benchmarks/relevance.md      (four minutes; --seed draws other drawings)
 
-Four or nine drawings side by side make one picture, and one of them is asked for by its English name; counted is how
+Four or nine drawings side by side make one image, and one of them is asked for by its English name; counted is how
 often the map's sum is highest on the right one.
 """
 
@@ -23,33 +23,33 @@ from vlm.inspect.maps import Score, patch_grid, relevance, text_score
 from vlm.models.vision import VisionTransformer
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
-SIDE = 192  # of the picture, in pixels
-PICTURES = 320
+SIDE = 192  # of the image, in pixels
+IMAGES = 320
 
 Ask = Callable[[VisionTransformer, Tensor, Score], Tensor]  # images (1, C, H, W) -> (H/P, W/P)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Four ways to ask a ViT where in a picture a thing is.")
+    parser = argparse.ArgumentParser(description="Four ways to ask a ViT where in an image a thing is.")
     parser.add_argument("--seed", type=int, default=5)
     seed = parser.parse_args().seed
-    print("# Where is it? Maps of `mini` for pictures of several drawings\n")
+    print("# Where is it? Maps of `mini` for images of several drawings\n")
     print(about(f"python -m benchmarks.relevance --seed {seed}", ["torch"], torch.get_num_threads()))
-    print(f"{PICTURES} pictures each; share in which the map's sum is highest on the drawing that was asked for.\n")
+    print(f"{IMAGES} images each; share in which the map's sum is highest on the drawing that was asked for.\n")
     print("| map | of 4 (chance 0.25) | of 9 (chance 0.11) |\n|---|---:|---:|")
     found = count(vlm.load("mini"), seed)
     for name in WAYS:
-        print(f"| {name} | {found[name, 2] / PICTURES:.3f} | {found[name, 3] / PICTURES:.3f} |")
+        print(f"| {name} | {found[name, 2] / IMAGES:.3f} | {found[name, 3] / IMAGES:.3f} |")
 
 
 @torch.no_grad()
 def count(mini: vlm.Embedder, seed: int) -> dict[tuple[str, int], int]:
-    """(way, drawings in a row) -> pictures in which the right drawing was found."""
+    """(way, drawings in a row) -> images in which the right drawing was found."""
     lines = (SAMPLES / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     drawings = [row for row in map(json.loads, lines) if row["file_name"].startswith("fxemoji/")]
     generator = torch.Generator().manual_seed(seed)
     found = {(name, across): 0 for name in WAYS for across in (2, 3)}
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         for across in (2, 3):
             drawn = [drawings[i] for i in torch.randperm(len(drawings), generator=generator)[: across**2].tolist()]
             tiles = [

@@ -47,7 +47,7 @@ train_splits = ["val_concept"]
 validation = "{data}"
 validation_split = "val_both"
 patch_dropout = 0.5
-captions_per_picture = 2
+captions_per_image = 2
 
 [optim]
 warmup_steps = 20

@@ -78,7 +78,7 @@ class Lance:
                 ("vector", pa.list_(pa.float16(), EMBED_DIM)),
             ]
         )
-        self.table = lancedb.connect(folder).create_table("pictures", schema=schema, exist_ok=True)
+        self.table = lancedb.connect(folder).create_table("images", schema=schema, exist_ok=True)
 
     def add(self, first: int, vectors: np.ndarray) -> None:
         numbers = range(first, first + len(vectors))

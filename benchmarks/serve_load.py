@@ -4,7 +4,7 @@
     python -m benchmarks.serve_load --quick                        # the second part takes 20 s
 
 Server and clients are processes of this machine and share its processors.  Requests are searches by text and by
-picture, embeddings and classifications; no text and no picture comes twice, so the cache answers none of them.  What
+image, embeddings and classifications; no text and no image comes twice, so the cache answers none of them.  What
 is right is computed afterwards by the library in this process.
 """
 
@@ -34,8 +34,8 @@ from benchmarks.machine import about
 CLIENTS = 50
 REQUESTS = 1000
 LABELS = ["犬", "猫", "a red apple", "空を飛ぶ鳥"]
-PICTURES = 200  # in the index
-SIDE = 96  # pixels of a picture that is sent
+IMAGES = 200  # in the index
+SIDE = 96  # pixels of an image that is sent
 TOLERANCE = 1e-5  # of a number, for a batch of another size rounds differently
 
 
@@ -59,11 +59,11 @@ def main() -> None:
     embedder = vlm.load(args.model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "pictures").mkdir()
-        for n in range(PICTURES):
-            (folder / "pictures" / f"{n:03d}.png").write_bytes(picture(-1 - n))
+        (folder / "images").mkdir()
+        for n in range(IMAGES):
+            (folder / "images" / f"{n:03d}.png").write_bytes(image(-1 - n))
         with vlm.EmbeddingIndex.open(folder / "index", embedder) as index:
-            index.add_folder(folder / "pictures", workers=1)
+            index.add_folder(folder / "images", workers=1)
             asyncio.run(measure(embedder, index, folder / "index", args.model, seconds))
 
 
@@ -114,21 +114,21 @@ async def ask(client: httpx.AsyncClient, tally: Tally, numbers: range, until: fl
 
 
 def request(number: int) -> tuple[str, str, dict[str, Any]]:
-    text, file = f"a drawing of the number {number}", picture(number)
+    text, file = f"a drawing of the number {number}", image(number)
     sent = base64.b64encode(file).decode()
     match number % 4:
         case 0:
             return "search by text", "/search", {"text": text, "k": 3}
         case 1:
-            return "search by picture", "/search", {"picture": sent, "k": 3}
+            return "search by image", "/search", {"image": sent, "k": 3}
         case 2:
-            return "embed", "/embed", {"texts": [text], "pictures": [sent]}
+            return "embed", "/embed", {"texts": [text], "images": [sent]}
         case _:
-            return "classify", "/classify", {"pictures": [sent], "labels": LABELS}
+            return "classify", "/classify", {"images": [sent], "labels": LABELS}
 
 
 def is_right(number: int, answer: Any, embedder: vlm.Embedder, index: vlm.EmbeddingIndex) -> bool:
-    text, file = f"a drawing of the number {number}", picture(number)
+    text, file = f"a drawing of the number {number}", image(number)
     match number % 4:
         case 0 | 1:
             hits = index.search(text if number % 4 == 0 else [(1.0, file)], 3)
@@ -136,7 +136,7 @@ def is_right(number: int, answer: Any, embedder: vlm.Embedder, index: vlm.Embedd
         case 2:
             rows = embedder.embed_texts([text]), embedder.embed_images([file])
             return all(
-                close(answer[name][0], row[0].tolist()) for name, row in zip(("texts", "pictures"), rows, strict=True)
+                close(answer[name][0], row[0].tolist()) for name, row in zip(("texts", "images"), rows, strict=True)
             )
         case _:
             found = {row["label"]: row["score"] for row in answer}
@@ -148,7 +148,7 @@ def close(ours: list[float], right: list[float]) -> bool:
     return len(ours) == len(right) and bool(np.allclose(ours, right, rtol=0, atol=TOLERANCE))
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A pattern of its own for each number."""
     small = np.random.default_rng(abs(number) * 2 + (number < 0)).integers(0, 256, (6, 6, 3), np.uint8)
     file = io.BytesIO()

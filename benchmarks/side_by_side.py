@@ -13,7 +13,7 @@ QUICK_ROUNDS = 2
 
 
 def english_captions(keywords: int) -> list[str]:
-    """a drawing of NAME, KEYWORD, ...: the training pictures' names, each with its first `keywords` keywords."""
+    """a drawing of NAME, KEYWORD, ...: the training images' names, each with its first `keywords` keywords."""
     table = read_table(PICTURE_WORDS / "train.parquet", columns=["captions_en", "keywords_en"])
     rows = (row for row in table.to_pylist() if row["captions_en"])
     names = (", ".join([row["captions_en"][0], *row["keywords_en"][:keywords]]) for row in rows)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.start_up > benchmarks/start_up.md      (--quick: 2 rounds)
 
-All read the same random ViT-B/32 from disk, in their own format, and say which of two labels fits a picture.  Processes
+All read the same random ViT-B/32 from disk, in their own format, and say which of two labels fits an image.  Processes
 take turns; a time is that of the whole process.  What all wait for, `import torch`, is timed as well and taken off.
 """
 
@@ -22,14 +22,14 @@ from benchmarks.machine import about
 from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, ratios
 from vlm.config import PreprocessConfig, named_size
 
-PICTURE = Path(__file__).parents[1] / "demo/samples"
+IMAGE = Path(__file__).parents[1] / "demo/samples"
 OPENCLIP = """
 import open_clip, torch
 from PIL import Image
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 with torch.no_grad():
-    image = model.encode_image(preprocess(Image.open("{picture}"))[None], normalize=True)
+    image = model.encode_image(preprocess(Image.open("{image}"))[None], normalize=True)
     text = model.encode_text(tokenizer(["a photo of a dog", "a photo of a cat"]), normalize=True)
     print((model.logit_scale.exp() * image @ text.T).softmax(-1))
 """
@@ -39,7 +39,7 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 model, processor = CLIPModel.from_pretrained("{folder}"), AutoProcessor.from_pretrained("{folder}")
 texts = ["a photo of a dog", "a photo of a cat"]
-inputs = processor(text=texts, images=Image.open("{picture}"), return_tensors="pt", padding=True)
+inputs = processor(text=texts, images=Image.open("{image}"), return_tensors="pt", padding=True)
 with torch.no_grad():
     print(model(**inputs).logits_per_image.softmax(-1))
 """
@@ -53,7 +53,7 @@ def main() -> None:
     print("# From the start of a process to its answer\n")
     packages = ["torch", "open_clip_torch", "transformers"]
     print(about("python -m benchmarks.start_up" + " --quick" * quick, packages, os.cpu_count() or 1))
-    print(f"{rounds} rounds, in turns, files in the page cache. ViT-B/32, float32, two labels, one picture.\n")
+    print(f"{rounds} rounds, in turns, files in the page cache. ViT-B/32, float32, two labels, one image.\n")
     with tempfile.TemporaryDirectory() as root:
         commands = write(Path(root))
         for command in commands.values():
@@ -88,14 +88,14 @@ def write(root: Path) -> dict[str, list[str]]:
     vlm.save(embedder, root / "vlm")
     for kind in ("openclip", "huggingface"):
         vlm.export(embedder, root / kind, kind)
-    picture = sorted(path for path in PICTURE.rglob("*") if path.suffix in (".png", ".jpg", ".webp"))[0]
+    image = sorted(path for path in IMAGE.rglob("*") if path.suffix in (".png", ".jpg", ".webp"))[0]
     command = [str(Path(sys.executable).with_name("vlm"))]
-    words = ["classify", str(picture), "--model", str(root / "vlm"), "--labels", "dog", "cat"]
+    words = ["classify", str(image), "--model", str(root / "vlm"), "--labels", "dog", "cat"]
     return {
         "`vlm --help`": [*command, "--help"],
         "`import torch`": [sys.executable, "-c", "import torch"],
-        "OpenCLIP": [sys.executable, "-c", OPENCLIP.format(folder=root / "openclip", picture=picture)],
-        "transformers": [sys.executable, "-c", TRANSFORMERS.format(folder=root / "huggingface", picture=picture)],
+        "OpenCLIP": [sys.executable, "-c", OPENCLIP.format(folder=root / "openclip", image=image)],
+        "transformers": [sys.executable, "-c", TRANSFORMERS.format(folder=root / "huggingface", image=image)],
         "`vlm classify`": [*command, *words, "--templates", "a photo of a {}"],
     }
 

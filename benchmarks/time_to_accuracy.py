@@ -1,4 +1,4 @@
-"""Time to accuracy: minutes of training, from nothing, until texts find pictures as well as by OpenCLIP's trainer.
+"""Time to accuracy: minutes of training, from nothing, until texts find images as well as by OpenCLIP's trainer.
 
     python -m benchmarks.time_to_accuracy prepare runs/race/data
     python -m benchmarks.time_to_accuracy peer runs/race/data runs/race/peer --minutes 60 --lr 1e-3 --batch-size 256 \\
@@ -8,8 +8,8 @@
     python -m benchmarks.time_to_accuracy table runs/race/peer/curve.jsonl runs/race/ours-*/curve.jsonl \\
         > benchmarks/time_to_accuracy.md
 
-The peer is `open_clip_train.main` as it is, with a model of the same sizes, the same vocabulary, pictures, processors;
-what follows `--` goes to it.  Score: text->image R@1 on val_style (pictures of an artist not in training), the names in
+The peer is `open_clip_train.main` as it is, with a model of the same sizes, the same vocabulary, images, processors;
+what follows `--` goes to it.  Score: text->image R@1 on val_style (images of an artist not in training), the names in
 English and in Japanese.  benchmarks/open_clip_run.py says what the peer is given, benchmarks/timed_runs.py how time is
 taken.
 """
@@ -56,7 +56,7 @@ def main() -> int:
     try:
         match arguments.what:
             case "prepare":
-                lines = prepare(arguments.data, arguments.pictures)
+                lines = prepare(arguments.data, arguments.images)
                 print(f"{lines} lines in {arguments.data}/train.csv", file=sys.stderr)
             case "peer":
                 settings = Settings(
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     parts = own.add_subparsers(dest="what", required=True)
     one = parts.add_parser("prepare", help="picture-words as OpenCLIP's trainer reads it")
     one.add_argument("data", type=Path)
-    one.add_argument("--pictures", type=int, help="only so many, to try the programs")
+    one.add_argument("--images", type=int, help="only so many, to try the programs")
     one = parts.add_parser("peer", help="train with OpenCLIP, and score; after -- more for it")
     one.add_argument("data", type=Path, help="what prepare wrote")
     one.add_argument("out", type=Path)
@@ -161,7 +161,7 @@ def table(peer: Run, ours: Sequence[Run]) -> str:
     about_peer, theirs = peer
     lines = [
         "# Time to accuracy: OpenCLIP's trainer and this one, from nothing\n",
-        f"Text->image R@1 on val_style: {about_peer['queries']} names, {about_peer['pictures']} pictures of an artist "
+        f"Text->image R@1 on val_style: {about_peer['queries']} names, {about_peer['images']} images of an artist "
         "not in training. Minutes of training: steps, waiting for data included; starting, saving, scoring not.\n",
         "| names | chance | OpenCLIP, best R@1 | at minute | vlm as much at minute | ratio | vlm, best | at minute |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

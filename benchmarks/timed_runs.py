@@ -24,7 +24,7 @@ from benchmarks import open_clip_run
 from benchmarks.machine import about
 from benchmarks.open_clip_run import Settings
 from vlm.embedder import Embedder
-from vlm.training.measure.evaluate import ALONE, embed_pictures, open_unseen, retrieval_rows
+from vlm.training.measure.evaluate import ALONE, embed_all_images, open_unseen, retrieval_rows
 
 SPLIT = "val_style"
 TASK = "text->image R@1"
@@ -268,19 +268,19 @@ class Score:
 
     def __call__(self, embedder: Embedder) -> tuple[float, float]:
         embedder.model.eval()
-        rows = retrieval_rows(embedder, self.pairs, embed_pictures(embedder, self.pairs), SPLIT, "")
+        rows = retrieval_rows(embedder, self.pairs, embed_all_images(embedder, self.pairs), SPLIT, "")
         en, ja = (next(row for row in rows if (row.task, row.language) == (TASK, own)) for own in ("en", "ja"))
         return en.value, ja.value
 
     def about(self, embedder: Embedder) -> dict[str, float]:
         """Chance, and sizes."""
-        rows = retrieval_rows(embedder, self.pairs, embed_pictures(embedder, self.pairs), SPLIT, "")
+        rows = retrieval_rows(embedder, self.pairs, embed_all_images(embedder, self.pairs), SPLIT, "")
         found = {row.language: row for row in rows if row.task == TASK}
         return {
             "chance_en": found["en"].chance,
             "chance_ja": found["ja"].chance,
             "queries": found["en"].n,
-            "pictures": len(self.pairs),
+            "images": len(self.pairs),
             "parameters": sum(p.numel() for p in embedder.model.parameters()),
         }
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_step > benchmarks/train_step.md      (--quick: 2 rounds; --device cuda: on a GPU)
 
-Each library has a process of its own, which holds the same weights and gets the same batches: pictures of noise, real
-English captions.  The two take turns, a step each.  Ours is `Training.step` of training/engine/loop.py.
-OpenCLIP's follows `train_one_epoch` and `main` of open_clip_train line by line: model, `ClipLoss`, AdamW, --grad-clip-norm 1, ids padded
-to 77.  Both: float32, AdamW, the same learning rate.  Before the first step their gradients are compared.
+Each library has a process of its own, which holds the same weights and gets the same batches: images of noise, real
+English captions. The two take turns, a step each. Ours is `Training.step` of training/engine/loop.py. OpenCLIP's
+follows `train_one_epoch` and `main` of open_clip_train line by line: model, `ClipLoss`, AdamW, --grad-clip-norm 1,
+ids padded to 77. Both: float32, AdamW, the same learning rate. Before the first step their gradients are compared.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import tempfile
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Classification and retrieval in the browser.")
     parser.add_argument("--model", default="mini", help="mini, a model folder, or a foreign model such as openclip:...")
-    parser.add_argument("--folder", help="search the pictures of this folder; its index goes to your cache folder")
+    parser.add_argument("--folder", help="search the images of this folder; its index goes to your cache folder")
     parser.add_argument("--classifier", metavar="MODEL", help="a trained ViT for the tab Classifier, asked first")
     parser.add_argument(
         "--models", default="runs", metavar="PLACE", help="list the models below this folder: %(default)s"

@@ -1,4 +1,4 @@
-"""What the buttons do, as functions of pictures and words.  Nothing here knows of Gradio."""
+"""What the buttons do, as functions of images and words.  Nothing here knows of Gradio."""
 
 import re
 from collections import Counter
@@ -22,10 +22,10 @@ from vlm.zero_shot import label_sentences
 MAX_LABELS = 200
 MAX_CHARACTERS = 500
 MAX_TEMPLATES = 20
-MAX_PICTURES = 100
+MAX_IMAGES = 100
 MOST_HITS = 24
 
-Picture = str | Path
+UploadedImage = str | Path
 
 _SEPARATORS = re.compile(r"[\n,、，;；]")
 
@@ -39,7 +39,7 @@ class Ranked(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One of several pictures."""
+    """One of several images."""
 
     name: str
     ranking: list[Ranked]
@@ -71,13 +71,13 @@ class Actions:
             return self._embedder
 
     def classify(
-        self, picture: Picture | None, labels: str | list[str], templates: str | list[str] = ""
+        self, image: UploadedImage | None, labels: str | list[str], templates: str | list[str] = ""
     ) -> list[Ranked]:
         """The labels, most probable first.  Labels and templates as typed, or as lists; no templates: by language."""
-        if picture is None:
-            raise NoAnswer("no_picture")
+        if image is None:
+            raise NoAnswer("no_image")
         zero_shot = self._zero_shot(read_labels(labels), read_templates(templates))
-        data = read_picture(picture)
+        data = read_image(image)
         try:
             with computing:
                 probabilities = zero_shot([data])[0].tolist()
@@ -95,31 +95,31 @@ class Actions:
         return self.embedder.no_good_match(max(matches, default=None))
 
     def classify_all(
-        self, pictures: Sequence[tuple[str, Picture]], labels: str | list[str], templates: str | list[str] = ""
+        self, images: Sequence[tuple[str, UploadedImage]], labels: str | list[str], templates: str | list[str] = ""
     ) -> list[Row]:
-        """(name, picture) each -> a row each, in their order; a broken picture has its reason in its row."""
-        if not pictures:
-            raise NoAnswer("no_pictures")
-        if len(pictures) > MAX_PICTURES:
-            raise NoAnswer("too_many_pictures", count=len(pictures), most=MAX_PICTURES)
+        """(name, image) each -> a row each, in their order; a broken image has its reason in its row."""
+        if not images:
+            raise NoAnswer("no_images")
+        if len(images) > MAX_IMAGES:
+            raise NoAnswer("too_many_images", count=len(images), most=MAX_IMAGES)
         self._zero_shot(read_labels(labels), read_templates(templates))
         rows: list[Row] = []
-        for name, picture in pictures:
+        for name, image in images:
             try:
-                ranking = self.classify(picture, labels, templates)
+                ranking = self.classify(image, labels, templates)
                 rows.append(Row(name, ranking, self.none_fits(ranking), None))
             except NoAnswer as no:
                 rows.append(Row(name, [], False, no))
         return rows
 
-    def where(self, picture: Picture | None, label: str) -> inside.Look:
-        """Where in the picture the label is."""
-        if picture is None:
-            raise NoAnswer("no_picture")
+    def where(self, image: UploadedImage | None, label: str) -> inside.Look:
+        """Where in the image the label is."""
+        if image is None:
+            raise NoAnswer("no_image")
         label = _fitting(label)
         if not label:
             raise NoAnswer("no_labels")
-        data = read_picture(picture)
+        data = read_image(image)
         with computing:
             seen = inside.see(self.embedder.model.vision, self.embedder.preprocess, data)
             return inside.relevance(seen, self.embedder, label)
@@ -127,17 +127,17 @@ class Actions:
     def search(
         self,
         text: str = "",
-        picture: Picture | None = None,
+        image: UploadedImage | None = None,
         k: int = MOST_HITS,
         filters: Filters | None = None,
     ) -> list[Hit]:
-        """The k nearest pictures, best first.  `text` may be a sum, "red + car - wheel"; a picture is one term more."""
+        """The k nearest images, best first.  `text` may be a sum, "red + car - wheel"; an image is one term more."""
         text = _fitting(text)
         terms: list[Term] = list(parse_terms(text)) if text else []
-        one_text = text if len(terms) == 1 and picture is None else None
+        one_text = text if len(terms) == 1 and image is None else None
         try:
-            if picture is not None:
-                terms.append((1.0, read_picture(picture)))
+            if image is not None:
+                terms.append((1.0, read_image(image)))
             if not terms:
                 raise NoAnswer("nothing_to_search")
             if self.own is not None:
@@ -147,8 +147,8 @@ class Actions:
             raise NoAnswer(error.reason) from error
 
     def similar(self, key: str, filters: Filters | None = None) -> list[Hit]:
-        """Pictures like one of an earlier answer."""
-        return self.search(picture=self.collection.like(key), filters=filters)
+        """Images like one of an earlier answer."""
+        return self.search(image=self.collection.like(key), filters=filters)
 
     def no_good_match(self, hits: Sequence[Hit]) -> bool:
         return bool(hits) and self.embedder.no_good_match(hits[0].probability)
@@ -204,9 +204,9 @@ def sentences(label: str, templates: str | list[str] = "") -> list[str]:
     return label_sentences(label, read_templates(templates))
 
 
-def read_picture(picture: Picture) -> bytes:
+def read_image(image: UploadedImage) -> bytes:
     """The file's bytes, by whose sha256 its vector is remembered; what is in them, `vlm.open_image` decides."""
-    path = Path(picture)
+    path = Path(image)
     try:
         if not path.is_file():
             raise NoAnswer("not a file" if path.exists() else "missing")

@@ -1,4 +1,4 @@
-"""The pictures the demo searches: `samples/`, each with its names, author and licence."""
+"""The images the demo searches: `samples/`, each with its names, author and licence."""
 
 import json
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""What a ViT sees, as pictures and numbers for the page.  `vlm.inspect` computes and draws it.
+"""What a ViT sees, as images and numbers for the page.  `vlm.inspect` computes and draws it.
 
-People count blocks, heads and patches from 1; patch 0 is the vector that stands for the whole picture.
+People count blocks, heads and patches from 1; patch 0 is the vector that stands for the whole image.
 """
 
 from typing import NamedTuple
@@ -22,12 +22,12 @@ TOP = 5
 
 
 class Seen(NamedTuple):
-    """A picture as a model gets it."""
+    """An image as a model gets it."""
 
     vision: VisionTransformer
     images: Tensor
     """(1, 3, H, W), normalised."""
-    picture: Image.Image
+    image: Image.Image
     """The same to look at."""
 
     @property
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One map of numbers and its picture."""
+    """One map of numbers and its image."""
 
     grid: Tensor
     """(H/P, W/P)."""
@@ -57,7 +57,7 @@ class Look(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a classifier says of a picture, and which patches reached its vector."""
+    """What a classifier says of an image, and which patches reached its vector."""
 
     top: list[tuple[str, float]]
     """(label, probability), at most `TOP`, most probable first."""
@@ -65,19 +65,19 @@ class Answer(NamedTuple):
     rollout: Look
 
 
-def see(vision: VisionTransformer, preprocess: Preprocess, picture: ImageSource | None) -> Seen:
-    """`NoAnswer` for what is no picture."""
-    if picture is None:
-        raise NoAnswer("no_picture")
+def see(vision: VisionTransformer, preprocess: Preprocess, image: ImageSource | None) -> Seen:
+    """`NoAnswer` for what is no image."""
+    if image is None:
+        raise NoAnswer("no_image")
     try:
-        pixels = preprocess.pixels(picture)
+        pixels = preprocess.pixels(image)
     except vlm.ImageError as error:
         raise NoAnswer(error.reason) from error
-    return Seen(vision, preprocess.normalize(pixels)[None], figures.picture_seen(pixels))
+    return Seen(vision, preprocess.normalize(pixels)[None], figures.image_seen(pixels))
 
 
 def attention(seen: Seen, block: int, head: int, patch: int = 0) -> Look:
-    """What patch `patch` reads in one head of one block; patch 0: what the picture's vector reads.  Book eq. (7)."""
+    """What patch `patch` reads in one head of one block; patch 0: what the image's vector reads.  Book eq. (7)."""
     for name, number, first, last in (
         ("block", block, 1, seen.blocks),
         ("head", head, 1, seen.heads),
@@ -91,27 +91,27 @@ def attention(seen: Seen, block: int, head: int, patch: int = 0) -> Look:
         row = patch - 1 + int(seen.vision.config.class_token)
         maps = visualize.attention_maps(seen.vision, seen.images)  # (L, 1, h, N, N)
         grid = visualize.patch_grid(seen.vision.config, maps[block - 1, 0, head - 1, row])
-    return Look(grid, figures.overlay(seen.picture, grid, SIDE))
+    return Look(grid, figures.overlay(seen.image, grid, SIDE))
 
 
 def rollout(seen: Seen) -> Look:
     """Attention followed through all blocks.  Abnar and Zuidema 2020."""
     grid = visualize.rollout_map(seen.vision, seen.images)[0]
-    return Look(grid, figures.overlay(seen.picture, grid, SIDE))
+    return Look(grid, figures.overlay(seen.image, grid, SIDE))
 
 
 def relevance(seen: Seen, embedder: vlm.Embedder, text: str) -> Look:
-    """Which parts of the picture make it more (red) or less (blue) like the text, in units of the cosine."""
+    """Which parts of the image make it more (red) or less (blue) like the text, in units of the cosine."""
     score = visualize.text_score(embedder.model.vision_proj, class_embeddings(embedder, [text])[0])
     grid = visualize.relevance(seen.vision, seen.images, score)[0]
     top = grid.abs().max().clamp_min(torch.finfo(grid.dtype).tiny)
-    return Look(grid, figures.tint(seen.picture, grid / top, SIDE))
+    return Look(grid, figures.tint(seen.image, grid / top, SIDE))
 
 
-def answer(classifier: vlm.ViTClassifier, picture: ImageSource | None) -> Answer:
-    """The most probable classes, and where the picture's vector got its knowledge from."""
+def answer(classifier: vlm.ViTClassifier, image: ImageSource | None) -> Answer:
+    """The most probable classes, and where the image's vector got its knowledge from."""
     assert classifier.preprocess is not None
-    seen = see(classifier.vision, classifier.preprocess, picture)
+    seen = see(classifier.vision, classifier.preprocess, image)
     with torch.inference_mode():
         probabilities = classifier(seen.images)[0].softmax(-1)
     best = probabilities.topk(min(TOP, len(classifier.labels)))

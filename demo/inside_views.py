@@ -26,7 +26,7 @@ def classifier_note(name: str | None) -> str:
 
 def classifier_answer(name: str, given: Answer) -> str:
     note = both("top_note", count=f"{given.classes:,}", chance=f"{1 / given.classes:.1%}")
-    rollout = _figure("rollout", _picture(given.rollout.figure), tab="classifier")
+    rollout = _figure("rollout", _image(given.rollout.figure), tab="classifier")
     return (
         f'{classifier_note(name)}<h2 class="heading spaced">{both("top_classes")}</h2>{ranked_list(given.top)}'
         f'<p class="fine">{note}</p><div class="figures one">{rollout}</div>'
@@ -35,14 +35,14 @@ def classifier_answer(name: str, given: Answer) -> str:
 
 def attention(look: Look, block: int, head: int, patch: int) -> str:
     """The chosen head, large."""
-    reader = TEXTS["reader_patch"] if patch else TEXTS["reader_picture"]
+    reader = TEXTS["reader_patch"] if patch else TEXTS["reader_image"]
     said = {
         language: TEXTS["fig_attention"][language].format(
             block=block, head=head, reader=reader[language].format(patch=patch)
         )
         for language in LANGUAGES
     }
-    return _figure("attention", _picture(look.figure), bilingual(said))
+    return _figure("attention", _image(look.figure), bilingual(said))
 
 
 def all_figures(seen: Seen, rollout: Look, relevance: tuple[str, Look] | None = None) -> str:
@@ -53,18 +53,18 @@ def all_figures(seen: Seen, rollout: Look, relevance: tuple[str, Look] | None = 
             _patch_buttons(seen),
             both("fig_patches", count=seen.patches, side=seen.vision.config.patch_size),
         ),
-        _figure("rollout", _picture(rollout.figure)),
+        _figure("rollout", _image(rollout.figure)),
     ]
     if relevance is not None:
         text, look = relevance
-        shown.append(_figure("relevance", _picture(look.figure), both("fig_relevance", text=text)))
+        shown.append(_figure("relevance", _image(look.figure), both("fig_relevance", text=text)))
     positions = figures.mosaic(figures.position_tiles(seen.vision), gap=2)
     filters = figures.filter_tiles(seen.vision)
     rows = [filters[start : start + 7] for start in range(0, len(filters) - len(filters) % 7, 7)] or [filters]
     shown += [
-        _figure("positions", _picture(positions)),
+        _figure("positions", _image(positions)),
         _figure("heads", _head_buttons(seen)),
-        _figure("filters", _picture(figures.mosaic(rows, gap=6))),
+        _figure("filters", _image(figures.mosaic(rows, gap=6))),
     ]
     return f'<div class="figures">{"".join(shown)}</div>'
 
@@ -72,7 +72,7 @@ def all_figures(seen: Seen, rollout: Look, relevance: tuple[str, Look] | None = 
 def side_by_side(answers: Sequence[Timed]) -> str:
     columns = "".join(
         f'<section><h2 class="heading">{escape(one.name)}</h2><p class="small-heading">'
-        + both("per_picture", milliseconds=f"{one.milliseconds:.1f}", parameters=f"{one.parameters / 1e6:.1f}")
+        + both("per_image", milliseconds=f"{one.milliseconds:.1f}", parameters=f"{one.parameters / 1e6:.1f}")
         + f"</p>{ranked_list(one.ranking)}</section>"
         for one in answers
     )
@@ -81,7 +81,7 @@ def side_by_side(answers: Sequence[Timed]) -> str:
 
 
 def card(markdown: str) -> str:
-    """A model card, perhaps a stranger's: its HTML is shown as text and its pictures are not fetched."""
+    """A model card, perhaps a stranger's: its HTML is shown as text and its images are not fetched."""
     page = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
     return f'<article class="card" tabindex="0" aria-label="{_label("card_heading")}">{_inert(page)}</article>'
 
@@ -131,7 +131,7 @@ def _figure(name: str, inside: str, caption: str | None = None, tab: str = "look
 
 def _patch_buttons(seen: Seen) -> str:
     rows, columns = seen.grid
-    picture = _data(figures.enlarged(seen.picture, 384))
+    image = _data(figures.enlarged(seen.image, 384))
     places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
     labels = [
         _label("patch_name", number=number, row=row, column=column) for number, (row, column) in enumerate(places, 1)
@@ -141,11 +141,11 @@ def _patch_buttons(seen: Seen) -> str:
         for number, label in enumerate(labels, 1)
     )
     grid = f'<div class="grid" style="--columns:{columns};--rows:{rows}">{buttons}</div>'
-    return f'<div class="patches"><img src="{picture}" alt="">{grid}</div>'
+    return f'<div class="patches"><img src="{image}" alt="">{grid}</div>'
 
 
 def _head_buttons(seen: Seen) -> str:
-    tiles = figures.attention_tiles(seen.vision, seen.images, seen.picture)
+    tiles = figures.attention_tiles(seen.vision, seen.images, seen.image)
     buttons = "".join(
         f'<button type="button" data-block="{block}" data-head="{head}" title="{block}-{head}" '
         f'aria-label="{_label("head_name", block=block, head=head)}"><img src="{_data(tile)}" alt=""></button>'
@@ -171,13 +171,13 @@ def ranked_list(ranking: Sequence[tuple[str, float]]) -> str:
     return f'<ol class="bars">{rows}</ol>'
 
 
-def _picture(picture: Image.Image) -> str:
-    return f'<img src="{_data(picture)}" alt="" width="{picture.width}" height="{picture.height}">'
+def _image(image: Image.Image) -> str:
+    return f'<img src="{_data(image)}" alt="" width="{image.width}" height="{image.height}">'
 
 
-def _data(picture: Image.Image) -> str:
+def _data(image: Image.Image) -> str:
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=85)
+    image.save(stream, "WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

@@ -30,7 +30,7 @@ MAX_DEPTH = 3  # folders below a place
 MAX_FOUND = 100
 MAX_CARD = 100_000  # characters
 KEPT = 3  # loaded models of either kind
-RUNS = 5  # pictures timed, the median counts
+RUNS = 5  # images timed, the median counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Timed(NamedTuple):
     ranking: list[tuple[str, float]]
     """(label, probability), most probable first."""
     milliseconds: float
-    """To see one picture, the median of `RUNS`; labels not counted."""
+    """To see one image, the median of `RUNS`; labels not counted."""
     parameters: int
 
 
@@ -168,10 +168,10 @@ class Shelf:
             return self._loaded[key]
 
 
-def compare(named: Sequence[tuple[str, vlm.Embedder]], picture: ImageSource, labels: Sequence[str]) -> list[Timed]:
-    """Every model's ranking of the same labels for the same picture, and how long it looks at one."""
+def compare(named: Sequence[tuple[str, vlm.Embedder]], source: ImageSource, labels: Sequence[str]) -> list[Timed]:
+    """Every model's ranking of the same labels for the same image, and how long it looks at one."""
     try:
-        image = vlm.open_image(picture)
+        image = vlm.open_image(source)
     except vlm.ImageError as error:
         raise NoAnswer(error.reason) from error
     probabilities = [vlm.classify(embedder, [image], labels)[0].tolist() for _, embedder in named]  # warms them up too

@@ -33,7 +33,7 @@ document.addEventListener("click", (event) => {
 });
 
 // What Gradio leaves without a name: panels get their tab's, groups of boxes their title; drawings in buttons are no
-// pictures.  What it names in English only is named in the page's language.
+// images.  What it names in English only is named in the page's language.
 function nameParts() {
   for (const panel of document.querySelectorAll('[role="tabpanel"][id]'))
     panel.setAttribute("aria-labelledby", `${panel.id}-button`);

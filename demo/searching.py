@@ -1,4 +1,4 @@
-"""The pictures to search in: the drawings of the demo (`Samples`), or a folder of one's own (`OwnFolder`)."""
+"""The images to search in: the drawings of the demo (`Samples`), or a folder of one's own (`OwnFolder`)."""
 
 import base64
 import hashlib
@@ -25,13 +25,13 @@ from vlm.onnx.backends import cache_folder
 
 THUMBNAIL = 192  # pixels
 computing = RLock()  # one computation at a time on the device, whichever page asks
-_BATCH = 32  # pictures between two looks at the queue
+_BATCH = 32  # images between two looks at the queue
 _embedding = Lock()  # of the samples, once; taken before `computing`, never after it
 _gallery_embeds: dict[str, Tensor] = {}  # fingerprint of a model -> the samples as it sees them, (G, E)
 
 
 class Hit(NamedTuple):
-    """One picture of an answer."""
+    """One image of an answer."""
 
     key: str
     """What a click on it sends: never a path that would be opened unseen."""
@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which pictures a search may find; empty: all."""
+    """Which images a search may find; empty: all."""
 
     styles: tuple[str, ...] = ()
     """Of the samples: who drew them."""
@@ -92,10 +92,10 @@ class Samples:
 
     def _batches(self) -> Iterator[Tensor]:
         """Between two of them, a visitor who waits is served."""
-        pictures = [one.path for one in samples()]
-        for at in range(0, len(pictures), _BATCH):
+        images = [one.path for one in samples()]
+        for at in range(0, len(images), _BATCH):
             with computing:
-                yield self._embedder().embed_images(pictures[at : at + _BATCH])
+                yield self._embedder().embed_images(images[at : at + _BATCH])
             time.sleep(0.002)
 
     def search(self, terms: list[Term], one_text: str | None, k: int, filters: Filters) -> list[Hit]:
@@ -122,7 +122,7 @@ class OwnFolder:
     def __init__(self, folder: str | Path, embedder: Callable[[], vlm.Embedder], cache: Path | None = None) -> None:
         self.folder = Path(folder).expanduser().absolute()
         if not self.folder.is_dir():
-            raise ValueError(f"There is no folder '{folder}'. Give --folder one that holds pictures.")
+            raise ValueError(f"There is no folder '{folder}'. Give --folder one that holds images.")
         self._place = (cache or cache_folder() / "demo") / f"{_key(self.folder)}.index"
         self._embedder = embedder
         self._thread = ThreadPoolExecutor(1)
@@ -157,13 +157,13 @@ class OwnFolder:
 
     def _begin(self) -> None:
         try:
-            pictures = list(find_images(self.folder))
+            images = list(find_images(self.folder))
             self._opened()
         except (OSError, ValueError) as error:
             self.progress = self.progress._replace(finished=True, error=" ".join(str(error).split()))
             return
-        self.progress = Progress(0, len(pictures), 0, False, "")
-        self._waiting = [pictures[at : at + _BATCH] for at in range(0, len(pictures), _BATCH)]
+        self.progress = Progress(0, len(images), 0, False, "")
+        self._waiting = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
         self._thread.submit(self._go_on)
 
     def _go_on(self) -> None:
@@ -204,7 +204,7 @@ class OwnFolder:
 
 
 def embed_terms(embedder: vlm.Embedder, terms: list[Term]) -> Tensor:
-    """A sum of texts and pictures with their weights -> (E,), unit length."""
+    """A sum of texts and images with their weights -> (E,), unit length."""
     embeds = [
         weight * (embedder.embed_texts([term]) if isinstance(term, str) else embedder.embed_images([term]))[0]
         for weight, term in terms

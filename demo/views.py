@@ -91,10 +91,10 @@ def _bar(ranked: Ranked) -> str:
     return f'<li><button type="button" class="label" data-label="{label}">{label}</button> {shown}</li>'
 
 
-def where(label: str, picture: Image.Image) -> str:
+def where(label: str, image: Image.Image) -> str:
     """The heat map of a label."""
     written = io.BytesIO()
-    picture.save(written, "WEBP", quality=85)
+    image.save(written, "WEBP", quality=85)
     data = base64.b64encode(written.getvalue()).decode()
     return (
         f'<figure class="where" aria-labelledby="where-note">{heading("where")}'
@@ -104,7 +104,7 @@ def where(label: str, picture: Image.Image) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Several pictures, a row each, with the whole as CSV: a link that holds its file, so none lies on the server."""
+    """Several images, a row each, with the whole as CSV: a link that holds its file, so none lies on the server."""
     body = "".join(
         f'<tr><th scope="row">{escape(row.name)}</th>'
         + (
@@ -117,7 +117,7 @@ def table(rows: Sequence[Row]) -> str:
         + "</tr>"
         for row in rows
     )
-    head = "".join(f'<th scope="col">{both(key)}</th>' for key in ("picture", "best_label", "probability"))
+    head = "".join(f'<th scope="col">{both(key)}</th>' for key in ("image", "best_label", "probability"))
     file = f"data:text/csv;charset=utf-8,{quote(csv_of(rows))}"
     return (
         f'<div class="scrolling"><table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -126,11 +126,11 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def csv_of(rows: Sequence[Row]) -> str:
-    """picture, best, error, then each label's probability; begins with a byte order mark, for spreadsheets."""
+    """image, best, error, then each label's probability; begins with a byte order mark, for spreadsheets."""
     labels = sorted({ranked.label for row in rows for ranked in row.ranking})
     written = io.StringIO()
     writer = csv.writer(written)
-    writer.writerow(["picture", "best", "error", *labels])
+    writer.writerow(["image", "best", "error", *labels])
     for row in rows:
         best = "" if row.no else "none of these" if row.none_fits else row.ranking[0].label
         numbers = {ranked.label: f"{ranked.probability:.6f}" for ranked in row.ranking}
@@ -166,7 +166,7 @@ def _hit(hit: Hit) -> str:
     )
 
 
-def example_pictures(files: Sequence[Sample]) -> str:
+def example_images(files: Sequence[Sample]) -> str:
     rows = "".join(f"<li>{_card(one)}</li>" for one in files)
     return f'<p class="small-heading">{both("examples")}</p><ul class="examples">{rows}</ul>'
 

@@ -25,14 +25,14 @@ CLICK = """element.addEventListener("click", (event) => {
 
 
 class Upload(TypedDict):
-    """A picture as `gradio_client.handle_file` sends it."""
+    """An image as `gradio_client.handle_file` sends it."""
 
     path: str
     meta: dict[str, str]
 
 
 class Page(gr.Blocks):
-    """Gradio's page, except that a picture which is an address is refused: Gradio would fetch it."""
+    """Gradio's page, except that an image which is an address is refused: Gradio would fetch it."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
         if any(_addresses(value) for value in inputs):
@@ -60,7 +60,7 @@ def html(value: str, name: str | None = None) -> gr.HTML:
     return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=CLICK)
 
 
-def picture_box(label: str, placeholder: str, height: int) -> gr.Image:
+def image_box(label: str, placeholder: str, height: int) -> gr.Image:
     return gr.Image(
         type="filepath",
         label=text(label),
@@ -68,18 +68,18 @@ def picture_box(label: str, placeholder: str, height: int) -> gr.Image:
         height=height,
         sources=["upload", "clipboard", "webcam"],
         buttons=[],
-        elem_classes="picture",
+        elem_classes="image",
     )
 
 
-def picture_and_examples(height: int = 300) -> tuple[gr.Image, gr.HTML]:
-    """A place for the visitor's picture, and ours below it to click on."""
-    picture = picture_box("picture", "drop_picture", height)
-    return picture, html(views.example_pictures([sample(file) for file in EXAMPLES["classify"]]))
+def image_and_examples(height: int = 300) -> tuple[gr.Image, gr.HTML]:
+    """A place for the visitor's image, and ours below it to click on."""
+    image = image_box("image", "drop_image", height)
+    return image, html(views.example_images([sample(file) for file in EXAMPLES["classify"]]))
 
 
 def on(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
-    """`action` gets pictures as Gradio's record of the upload: `vlm.open_image` alone decides what is a picture.
+    """`action` gets images as Gradio's record of the upload: `vlm.open_image` alone decides what is an image.
 
     Text boxes start with value="": without, one that was never shown (a closed accordion) sends None.  What
     the visitor can put right becomes one line in the last of `outputs`.

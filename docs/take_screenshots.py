@@ -40,9 +40,9 @@ def main(address: str) -> None:
 
 
 def _save(page: Page, name: str) -> None:
-    """A few ten kilobytes: 256 colours are enough for a calm page, chosen by kmeans: no picture loses its green."""
+    """A few ten kilobytes: 256 colours are enough for a calm page, chosen by kmeans: no image loses its green."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(1000)  # pictures drawn, progress gone
+    page.wait_for_timeout(1000)  # images drawn, progress gone
     shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     shot.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
 

@@ -46,7 +46,7 @@ def _section(name: str, command: argparse.ArgumentParser) -> str:
 
 
 def _written(action: argparse.Action) -> str:
-    """`PICTURE...` or `--labels LABEL...` or `-k K`, as one types it."""
+    """`IMAGE...` or `--labels LABEL...` or `-k K`, as one types it."""
     choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else None
     value = action.metavar or choices or action.dest.upper()
     value = " ".join(value) if isinstance(value, tuple) else value

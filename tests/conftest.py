@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 import torch
 from PIL import Image
-from tiny_run import write_data
 
+from tests.support.tiny_run import write_data
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
@@ -22,7 +22,7 @@ from vlm.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-pytest_plugins = ["demo_pages"]  # its fixtures
+pytest_plugins = ["tests.support.demo_pages"]  # its fixtures
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its maker unless told before its import
 
 SENTENCES = [
@@ -72,14 +72,14 @@ def tiny_clip(tiny_tokenizer: Tokenizer) -> CLIP:
 
 @pytest.fixture
 def tiny_embedder(tiny_clip: CLIP, tiny_tokenizer: Tokenizer) -> Embedder:
-    """Reads any text and any picture; knows nothing."""
+    """Reads any text and any image; knows nothing."""
     return Embedder(tiny_clip.eval(), tiny_tokenizer, Preprocess(PreprocessConfig(image_size=32)), name="tiny")
 
 
 @pytest.fixture
-def picture_folder(tmp_path: Path) -> Path:
-    """Six sound pictures of different sizes, one in a subfolder."""
-    folder = tmp_path / "pictures"
+def image_folder(tmp_path: Path) -> Path:
+    """Six sound images of different sizes, one in a subfolder."""
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     for number, name in enumerate(["a.png", "b.png", "c.jpg", "d.webp", "e.gif", "deeper/f.png"]):
         noise = torch.randint(
@@ -104,10 +104,10 @@ def index(tiny_embedder: Embedder, tmp_path: Path) -> Iterator[EmbeddingIndex]:
 
 
 @pytest.fixture
-def photos(tiny_embedder: Embedder, picture_folder: Path, tmp_path: Path) -> Path:
-    """An index of the six pictures."""
+def photos(tiny_embedder: Embedder, image_folder: Path, tmp_path: Path) -> Path:
+    """An index of the six images."""
     with EmbeddingIndex.open(tmp_path / "photos.index", tiny_embedder) as index:
-        index.add_folder(picture_folder, workers=1)
+        index.add_folder(image_folder, workers=1)
     return tmp_path / "photos.index"
 
 

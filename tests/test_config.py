@@ -146,7 +146,7 @@ def test_wrong_names_and_types_are_named(
         (-16, 16, "image_size must be positive, got -16."),
     ],
 )  # fmt: skip
-def test_a_picture_that_patches_cannot_fill_is_refused(side: int | tuple[int, int], patch: int, sentence: str) -> None:
+def test_a_image_that_patches_cannot_fill_is_refused(side: int | tuple[int, int], patch: int, sentence: str) -> None:
     with pytest.raises(ValueError, match="image_size") as error:
         VisionConfig(image_size=side, patch_size=patch)
     assert str(error.value) == sentence
@@ -262,7 +262,7 @@ def test_the_size_mini_is_the_released_models_but_for_its_words() -> None:
     assert dataclasses.replace(mini.text, vocab_size=saved.text.vocab_size) == saved.text
 
 
-def test_the_default_picture_tower_is_timms_vit_base_16() -> None:
+def test_the_default_image_tower_is_timms_vit_base_16() -> None:
     import timm
 
     with torch.device("meta"):

@@ -16,7 +16,8 @@ from vlm.calibration import Calibration
 from vlm.checkpoint.folder import save
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
-from vlm.images.preprocess import ImageError, Preprocess
+from vlm.errors import ImageError
+from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
 from vlm.tokenizers.tokenizer import CLIPTokenizer, Tokenizer
 
@@ -38,30 +39,30 @@ def test_no_batch_of_texts_is_wider_than_its_own_longest(tiny_embedder: Embedder
     assert widths == lengths[1::2]
 
 
-def test_paths_pil_images_and_arrays_of_one_picture_give_one_vector(tiny_embedder: Embedder, picture_folder: Path):
-    path = picture_folder / "a.png"
+def test_paths_pil_images_and_arrays_of_one_image_give_one_vector(tiny_embedder: Embedder, image_folder: Path):
+    path = image_folder / "a.png"
     with Image.open(path) as image:
         embeds = tiny_embedder.embed_images([path, str(path), image.copy(), np.array(image)])
     expected = tiny_embedder.model.encode_image(tiny_embedder.preprocess(path)[None])
     assert torch.allclose(embeds, expected.expand(4, -1), atol=1e-6)
 
 
-def test_pictures_come_back_in_order_whatever_the_batches(tiny_embedder: Embedder, picture_folder: Path):
-    paths = sorted(picture_folder.glob("?.*"))
+def test_images_come_back_in_order_whatever_the_batches(tiny_embedder: Embedder, image_folder: Path):
+    paths = sorted(image_folder.glob("?.*"))
     expected = torch.cat([tiny_embedder.embed_images([path]) for path in paths])
     for batch_size in (2, 5, 32):
         assert torch.allclose(tiny_embedder.embed_images(iter(paths), batch_size), expected, atol=1e-6)
 
 
 def test_vectors_are_float32_on_the_cpu_of_unit_length_and_autograd_accepts_them(
-    tiny_embedder: Embedder, picture_folder: Path
+    tiny_embedder: Embedder, image_folder: Path
 ):
-    embeds = torch.cat([tiny_embedder.embed_texts(TEXTS), tiny_embedder.embed_images([picture_folder / "a.png"])])
+    embeds = torch.cat([tiny_embedder.embed_texts(TEXTS), tiny_embedder.embed_images([image_folder / "a.png"])])
     assert embeds.dtype == torch.float32
     assert embeds.device.type == "cpu"
     assert torch.allclose(embeds.norm(dim=1), torch.ones(len(TEXTS) + 1), atol=1e-6)
     probe = nn.Linear(tiny_embedder.embed_dim, 1)
-    probe(tiny_embedder.embed_images([picture_folder / "a.png"])).sum().backward()
+    probe(tiny_embedder.embed_images([image_folder / "a.png"])).sum().backward()
     probe(tiny_embedder.embed_texts(["a dog"])).sum().backward()
     assert probe.weight.grad is not None
     assert probe.weight.grad.abs().sum() > 0
@@ -138,21 +139,21 @@ def test_an_absent_part_is_one_clear_line_and_the_other_part_works(tiny_clip: CL
     assert len(Embedder(tiny_clip, tiny_tokenizer, None).embed_texts(["a dog"])) == 1
 
 
-def test_one_picture_or_one_text_in_place_of_a_list_is_refused(tiny_embedder: Embedder):
+def test_one_image_or_one_text_in_place_of_a_list_is_refused(tiny_embedder: Embedder):
     array = np.zeros((8, 8, 3), dtype=np.uint8)
-    for picture in ("a.png", b"a", Path("a.png"), Image.new("RGB", (8, 8)), array, array[..., 0]):
-        with pytest.raises(ValueError, match=f"wanted a list of pictures, got one {type(picture).__name__}"):
-            tiny_embedder.embed_images(picture)  # type: ignore[arg-type]
+    for image in ("a.png", b"a", Path("a.png"), Image.new("RGB", (8, 8)), array, array[..., 0]):
+        with pytest.raises(ValueError, match=f"wanted a list of images, got one {type(image).__name__}"):
+            tiny_embedder.embed_images(image)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Write \['a dog'\]"):
         tiny_embedder.embed_texts("a dog")
     assert len(tiny_embedder.embed_images(array[None])) == 1  # a batch of one
 
 
-def test_a_broken_picture_is_named(tiny_embedder: Embedder, picture_folder: Path):
-    broken = picture_folder / "broken.png"
-    broken.write_text("no picture")
-    with pytest.raises(ImageError, match=r"broken\.png: not a picture"):
-        tiny_embedder.embed_images([picture_folder / "a.png", broken])
+def test_a_broken_image_is_named(tiny_embedder: Embedder, image_folder: Path):
+    broken = image_folder / "broken.png"
+    broken.write_text("no image")
+    with pytest.raises(ImageError, match=r"broken\.png: not an image"):
+        tiny_embedder.embed_images([image_folder / "a.png", broken])
 
 
 def test_parts_of_different_models_are_refused_all_at_once(tiny_clip: CLIP):

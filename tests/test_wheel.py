@@ -16,7 +16,7 @@ import pytest
 import vlm
 
 ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "demo" / "samples" / "fxemoji" / "dog.webp"
+IMAGE = ROOT / "demo" / "samples" / "fxemoji" / "dog.webp"
 LABELS = ["犬", "a car", "りんご"]
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]  # PyTorch is downloaded
@@ -70,15 +70,15 @@ def python(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_bare_environment_classifies_offline(built: Path, python: Path, tmp_path: Path) -> None:
-    """The command from the wheel says of a picture what the library in this checkout says."""
+    """The command from the wheel says of an image what the library in this checkout says."""
     needs_an_index(python, tmp_path)
     (wheel,) = built.glob("*.whl")
     subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
-    picture = shutil.copy(PICTURE, tmp_path / "dog.webp")
-    command = [python.with_name("vlm"), "classify", picture, "--labels", *LABELS, "--json"]
+    image = shutil.copy(IMAGE, tmp_path / "dog.webp")
+    command = [python.with_name("vlm"), "classify", image, "--labels", *LABELS, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=offline(tmp_path))
     found = {row["label"]: row["score"] for row in json.loads(done.stdout)}
-    wanted = vlm.classify(vlm.load("mini"), [PICTURE], LABELS)[0].tolist()
+    wanted = vlm.classify(vlm.load("mini"), [IMAGE], LABELS)[0].tolist()
     assert found == pytest.approx(dict(zip(LABELS, wanted, strict=True)), abs=1e-4)
     assert max(found, key=found.__getitem__) == "犬"
 

@@ -20,12 +20,12 @@ from vlm.zero_shot import (
 )
 
 
-def test_probabilities_are_a_softmax_of_scaled_cosines(tiny_embedder: Embedder, picture_folder: Path):
-    pictures, labels = [picture_folder / "a.png", picture_folder / "b.png"], ["犬", "a cat", "car"]
+def test_probabilities_are_a_softmax_of_scaled_cosines(tiny_embedder: Embedder, image_folder: Path):
+    images, labels = [image_folder / "a.png", image_folder / "b.png"], ["犬", "a cat", "car"]
     texts = [tiny_embedder.embed_texts([f"the {label}", f"{label}!"]).mean(0) for label in labels]
-    cosines = F.cosine_similarity(tiny_embedder.embed_images(pictures)[:, None], torch.stack(texts)[None], dim=-1)
+    cosines = F.cosine_similarity(tiny_embedder.embed_images(images)[:, None], torch.stack(texts)[None], dim=-1)
     expected = (tiny_embedder.model.logit_scale.exp() * cosines).softmax(-1)
-    found = classify(tiny_embedder, pictures, labels, templates=["the {}", "{}!"])
+    found = classify(tiny_embedder, images, labels, templates=["the {}", "{}!"])
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -54,24 +54,24 @@ def test_other_labels_get_english_sentences(label: str):
     assert not any("の" in sentence for sentence in label_sentences(label))
 
 
-def test_one_classifier_answers_as_classify_does_on_each_call(tiny_embedder: Embedder, picture_folder: Path):
+def test_one_classifier_answers_as_classify_does_on_each_call(tiny_embedder: Embedder, image_folder: Path):
     zero_shot = ZeroShotClassifier(tiny_embedder, ["dog", "猫"])
     for name in ("a.png", "c.jpg"):
-        alone = classify(tiny_embedder, [picture_folder / name], ["dog", "猫"])
-        assert torch.equal(zero_shot([picture_folder / name]), alone)
+        alone = classify(tiny_embedder, [image_folder / name], ["dog", "猫"])
+        assert torch.equal(zero_shot([image_folder / name]), alone)
     assert zero_shot([]).shape == (0, 2)
 
 
-def test_scores_judge_each_label_alone_where_the_model_was_trained_so(tiny_embedder: Embedder, picture_folder: Path):
-    pictures = [picture_folder / "a.png"]
+def test_scores_judge_each_label_alone_where_the_model_was_trained_so(tiny_embedder: Embedder, image_folder: Path):
+    images = [image_folder / "a.png"]
     with pytest.raises(ValueError, match="tiny has no logit_bias"):
-        ZeroShotClassifier(tiny_embedder, ["dog", "cat"]).scores(pictures)
+        ZeroShotClassifier(tiny_embedder, ["dog", "cat"]).scores(images)
     tiny_embedder.model.logit_bias = nn.Parameter(torch.tensor(-2.0))
     two, three = (ZeroShotClassifier(tiny_embedder, ["dog", "cat", "car"][:count]) for count in (2, 3))
-    assert torch.allclose(two.scores(pictures), three.scores(pictures)[:, :2], atol=1e-6)
-    logits = tiny_embedder.model.logits(tiny_embedder.embed_images(pictures), two.class_embeds)
-    assert torch.allclose(two.scores(pictures), logits.sigmoid(), atol=1e-6)
-    assert torch.allclose(two(pictures), (logits + 2).softmax(-1), atol=1e-6)
+    assert torch.allclose(two.scores(images), three.scores(images)[:, :2], atol=1e-6)
+    logits = tiny_embedder.model.logits(tiny_embedder.embed_images(images), two.class_embeds)
+    assert torch.allclose(two.scores(images), logits.sigmoid(), atol=1e-6)
+    assert torch.allclose(two(images), (logits + 2).softmax(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ LABELS = {"en": ["a dog", "a cat", "car"], "ja": ["犬", "猫", "車"]}
 @pytest.mark.parametrize("language", ["en", "ja"])
 @pytest.mark.parametrize("templates", [None, ["{}!"]])
 def test_a_classifier_from_names_answers_as_classify_does(
-    tiny_embedder: Embedder, picture_folder: Path, language: str, templates: list[str] | None
+    tiny_embedder: Embedder, image_folder: Path, language: str, templates: list[str] | None
 ):
     names = ["a.png", "b.png", "c.jpg"]
     classifier = classifier_from_names(tiny_embedder, LABELS[language], templates)
-    pixels = torch.stack([tiny_embedder.preprocess(picture_folder / name) for name in names])
-    expected = classify(tiny_embedder, [picture_folder / name for name in names], LABELS[language], templates)
+    pixels = torch.stack([tiny_embedder.preprocess(image_folder / name) for name in names])
+    expected = classify(tiny_embedder, [image_folder / name for name in names], LABELS[language], templates)
     with torch.no_grad():
         torch.testing.assert_close(classifier(pixels).softmax(-1), expected, atol=1e-5, rtol=0)
     assert classifier.labels == tuple(LABELS[language])
@@ -133,26 +133,26 @@ def test_a_classifier_from_names_answers_as_classify_does(
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_the_same_holds_for_the_released_model_with_its_sharp_temperature(picture_folder: Path, language: str):
+def test_the_same_holds_for_the_released_model_with_its_sharp_temperature(image_folder: Path, language: str):
     mini = load("mini")
     classifier = classifier_from_names(mini, LABELS[language])
-    pixels = torch.stack([mini.preprocess(picture_folder / name) for name in ("a.png", "b.png")])
-    expected = classify(mini, [picture_folder / "a.png", picture_folder / "b.png"], LABELS[language])
+    pixels = torch.stack([mini.preprocess(image_folder / name) for name in ("a.png", "b.png")])
+    expected = classify(mini, [image_folder / "a.png", image_folder / "b.png"], LABELS[language])
     with torch.no_grad():
         torch.testing.assert_close(classifier(pixels).softmax(-1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("proj", ["linear_bias", "none"])
 def test_of_a_siglip_the_sigmoid_of_each_logit_is_its_score_too(
-    tiny_embedder: Embedder, picture_folder: Path, proj: Projection
+    tiny_embedder: Embedder, image_folder: Path, proj: Projection
 ):
     config = dataclasses.replace(tiny_embedder.model.config, embed_dim=32, vision_proj=proj, logit_bias=-2.0)
     embedder = Embedder(CLIP(config).eval(), *tiny_embedder.parts())
-    pictures = [picture_folder / "a.png", picture_folder / "b.png"]
+    images = [image_folder / "a.png", image_folder / "b.png"]
     with torch.no_grad():
-        logits = classifier_from_names(embedder, LABELS["en"])(torch.stack([*map(embedder.preprocess, pictures)]))
-    torch.testing.assert_close(logits.softmax(-1), classify(embedder, pictures, LABELS["en"]), atol=1e-5, rtol=0)
-    scores = ZeroShotClassifier(embedder, LABELS["en"]).scores(pictures)
+        logits = classifier_from_names(embedder, LABELS["en"])(torch.stack([*map(embedder.preprocess, images)]))
+    torch.testing.assert_close(logits.softmax(-1), classify(embedder, images, LABELS["en"]), atol=1e-5, rtol=0)
+    scores = ZeroShotClassifier(embedder, LABELS["en"]).scores(images)
     torch.testing.assert_close(logits.sigmoid(), scores, atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""What a cosine of a model is worth: the probability that a picture answers a text, fitted on validation pairs."""
+"""What a cosine of a model is worth: the probability that an image answers a text, fitted on validation pairs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Embed the pictures of any data set: python -m training.embed MODEL DATA --out SHARDS"""
+"""Embed the images of any data set: python -m training.embed MODEL DATA --out SHARDS"""
 
 import sys
 

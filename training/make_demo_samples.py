@@ -1,8 +1,8 @@
-"""The demo's gallery, `demo/samples/`, out of `training/picture_words/`: val_style and val_concept, 1,062 pictures.
+"""The demo's gallery, `demo/samples/`, out of `training/picture_words/`: val_style and val_concept, 1,062 images.
 
     python -m training.make_demo_samples
 
-One WebP file per picture, byte for byte as in the data, and `metadata.jsonl` beside them, one line per picture.
+One WebP file per image, byte for byte as in the data, and `metadata.jsonl` beside them, one line per image.
 """
 
 import json
@@ -31,7 +31,7 @@ def main() -> None:
     (OUT / "LICENSES").mkdir(exist_ok=True)
     for name in ("Apache-2.0.txt", "CC-BY-4.0.txt", "MIT-Microsoft.txt", "MIT-emojibase.txt", "Unicode-3.0.txt"):
         (OUT / "LICENSES" / name).write_bytes((LICENSES / name).read_bytes())
-    print(f"{len(lines)} pictures in {OUT}")
+    print(f"{len(lines)} images in {OUT}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How good and how honest a classifier is, as numbers and as pictures."""
+"""How good and how honest a classifier is, as numbers and as images."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Train a picture classifier from a recipe: python -m training.train_vit training/recipes/fashion-mnist.toml --out DIR
+"""Train an image classifier from a recipe: python -m training.train_vit training/recipes/fashion-mnist.toml --out DIR
 
-From nothing, or from the picture tower of any CLIP or ViT that vlm can load.  On several GPUs as training.train_clip.
+From nothing, or from the image tower of any CLIP or ViT that vlm can load.  On several GPUs as training.train_clip.
 
 SIGTERM and Ctrl-C finish the step, save and end with code 75 (torchrun makes it 1): run the command again to go on.
 """

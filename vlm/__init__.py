@@ -1,4 +1,4 @@
-"""vlm: pictures and words in one space.
+"""vlm: images and words in one space.
 
 Public names are imported from their modules on first use, so that `import vlm` and `vlm --help` do not wait for torch.
 """
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from vlm.checkpoint.folder import load, load_classifier, save
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
     from vlm.embedder import Embedder
+    from vlm.errors import ImageError
     from vlm.images.finding import find_images
-    from vlm.images.preprocess import ImageError, Preprocess, open_image
+    from vlm.images.preprocess import Preprocess, open_image
     from vlm.index.embedding_index import EmbeddingIndex, Hit
     from vlm.interop.exports import export
     from vlm.loss import clip_loss, siglip_loss
@@ -28,7 +29,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "Embedder": "embedder",
     "EmbeddingIndex": "index.embedding_index",
     "Hit": "index.embedding_index",
-    "ImageError": "images.preprocess",
+    "ImageError": "errors",
     "Preprocess": "images.preprocess",
     "PreprocessConfig": "config",
     "TextConfig": "config",

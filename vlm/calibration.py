@@ -9,10 +9,10 @@ from vlm.config import StrictConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(StrictConfig):
-    """P(this picture is a correct answer | its cosine with the text) = sigmoid(scale cos + bias): Platt 1999.
+    """P(this image is a correct answer | its cosine with the text) = sigmoid(scale cos + bias): Platt 1999.
 
-    It knows nothing of the other pictures, so it is the same in any index, with any filter.  `training.calibrate` fits
-    it to the best hits of validation queries; what it promises holds where pictures, texts and the share of correct
+    It knows nothing of the other images, so it is the same in any index, with any filter.  `training.calibrate` fits
+    it to the best hits of validation queries; what it promises holds where images, texts and the share of correct
     ones are like those.
     """
 

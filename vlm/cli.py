@@ -9,9 +9,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 
+from vlm.commands.images import classify, look
 from vlm.commands.interop import convert, export
 from vlm.commands.options import Run
-from vlm.commands.pictures import classify, look
 from vlm.commands.retrieval import index, search
 from vlm.commands.serve import serve
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="vlm", description="Pictures and words in one space: classify, search, look inside.")
+    parser = ArgumentParser(prog="vlm", description="Images and words in one space: classify, search, look inside.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, add in COMMANDS.items():
         command = commands.add_parser(name, help=add.__doc__, description=add.__doc__)

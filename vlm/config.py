@@ -16,10 +16,6 @@ Projection = Literal["linear", "linear_bias", "none"]
 Json = dict[str, Any] | list[Any] | str | float | None  # what json.loads returns
 
 
-class OtherKind(ValueError):
-    """A CLIP where a classifier was asked for, or the reverse; the message names the function that opens it."""
-
-
 class StrictConfig:
     """`from_dict` / `to_dict` for frozen dataclasses: unknown names and wrong types are errors, never ignored."""
 
@@ -228,7 +224,7 @@ class CLIPConfig(StrictConfig):
     embed_dim: int = 512  # E
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
-    vision_proj: Projection = "linear"  # SigLIP has none on the picture side ...
+    vision_proj: Projection = "linear"  # SigLIP has none on the image side ...
     text_proj: Projection = "linear"  # ... and a bias on the text side
     logit_scale: float = 2.6592600369327779  # initial log(1 / 0.07), Radford et al. 2021; SigLIP log(10)
     logit_bias: float | None = None  # initial bias of the sigmoid loss, SigLIP -10
@@ -248,7 +244,7 @@ class CosineHeadConfig(StrictConfig):
     """A classifier's head that compares unit vectors, as CLIP does."""
 
     embed_dim: int = 512  # E
-    proj: Projection = "linear"  # of the picture side: CLIPConfig.vision_proj
+    proj: Projection = "linear"  # of the image side: CLIPConfig.vision_proj
 
     def __post_init__(self) -> None:
         check_positive(self, "embed_dim")
@@ -257,7 +253,7 @@ class CosineHeadConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(StrictConfig):
-    """How a picture becomes pixels (3, H, W).  Travels with the weights."""
+    """How an image becomes pixels (3, H, W).  Travels with the weights."""
 
     image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
     # shortest side then centre crop; longest side then pad; both sides
@@ -289,7 +285,7 @@ class PreprocessConfig(StrictConfig):
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
 
-# Named sizes: (D, L, h, F) of the picture tower and (D, L, h, F) of the text tower, and E.
+# Named sizes: (D, L, h, F) of the image tower and (D, L, h, F) of the text tower, and E.
 # S, B, L, H: ViT paper table 1 and Touvron et al. 2021 (S); text towers and E: Radford et al. 2021 table 20 (B, L),
 # OpenCLIP's model_configs (S, H).  mini is ours: 2 CPU cores train it in about an hour.
 _TOWERS: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int], int]] = {

@@ -1,4 +1,4 @@
-"""Pictures and sentences -> unit vectors: a model with the tokenizer and the preprocessing it was trained with."""
+"""Images and sentences -> unit vectors: a model with the tokenizer and the preprocessing it was trained with."""
 
 import hashlib
 import json
@@ -50,10 +50,10 @@ class Embedder:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Picture -> pixels (3, H, W)."""
+        """Image -> pixels (3, H, W)."""
         if self._preprocess is None:
             raise ValueError(
-                f"{self.name} came without preprocessing settings, so it cannot read pictures. "
+                f"{self.name} came without preprocessing settings, so it cannot read images. "
                 "Load it from a source that has them, or build Embedder(model, tokenizer, Preprocess(...)) yourself."
             )
         return self._preprocess
@@ -88,19 +88,17 @@ class Embedder:
             digest.update(self.model.rounding.encode())
         return digest.hexdigest()[:16]
 
-    def embed_images(self, pictures: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
-        """Paths, PIL images or uint8 arrays -> float32 (B, E), unit length.  A broken picture raises `ImageError`."""
-        if _is_one(pictures):
-            raise ValueError(
-                f"wanted a list of pictures, got one {type(pictures).__name__}. Put it into a list: [picture]."
-            )
-        preprocess, remaining, done = self.preprocess, iter(pictures), [torch.empty(0, self.embed_dim)]
-        while batch := [preprocess(picture) for picture in islice(remaining, batch_size)]:
+    def embed_images(self, images: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
+        """Paths, PIL images or uint8 arrays -> float32 (B, E), unit length.  A broken image raises `ImageError`."""
+        if _is_one(images):
+            raise ValueError(f"wanted a list of images, got one {type(images).__name__}. Put it into a list: [image].")
+        preprocess, remaining, done = self.preprocess, iter(images), [torch.empty(0, self.embed_dim)]
+        while batch := [preprocess(image) for image in islice(remaining, batch_size)]:
             done.append(self.embed_pixels(torch.stack(batch)))
         return torch.cat(done)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Pictures that `preprocess` has made ready, (B, 3, H, W), as one batch -> float32 (B, E), unit length."""
+        """Images that `preprocess` has made ready, (B, 3, H, W), as one batch -> float32 (B, E), unit length."""
         with self._evaluating():
             embeds = self.model.encode_image(pixels.to(self.device))
         return embeds.float().cpu().clone()  # outside inference mode: a tensor that autograd accepts
@@ -122,7 +120,7 @@ class Embedder:
         return embeds
 
     def match_probability(self, cosines: Tensor) -> Tensor | None:
-        """That a picture is a correct answer to one text, from their cosines, any shape; None: this model only ranks.
+        """That an image is a correct answer to one text, from their cosines, any shape; None: this model only ranks.
 
         As calibrated; else, of a model trained with a sigmoid (SigLIP), what its loss made of a pair.
         """
@@ -148,10 +146,10 @@ class Embedder:
             self.model.train(was_training)
 
 
-def _is_one(pictures: object) -> bool:
-    if isinstance(pictures, np.ndarray):
-        return pictures.ndim < 4
-    return isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
+def _is_one(images: object) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return isinstance(images, (str, bytes, os.PathLike, Image.Image))
 
 
 def _check_fit(config: CLIPConfig, tokenizer: Tokenizer | None, preprocess: Preprocess | None) -> None:

@@ -20,40 +20,40 @@ _JAPANESE = re.compile("[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uf
 
 
 class ZeroShotClassifier:
-    """Labels in any mix of languages, embedded once; then pictures -> probabilities (B, M)."""
+    """Labels in any mix of languages, embedded once; then images -> probabilities (B, M)."""
 
     def __init__(self, embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None):
         self.embedder = embedder
         self.labels = tuple(labels)
         self.class_embeds = class_embeddings(embedder, labels, templates)  # (M, E)
 
-    def __call__(self, pictures: Iterable[ImageSource]) -> Tensor:
+    def __call__(self, images: Iterable[ImageSource]) -> Tensor:
         """Which one of the labels: softmax over exp(logit_scale) cos, (B, M), each row sums to 1."""
-        return self._logits(pictures).softmax(-1)
+        return self._logits(images).softmax(-1)
 
-    def scores(self, pictures: Iterable[ImageSource]) -> Tensor:
+    def scores(self, images: Iterable[ImageSource]) -> Tensor:
         """Each label on its own, yes or no: sigmoid of the logits, (B, M).  For models trained so (SigLIP) only."""
         if self.embedder.model.logit_bias is None:
             raise ValueError(
                 f"{self.embedder.name} has no logit_bias, so its scores only compare labels. Call the classifier."
             )
-        return self._logits(pictures).sigmoid()
+        return self._logits(images).sigmoid()
 
-    def _logits(self, pictures: Iterable[ImageSource]) -> Tensor:
-        image_embeds = self.embedder.embed_images(pictures).to(self.embedder.device)
+    def _logits(self, images: Iterable[ImageSource]) -> Tensor:
+        image_embeds = self.embedder.embed_images(images).to(self.embedder.device)
         with torch.no_grad():
             return self.embedder.model.logits(image_embeds, self.class_embeds.to(self.embedder.device)).float().cpu()
 
 
 def classify(
-    embedder: Embedder, pictures: Iterable[ImageSource], labels: Sequence[str], templates: Sequence[str] | None = None
+    embedder: Embedder, images: Iterable[ImageSource], labels: Sequence[str], templates: Sequence[str] | None = None
 ) -> Tensor:
     """Probabilities (B, M).  For many calls with the same labels keep a `ZeroShotClassifier`."""
-    return ZeroShotClassifier(embedder, labels, templates)(pictures)
+    return ZeroShotClassifier(embedder, labels, templates)(images)
 
 
 def ranked(labels: Sequence[str], probabilities: Tensor, k: int) -> list[tuple[str, float]]:
-    """The K most probable labels of one picture, best first; probabilities (M,).  Equal ones keep their order."""
+    """The K most probable labels of one image, best first; probabilities (M,).  Equal ones keep their order."""
     order: list[int] = probabilities.argsort(descending=True, stable=True)[:k].numpy().tolist()
     return [(labels[place], float(probabilities[place])) for place in order]
 
@@ -89,7 +89,7 @@ def zero_shot_head(embedder: Embedder, labels: Sequence[str], templates: Sequenc
 def classifier_from_names(
     embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None
 ) -> ViTClassifier:
-    """A copy of the embedder's picture tower with `zero_shot_head`: zero-shot without the text tower."""
+    """A copy of the embedder's image tower with `zero_shot_head`: zero-shot without the text tower."""
     config, head = embedder.model.config.vision, zero_shot_head(embedder, labels, templates)
     classifier = ViTClassifier(config, len(labels), labels=labels, preprocess=embedder.parts()[1], head=head)
     classifier.vision.load_state_dict(embedder.model.vision.state_dict())

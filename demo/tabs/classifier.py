@@ -1,15 +1,15 @@
-"""A trained ViT classifier: its five most probable classes, and which parts of the picture reached them."""
+"""A trained ViT classifier: its five most probable classes, and which parts of the image reached them."""
 
 from typing import TypedDict
 
 import gradio as gr
 
 from vlm.demo import inside, inside_views, views
-from vlm.demo.actions import Actions, read_picture
+from vlm.demo.actions import Actions, read_image
 from vlm.demo.searching import computing, known_sample
 from vlm.demo.tabs.classify import RankedLabel
 from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, on, path_of, picture_and_examples, plainly, text
+from vlm.demo.wiring import Upload, endpoint, html, image_and_examples, on, path_of, plainly, text
 
 
 class ClassifierAnswer(TypedDict):
@@ -26,7 +26,7 @@ def tab(actions: Actions) -> None:
         html(inside_views.classifier_note(None))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture, examples = picture_and_examples()
+            image, examples = image_and_examples()
         with gr.Column(min_width=300):
             chosen = gr.Dropdown(
                 names,
@@ -50,15 +50,15 @@ def tab(actions: Actions) -> None:
         path = str(known_sample(event.file).path)
         return path, shown(path, name)
 
-    on(button.click, ask, [picture, chosen], [answer])
-    on(examples.click, take_example, [chosen], [picture, answer])
+    on(button.click, ask, [image, chosen], [answer])
+    on(examples.click, take_example, [chosen], [image, answer])
 
 
 def endpoints(actions: Actions) -> None:
     def classifier(image: Upload, name: str = "") -> ClassifierAnswer:
-        """What a trained ViT classifier says of a picture: its most probable classes, and the attention rollout.
+        """What a trained ViT classifier says of an image: its most probable classes, and the attention rollout.
 
-        image: a picture file. name: one that /models lists, empty for the first; on a page that serves its own machine
+        image: an image file. name: one that /models lists, empty for the first; on a page that serves its own machine
         also the path of a model folder.
         Returns at most five classes, most probable first, the number of classes, and for each patch, row by row, how
         much of it reached the answer.
@@ -77,6 +77,6 @@ def endpoints(actions: Actions) -> None:
 
 def _ask(actions: Actions, path: str | None, name: str) -> inside.Answer:
     if path is None:
-        raise NoAnswer("no_picture")
+        raise NoAnswer("no_image")
     with computing:
-        return inside.answer(actions.shelf.classifier(name), read_picture(path))
+        return inside.answer(actions.shelf.classifier(name), read_image(path))

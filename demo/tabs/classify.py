@@ -1,4 +1,4 @@
-"""Zero-shot classification: a picture or many, any labels, a ranking, and where a label is."""
+"""Zero-shot classification: an image or many, any labels, a ranking, and where a label is."""
 
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,7 +10,7 @@ from vlm.demo.actions import Actions, Ranked, sentences
 from vlm.demo.gallery import EXAMPLES
 from vlm.demo.searching import known_sample
 from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
+from vlm.demo.wiring import Upload, endpoint, html, image_and_examples, language_of, on, path_of, plainly, text
 from vlm.zero_shot import label_sentences
 
 ENGLISH = "\n".join(label_sentences("{}"))
@@ -25,7 +25,7 @@ class RankedLabel(TypedDict):
     match: float | None
 
 
-class ClassifiedPicture(TypedDict):
+class ClassifiedImage(TypedDict):
     name: str
     labels: list[RankedLabel]
     none_fits: bool
@@ -41,7 +41,7 @@ def tab(actions: Actions) -> None:
     html(views.intro("classify_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture, examples = picture_and_examples()
+            image, examples = image_and_examples()
         with gr.Column(min_width=300):
             labels = gr.Textbox(
                 value="",
@@ -66,8 +66,8 @@ def tab(actions: Actions) -> None:
                     elem_id="templates",
                 )
             with gr.Accordion(text("several"), open=False):
-                pictures = gr.File(
-                    label=text("pictures"), file_count="multiple", type="filepath", height=140, elem_id="pictures"
+                images = gr.File(
+                    label=text("images"), file_count="multiple", type="filepath", height=140, elem_id="images"
                 )
                 all_button = gr.Button(text("classify_all_button"), elem_id="classify-all-button")
                 table = html("", "table")
@@ -95,18 +95,18 @@ def tab(actions: Actions) -> None:
     def take_templates(event: gr.EventData) -> str:
         return TEMPLATES.get(str(event.template), "")
 
-    on(button.click, classify, [picture, labels, templates], [where, ranking])
-    on(examples.click, take_example, [], [picture, labels, templates, where, ranking])
-    on(ranking.click, show_where, [picture], [where])
-    on(all_button.click, classify_all, [pictures, labels, templates], [table])
+    on(button.click, classify, [image, labels, templates], [where, ranking])
+    on(examples.click, take_example, [], [image, labels, templates, where, ranking])
+    on(ranking.click, show_where, [image], [where])
+    on(all_button.click, classify_all, [images, labels, templates], [table])
     on(choices.click, take_templates, [], [templates])
 
 
 def endpoints(actions: Actions) -> None:
     def classify(image: Upload, labels: str | list[str], templates: str | list[str] = "") -> list[RankedLabel]:
-        """Which of the labels fits the picture best: zero-shot classification.
+        """Which of the labels fits the image best: zero-shot classification.
 
-        image: a picture file. labels: one per line or separated by commas, or a list; English, Japanese or mixed.
+        image: an image file. labels: one per line or separated by commas, or a list; English, Japanese or mixed.
         templates: sentences with {} where the label goes, one per line or a list; empty: by each label's language.
         Returns the labels, most probable first; the probabilities add up to 1. match is the probability of each label
         on its own, null where the model only compares labels.
@@ -116,14 +116,14 @@ def endpoints(actions: Actions) -> None:
 
     def classify_all(
         images: list[Upload], labels: str | list[str], templates: str | list[str] = ""
-    ) -> list[ClassifiedPicture]:
-        """The same for up to 100 pictures; a broken one has its reason in `error`.
+    ) -> list[ClassifiedImage]:
+        """The same for up to 100 images; a broken one has its reason in `error`.
 
         none_fits: even the best label is weak.
         """
         with plainly():
             return [
-                ClassifiedPicture(
+                ClassifiedImage(
                     name=row.name,
                     labels=[_ranked(ranked) for ranked in row.ranking],
                     none_fits=row.none_fits,
@@ -133,7 +133,7 @@ def endpoints(actions: Actions) -> None:
             ]
 
     def where(image: Upload, label: str) -> Where:
-        """Where in the picture a label is: rows of patches, positive where a patch makes the picture more like it.
+        """Where in the image a label is: rows of patches, positive where a patch makes the image more like it.
 
         The numbers are differences of the cosine similarity.
         """

@@ -5,10 +5,10 @@ from typing import Any, TypedDict
 import gradio as gr
 
 from vlm.demo import inside, inside_views, views
-from vlm.demo.actions import Actions, read_picture, read_text
+from vlm.demo.actions import Actions, read_image, read_text
 from vlm.demo.searching import computing, known_sample
 from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, on, path_of, picture_and_examples, plainly, text
+from vlm.demo.wiring import Upload, endpoint, html, image_and_examples, on, path_of, plainly, text
 
 
 class Inside(TypedDict):
@@ -24,7 +24,7 @@ def tab(actions: Actions) -> None:
     html(views.intro("look_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture, examples = picture_and_examples()
+            image, examples = image_and_examples()
             typed = gr.Textbox(
                 value="",
                 label=text("look_text"),
@@ -57,22 +57,22 @@ def tab(actions: Actions) -> None:
         clicked: dict[str, Any] = event._data or {}  # the button's data-*
         return [int(clicked[name]) if name in clicked else gr.skip() for name in ("block", "head", "patch")]
 
-    on(button.click, look, [picture, typed, *sliders], [*sliders, rest, close])
-    on(typed.submit, look, [picture, typed, *sliders], [*sliders, rest, close])
-    on(examples.click, take_example, [typed, *sliders], [picture, *sliders, rest, close])
+    on(button.click, look, [image, typed, *sliders], [*sliders, rest, close])
+    on(typed.submit, look, [image, typed, *sliders], [*sliders, rest, close])
+    on(examples.click, take_example, [typed, *sliders], [image, *sliders, rest, close])
     on(rest.click, choose, [], sliders)
     for slider in sliders:
-        on(slider.change, turn, [picture, *sliders], [close])
+        on(slider.change, turn, [image, *sliders], [close])
 
 
 def endpoints(actions: Actions) -> None:
     def look(image: Upload, text: str = "", block: int = 0, head: int = 1, patch: int = 0) -> Inside:
-        """What the page's model does with a picture, as numbers for each patch, row by row.
+        """What the page's model does with an image, as numbers for each patch, row by row.
 
-        image: a picture file. text: what to look for, or empty. block: from 1, 0 for the last one. head: from 1.
-        patch: from 1, counted from the top left; 0 is the vector that stands for the whole picture.
+        image: an image file. text: what to look for, or empty. block: from 1, 0 for the last one. head: from 1.
+        patch: from 1, counted from the top left; 0 is the vector that stands for the whole image.
         Returns what that patch reads in that head (book equation (7), chapter 2), the attention rollout, and, for a
-        text, which patches make the picture more like it (in units of the cosine; negative: less).
+        text, which patches make the image more like it (in units of the cosine; negative: less).
         """
         with plainly(), computing:
             seen = _see(actions, path_of(image))
@@ -91,8 +91,8 @@ def endpoints(actions: Actions) -> None:
 
 def _see(actions: Actions, path: str | None) -> inside.Seen:
     if path is None:
-        raise NoAnswer("no_picture")
-    return inside.see(actions.embedder.model.vision, actions.embedder.preprocess, read_picture(path))
+        raise NoAnswer("no_image")
+    return inside.see(actions.embedder.model.vision, actions.embedder.preprocess, read_image(path))
 
 
 def _close(seen: inside.Seen, block: int, head: int, patch: int) -> str:

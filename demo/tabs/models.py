@@ -6,13 +6,13 @@ from typing import TypedDict
 import gradio as gr
 
 from vlm.demo import inside_views, remote, views
-from vlm.demo.actions import Actions, read_labels, read_picture
+from vlm.demo.actions import Actions, read_image, read_labels
 from vlm.demo.gallery import EXAMPLES
 from vlm.demo.models import Timed, compare
 from vlm.demo.searching import computing, known_sample
 from vlm.demo.tabs.classify import RankedLabel
 from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_and_examples, plainly, text
+from vlm.demo.wiring import Upload, endpoint, html, image_and_examples, language_of, on, path_of, plainly, text
 
 
 class ListedModel(TypedDict):
@@ -34,7 +34,7 @@ def tab(actions: Actions) -> None:
     html(views.intro("models_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture, examples = picture_and_examples(240)
+            image, examples = image_and_examples(240)
         with gr.Column(min_width=300):
             first, second = (
                 gr.Dropdown(
@@ -75,8 +75,8 @@ def tab(actions: Actions) -> None:
     def card(name: str | None) -> str:
         return inside_views.card(shelf.card(name or "", "clip"))
 
-    on(button.click, compare_both, [picture, labels, first, second], [compared])
-    on(examples.click, take_example, [first, second], [picture, labels, compared])
+    on(button.click, compare_both, [image, labels, first, second], [compared])
+    on(examples.click, take_example, [first, second], [image, labels, compared])
     on(show.click, card, [first], [shown])
 
 
@@ -91,10 +91,10 @@ def endpoints(actions: Actions) -> None:
             return [ListedModel(name=entry.name, kind=entry.kind, bytes=entry.size) for entry in entries]
 
     def compare(image: Upload, labels: str | list[str], first: str, second: str) -> list[ComparedModel]:
-        """Two models on the same picture and labels.
+        """Two models on the same image and labels.
 
-        image: a picture file. labels: as for /classify. first, second: names that /models lists.
-        Returns for each its ranking, most probable first, and the milliseconds it needs for one picture.
+        image: an image file. labels: as for /classify. first, second: names that /models lists.
+        Returns for each its ranking, most probable first, and the milliseconds it needs for one image.
         """
         with plainly():
             return [_compared(one) for one in _compare(actions, path_of(image), labels, first, second)]
@@ -142,11 +142,11 @@ def _elsewhere(actions: Actions) -> None:
 
 def _compare(actions: Actions, path: str | None, labels: str | list[str], first: str, second: str) -> list[Timed]:
     if path is None:
-        raise NoAnswer("no_picture")
+        raise NoAnswer("no_image")
     names = read_labels(labels)
     with computing:
         pair = [(name.strip(), actions.shelf.embedder(name)) for name in (first, second)]
-        return compare(pair, read_picture(path), names)
+        return compare(pair, read_image(path), names)
 
 
 def _compared(one: Timed) -> ComparedModel:

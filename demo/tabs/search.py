@@ -1,4 +1,4 @@
-"""Retrieval: words, a picture or both, and what is nearest to them."""
+"""Retrieval: words, an image or both, and what is nearest to them."""
 
 from typing import Any, TypedDict
 
@@ -9,10 +9,10 @@ from vlm.demo.actions import Actions
 from vlm.demo.gallery import EXAMPLES
 from vlm.demo.searching import Filters, Hit, OwnFolder, known_sample, styles, thumbnail
 from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, language_of, on, path_of, picture_box, plainly, text
+from vlm.demo.wiring import Upload, endpoint, html, image_box, language_of, on, path_of, plainly, text
 
 
-class FoundPicture(TypedDict):
+class FoundImage(TypedDict):
     thumbnail: str
     key: str
     score: float
@@ -41,7 +41,7 @@ def tab(actions: Actions) -> None:
             )
             suggestions = html(views.suggestions(EXAMPLES["search"]))
             button = gr.Button(text("search_button"), variant="primary", elem_id="search-button")
-            picture = picture_box("query_picture", "drop_similar", height=200)
+            image = image_box("query_image", "drop_similar", height=200)
             filters = _filters(own is not None)
         with gr.Column(scale=8, min_width=300):
             found = html(views.nothing_yet("found_empty"), "found")
@@ -56,15 +56,15 @@ def tab(actions: Actions) -> None:
         typed = str(EXAMPLES["search"][int(event.number) % len(EXAMPLES["search"])][language_of(event)])
         return typed, None, shown(actions.search(typed))
 
-    def take_picture(event: gr.EventData) -> tuple[str, str | None, str]:
+    def take_image(event: gr.EventData) -> tuple[str, str | None, str]:
         key = str(event.file)
         path = None if own is not None else str(known_sample(key).path)  # nothing of a folder goes to Gradio's cache
         return "", path, shown(actions.similar(key))
 
-    on(button.click, search, [query, picture, *filters], [found])
-    on(query.submit, search, [query, picture, *filters], [found])
-    on(suggestions.click, take_suggestion, [], [query, picture, found])
-    on(found.click, take_picture, [], [query, picture, found])
+    on(button.click, search, [query, image, *filters], [found])
+    on(query.submit, search, [query, image, *filters], [found])
+    on(suggestions.click, take_suggestion, [], [query, image, found])
+    on(found.click, take_image, [], [query, image, found])
 
 
 def endpoints(actions: Actions) -> None:
@@ -76,13 +76,13 @@ def endpoints(actions: Actions) -> None:
         since: str = "",
         until: str = "",
         min_side: int = 0,
-    ) -> list[FoundPicture]:
-        """The 24 pictures nearest to a text, to a picture, or to both.
+    ) -> list[FoundImage]:
+        """The 24 images nearest to a text, to an image, or to both.
 
-        text: English or Japanese, or a sum: red + 0.5*car - wheel. image: a picture file. Give one or both.
+        text: English or Japanese, or a sum: red + 0.5*car - wheel. image: an image file. Give one or both.
         styles filters the demo's drawings; name (part of the path), since, until (dates) and min_side (pixels, 0: any)
         filter a folder given with --folder.
-        Returns the pictures, nearest first: thumbnail (a data: address), key (for /similar), cosine similarity,
+        Returns the images, nearest first: thumbnail (a data: address), key (for /similar), cosine similarity,
         probability of a match (null where the model cannot say), names, author and licence.
         """
         with plainly():
@@ -90,8 +90,8 @@ def endpoints(actions: Actions) -> None:
             filters = read_filters(actions.own is not None, chosen)
             return [_found(hit) for hit in actions.search(text, path_of(image), filters=filters)]
 
-    def similar(key: str) -> list[FoundPicture]:
-        """The 24 pictures most like one of an earlier answer, named by its key."""
+    def similar(key: str) -> list[FoundImage]:
+        """The 24 images most like one of an earlier answer, named by its key."""
         with plainly():
             return [_found(hit) for hit in actions.similar(key)]
 
@@ -140,8 +140,8 @@ def _progress(own: OwnFolder) -> None:
     timer.tick(look, [], [status, timer], queue=False, show_progress="hidden", api_visibility="private")
 
 
-def _found(hit: Hit) -> FoundPicture:
-    return FoundPicture(
+def _found(hit: Hit) -> FoundImage:
+    return FoundImage(
         thumbnail=thumbnail(hit.path),
         key=hit.key,
         score=hit.score,

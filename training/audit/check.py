@@ -98,7 +98,7 @@ def check_rows(
 ) -> dict[str, Any]:
     """The same for a data set that is open."""
     from vlm.training.audit.findings import findings
-    from vlm.training.audit.numbers import find_twins, numbers, picture_doubts, twin_doubts
+    from vlm.training.audit.numbers import find_twins, image_doubts, numbers, twin_doubts
     from vlm.training.audit.scan import Doubt, scan
     from vlm.training.audit.sheet import draw_sheet
 
@@ -113,7 +113,7 @@ def check_rows(
         (out / "check.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         broken = [Doubt(sample.uid, "", "broken", f"{sample.reason}: {sample.detail}") for sample in seen.broken]
         with (out / "doubtful.jsonl").open("w", encoding="utf-8") as file:
-            for doubt in (*broken, *twin_doubts(seen, twins), *picture_doubts(seen), *seen.doubts):
+            for doubt in (*broken, *twin_doubts(seen, twins), *image_doubts(seen), *seen.doubts):
                 file.write(json.dumps(doubt._asdict(), ensure_ascii=False).replace("\u2028", " ") + "\n")
         if len(seen.facts):
             draw_sheet(seen, twins, out / "contact-sheet.png", language)

@@ -27,7 +27,7 @@ def findings(found: dict[str, Any], listed: str) -> list[Finding]:
         *_texts(found, listed),
         *_languages(found["captions"]["scripts"]),
         *_tokens(found["tokens"]),
-        *_pictures(found, listed),
+        *_images(found, listed),
         *_balance(found["classes"]),
     ]
 
@@ -58,7 +58,7 @@ def _twice(found: dict[str, Any], listed: str) -> Iterator[Finding]:
         count, of, other = sum(leak[level] for level in LEVELS), leak["of"], leak["also_in"]
         yield Finding(
             "leak",
-            f"{count:,} of the {found['splits'][of]:,} pictures of {of} are in {other} too ({_levels(leak)}): what is "
+            f"{count:,} of the {found['splits'][of]:,} images of {of} are in {other} too ({_levels(leak)}): what is "
             f"measured on {of} will look better than it is. Remove them from {other}{listed}.",
         )
     if count := sum(found["duplicates"].values()):
@@ -82,12 +82,12 @@ def _texts(found: dict[str, Any], listed: str) -> Iterator[Finding]:
         )
     if count := doubts.get("markup in caption"):
         yield Finding("markup", f"{count:,} captions hold HTML or web addresses. Take these out{listed}.")
-    top = next(iter(found["captions"]["on_several_pictures"]), None)
-    if top and top["pictures"] >= 3 and top["share"] > 0.01:
+    top = next(iter(found["captions"]["on_several_images"]), None)
+    if top and top["images"] >= 3 and top["share"] > 0.01:
         yield Finding(
             "same caption",
-            f'"{top["caption"][:60]}" is the caption of {top["pictures"]:,} different pictures ({top["share"]:.1%}): '
-            "in a batch they are each other's wrong answers. Write better ones, leave these out, or give such pictures "
+            f'"{top["caption"][:60]}" is the caption of {top["images"]:,} different images ({top["share"]:.1%}): '
+            "in a batch they are each other's wrong answers. Write better ones, leave these out, or give such images "
             "the same concept.",
         )
 
@@ -123,36 +123,34 @@ def _tokens(tokens: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _pictures(found: dict[str, Any], listed: str) -> Iterator[Finding]:
-    pictures = found["pictures"]
-    if count := pictures["uniform"]:
+def _images(found: dict[str, Any], listed: str) -> Iterator[Finding]:
+    images = found["images"]
+    if count := images["uniform"]:
         yield Finding(
             "uniform",
             f"{_of(count, found)} show a single colour: often a failed download, or a white drawing on a transparent "
             f"ground, which is put on white. Delete them, or give them a ground{listed}.",
         )
-    if count := pictures["tiny"]:
+    if count := images["tiny"]:
         yield Finding(
             "tiny",
             f"{_of(count, found)} are less than {TINY} pixels wide or high: icons or tracking pixels, as a rule. "
             f"Delete them{listed}.",
         )
-    if count := pictures["long"]:
+    if count := images["long"]:
         yield Finding(
             "long",
             f"{_of(count, found)} are more than {LONG:g} times as long as wide, or as wide as long: cut to a square, "
             f"little of them is seen. Delete them, or cut them up yourself{listed}.",
         )
-    if (megapixels := pictures["median_megapixels"]) > 1:
+    if (megapixels := images["median_megapixels"]) > 1:
         yield Finding(
             "large",
-            f"Half of the pictures have {megapixels:.1f} megapixels or more: decoding may take longer than training. "
+            f"Half of the images have {megapixels:.1f} megapixels or more: decoding may take longer than training. "
             'Make them smaller once (512 pixels are plenty), or set cache = "disk".',
         )
-    if animated := pictures["animated"]:
-        yield Finding(
-            "animated", f"{animated:.1%} of the pictures move: their first frame is used. Is it the right one?"
-        )
+    if animated := images["animated"]:
+        yield Finding("animated", f"{animated:.1%} of the images move: their first frame is used. Is it the right one?")
 
 
 def _balance(classes: dict[str, int]) -> Iterator[Finding]:
@@ -162,7 +160,7 @@ def _balance(classes: dict[str, int]) -> Iterator[Finding]:
     if classes[common] > 10 * classes[rare]:
         yield Finding(
             "balance",
-            f"The class {common} has {classes[common]:,} pictures, {rare} only {classes[rare]:,}: the model will "
+            f"The class {common} has {classes[common]:,} images, {rare} only {classes[rare]:,}: the model will "
             f"rarely answer {rare}. Collect more of the rare ones, and look at balanced accuracy.",
         )
 
@@ -177,7 +175,7 @@ def _levels(counts: dict[str, Any]) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """Two columns for people."""
-    pictures, captions, tokens = found["pictures"], found["captions"], found["tokens"]
+    images, captions, tokens = found["images"], found["captions"], found["tokens"]
     lines = {"rows": f"{found['rows']:,}"}
     if found["looked_at"] < found["rows"]:
         lines["looked at"] = (
@@ -191,18 +189,18 @@ def table(found: dict[str, Any]) -> str:
         "; ".join(f"{leak['of']} in {leak['also_in']}: {_levels(leak)}" for leak in found["leaks"]) or "none"
     )
     for side in ("width", "height"):
-        lines[side] = _range(pictures[side], "pixels")
-    below = {f"below {side}": f"{share:.1%}" for side, share in pictures["shorter_side_below"].items() if share}
+        lines[side] = _range(images[side], "pixels")
+    below = {f"below {side}": f"{share:.1%}" for side, share in images["shorter_side_below"].items() if share}
     lines["shorter side"] = _listing(below)
-    kinds = {kind: f"{pictures[kind]:.1%}" for kind in ("grey", "transparent", "animated") if pictures[kind]}
+    kinds = {kind: f"{images[kind]:.1%}" for kind in ("grey", "transparent", "animated") if images[kind]}
     lines["kinds"] = _listing(kinds)
     if found["classes"]:
         counts = list(found["classes"].values())
-        lines["classes"] = f"{len(counts):,}, the largest {max(counts):,}, the smallest {min(counts):,} pictures"
-    lines["captions per picture"] = _listing({f"{count}": times for count, times in captions["per_picture"].items()})
+        lines["classes"] = f"{len(counts):,}, the largest {max(counts):,}, the smallest {min(counts):,} images"
+    lines["captions per image"] = _listing({f"{count}": times for count, times in captions["per_image"].items()})
     lines["captions"] = f"{captions['distinct']:,} different; {captions['keywords']:,} keywords"
-    top = [f'"{row["caption"][:30]}" {row["pictures"]:,}' for row in captions["on_several_pictures"][:3]]
-    lines["on several pictures"] = ", ".join(top) or "none"
+    top = [f'"{row["caption"][:30]}" {row["images"]:,}' for row in captions["on_several_images"][:3]]
+    lines["on several images"] = ", ".join(top) or "none"
     lines["script (not language)"] = _listing(
         {f"{row['language']} {row['script']}".strip(): row["texts"] for row in captions["scripts"]}
     )

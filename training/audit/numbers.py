@@ -47,7 +47,7 @@ def numbers(seen: Seen, twins: Twins, context_length: int) -> dict[str, Any]:
         "broken": dict(Counter(sample.reason for sample in seen.broken).most_common()),
         "duplicates": _duplicates(seen, twins),
         "leaks": _leaks(seen, twins),
-        "pictures": _pictures(facts),
+        "images": _images(facts),
         "captions": _captions(counts, len(facts)),
         "tokens": _tokens(counts, context_length),
         "classes": dict(counts.get("class", Counter()).most_common()),
@@ -56,13 +56,13 @@ def numbers(seen: Seen, twins: Twins, context_length: int) -> dict[str, Any]:
 
 
 def _duplicates(seen: Seen, twins: Twins) -> dict[str, int]:
-    """Pictures beyond the first of their group, within each split."""
+    """Images beyond the first of their group, within each split."""
     extra = [len(seen.facts) - len(np.unique(labels * len(seen.split_names) + seen.splits)) for labels in twins.labels]
     return dict(zip(LEVELS, np.diff(extra, prepend=0).tolist(), strict=True))
 
 
 def _leaks(seen: Seen, twins: Twins) -> list[dict[str, Any]]:
-    """For each two splits: pictures of the smaller one that the larger one has too."""
+    """For each two splits: images of the smaller one that the larger one has too."""
     sizes, found = np.bincount(seen.splits), []
     for pair in combinations(range(len(seen.split_names)), 2):
         small, large = sorted(pair, key=lambda split: sizes[split])
@@ -74,9 +74,9 @@ def _leaks(seen: Seen, twins: Twins) -> list[dict[str, Any]]:
 
 
 def twin_doubts(seen: Seen, twins: Twins) -> Iterator[Doubt]:
-    """A line for every picture to remove: later ones of a group, and of the larger split where two share one."""
+    """A line for every image to remove: later ones of a group, and of the larger split where two share one."""
     sizes = np.bincount(seen.splits)
-    first: list[dict[int, int]] = [{} for _ in LEVELS]  # group -> its picture that stays
+    first: list[dict[int, int]] = [{} for _ in LEVELS]  # group -> its image that stays
     for place in np.lexsort((np.arange(len(seen.facts)), sizes[seen.splits])).tolist():
         twin = next(
             ((level, own[group]) for level, own, labels in zip(LEVELS, first, twins.labels, strict=True)
@@ -91,8 +91,8 @@ def twin_doubts(seen: Seen, twins: Twins) -> Iterator[Doubt]:
             yield Doubt(uids[0], splits[0], kind, f"{level}: {uids[1]} ({splits[1]})")
 
 
-def picture_doubts(seen: Seen) -> Iterator[Doubt]:
-    """A line for every picture that is uniform, tiny or long."""
+def image_doubts(seen: Seen) -> Iterator[Doubt]:
+    """A line for every image that is uniform, tiny or long."""
     for place in range(len(seen.facts)):
         fact = seen.facts[place]
         shorter, longer = sorted((int(fact["width"]), int(fact["height"])))
@@ -102,7 +102,7 @@ def picture_doubts(seen: Seen) -> Iterator[Doubt]:
             yield Doubt(seen.rows.uid(int(fact["index"])), seen.split_names[seen.splits[place]], kind, detail)
 
 
-def _pictures(facts: np.ndarray) -> dict[str, Any]:
+def _images(facts: np.ndarray) -> dict[str, Any]:
     width, height = facts["width"].astype(np.int64), facts["height"].astype(np.int64)
     short, long = np.minimum(width, height), np.maximum(width, height)
     return {
@@ -119,14 +119,14 @@ def _pictures(facts: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _captions(counts: Counts, pictures: int) -> dict[str, Any]:
+def _captions(counts: Counts, images: int) -> dict[str, Any]:
     scripts = counts.get("script", Counter())
     captions, grouped = counts.get("caption", Counter()), counts.get("caption of group", Counter())
-    apart = Counter(captions)  # pictures of one group may well share a caption
+    apart = Counter(captions)  # images of one group may well share a caption
     for (text, _), count in grouped.items():
         apart[text] -= count - 1
     return {
-        "per_picture": dict(sorted(counts.get("captions per picture", Counter()).items())),
+        "per_image": dict(sorted(counts.get("captions per image", Counter()).items())),
         "keywords": sum(counts.get("keywords", Counter()).values()),
         "distinct": len(captions),
         "letters": _quantiles(counts.get("letters of a text", Counter())),
@@ -134,8 +134,8 @@ def _captions(counts: Counts, pictures: int) -> dict[str, Any]:
             {"language": language, "script": script, "texts": count}
             for (language, script), count in scripts.most_common()
         ],
-        "on_several_pictures": [
-            {"caption": text, "pictures": count, "share": count / pictures}
+        "on_several_images": [
+            {"caption": text, "images": count, "share": count / images}
             for text, count in apart.most_common(5)
             if count > 1
         ],

@@ -1,6 +1,6 @@
-"""Every sample of a data set looked at once, in worker processes: facts of pictures, counts of texts.
+"""Every sample of a data set looked at once, in worker processes: facts of images, counts of texts.
 
-Of a picture 500 bytes are kept, whatever its size, so memory grows with the sample, not with the data set.
+Of an image 500 bytes are kept, whatever its size, so memory grows with the sample, not with the data set.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vlm.images.preprocess import IMAGE_SUFFIXES, ImageError, ImageSource, open_image
+from vlm.errors import ImageError
+from vlm.images.preprocess import IMAGE_SUFFIXES, ImageSource, open_image
 from vlm.tokenizers.tokenizer import Tokenizer
 from vlm.training.data.rows import BrokenSample, Joined, Rows
 
@@ -146,7 +147,7 @@ class _Scanner(Dataset[_Part]):
         for index in self.chunks[number]:
             try:
                 captions = self.rows.captions(index)
-                facts.append((index, *_facts(self.rows.picture(index))))
+                facts.append((index, *_facts(self.rows.image(index))))
             except ImageError as error:
                 part.broken.append(BrokenSample(self.rows.uid(index), error.reason, error.detail))
                 continue
@@ -159,7 +160,7 @@ class _Scanner(Dataset[_Part]):
                 _count(part.counts, "class", label)
             own = {text for names, _ in captions.values() for text in names}
             group = self.rows.group(index)
-            _count(part.counts, "captions per picture", sum(len(names) for names, _ in captions.values()))
+            _count(part.counts, "captions per image", sum(len(names) for names, _ in captions.values()))
             for text in own:
                 _count(part.counts, "caption", text[:200])
                 if group != self.rows.uid(index):
@@ -224,8 +225,8 @@ def _oddities(text: str, uid: str) -> Iterator[str]:
 
 def _facts(source: ImageSource) -> tuple[Any, ...]:
     """All of FACTS but the index; `ImageError`."""
-    picture = open_image(source)
-    levels = np.asarray(picture)  # (H, W, 3)
+    image = open_image(source)
+    levels = np.asarray(image)  # (H, W, 3)
     if isinstance(source, np.ndarray):
         data, transparent, animated = source.tobytes(), False, False
     else:
@@ -234,18 +235,18 @@ def _facts(source: ImageSource) -> tuple[Any, ...]:
             transparent = file.has_transparency_data
             animated = file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "n_frames", 1) > 1
     grey = bool((levels[..., :1] == levels[..., 1:]).all())
-    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
     small = (small - small.mean((0, 1))).ravel()
     small /= max(float(np.linalg.norm(small)), 1e-6)
-    digests = _digest(data), _digest(levels.tobytes(), picture.width)
-    return (*picture.size, *digests, _spread(picture), grey, transparent, animated, small)
+    digests = _digest(data), _digest(levels.tobytes(), image.width)
+    return (*image.size, *digests, _spread(image), grey, transparent, animated, small)
 
 
 def _digest(data: bytes, width: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, salt=width.to_bytes(8)).digest())
 
 
-def _spread(picture: Image.Image) -> float:
+def _spread(image: Image.Image) -> float:
     """Exact, and in no more memory than 3 x 256 counts."""
-    counts, levels = np.reshape(picture.histogram(), (3, 256)) / (picture.width * picture.height), np.arange(256)
+    counts, levels = np.reshape(image.histogram(), (3, 256)) / (image.width * image.height), np.arange(256)
     return float(np.sqrt((counts @ levels**2 - (counts @ levels) ** 2).clip(0)).max())

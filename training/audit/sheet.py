@@ -34,7 +34,7 @@ WORDS: dict[figures.Language, dict[str, str]] = {
     },
 }
 _COLUMNS, _LINES, _HEADING = 8, 4, 46
-_SIDE, _CELL = 150, (162, 230)  # pixels of a picture; (width, height) of its cell
+_SIDE, _CELL = 150, (162, 230)  # pixels of an image; (width, height) of its cell
 _GROUND, _INK, _GREY = "#f3f3f3", "#1a1a1a", "#6b6b6b"
 
 
@@ -94,14 +94,14 @@ def _first(order: np.ndarray, notes: list[str]) -> list[_Tile]:
 
 
 def _paste(sheet: Image.Image, seen: Seen, tile: _Tile, corner: tuple[int, int], pen: figures.Pen) -> None:
-    """The picture, and below it the size, the note and a caption of each language."""
+    """The image, and below it the size, the note and a caption of each language."""
     draw, index, fact = ImageDraw.Draw(sheet), int(seen.facts["index"][tile.place]), seen.facts[tile.place]
-    picture = open_image(seen.rows.picture(index))
-    scale = _SIDE / max(picture.size)
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    image = open_image(seen.rows.image(index))
+    scale = _SIDE / max(image.size)
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     x, y = corner
     draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), fill=_GROUND)
-    sheet.paste(picture, (x + (_SIDE - picture.width) // 2, y + (_SIDE - picture.height) // 2))
+    sheet.paste(image, (x + (_SIDE - image.width) // 2, y + (_SIDE - image.height) // 2))
     split = seen.split_names[seen.splits[tile.place]]
     captions = [(names or keywords)[0] for names, keywords in seen.rows.captions(index).values()][:2]
     lines = [f"{split}  {fact['width']} x {fact['height']}", *([tile.note] if tile.note else []), *captions]

@@ -1,7 +1,7 @@
-"""Pictures seen anew at every epoch: shape, colour, line, background and blur, drawn per sample.
+"""Images seen anew at every epoch: shape, colour, line, background and blur, drawn per sample.
 
 Each sample's numbers are a pure function of (seed, epoch, position), so that workers, ranks and resumes never change
-them.  Works on whole batches: a picture is a few matrix products, not a chain of library calls.
+them.  Works on whole batches: an image is a few matrix products, not a chain of library calls.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from vlm.config import StrictConfig, check_not_negative, check_share
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(StrictConfig):
-    """Strengths; 0 turns a part off.  No flip by default: there is text in pictures, and left is not right."""
+    """Strengths; 0 turns a part off.  No flip by default: there is text in images, and left is not right."""
 
     zoom: tuple[float, float] = (0.7, 1.3)  # side lengths relative to the frame, log-uniform
     stretch: float = 0.15  # width against height, log units either way
@@ -65,8 +65,8 @@ def augment(
     _blur(ink, config, u)
     _outline(ink, config, u)
     _erase(ink, config, u)
-    pictures = _colour(ink, config, u).clamp_(0, 1)
-    return pictures.mul_(255 * _paper(config, u)).round_().to(torch.uint8)
+    coloured = _colour(ink, config, u).clamp_(0, 1)
+    return coloured.mul_(255 * _paper(config, u)).round_().to(torch.uint8)
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
@@ -74,7 +74,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def _each(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1): one number per picture."""
+    """(B,) -> (B, 1, 1): one number per image."""
     return values[:, None, None]
 
 
@@ -83,7 +83,7 @@ def _pixel_centres(count: int) -> Tensor:
 
 
 def _warp(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
-    """Zoom, stretch, rotation, shear, shift and flip: one affine map per picture."""
+    """Zoom, stretch, rotation, shear, shift and flip: one affine map per image."""
     size = _between(next(u), np.log(config.zoom[0]), np.log(config.zoom[1]))
     stretch = _between(next(u), -config.stretch, config.stretch)
     angle = _between(next(u), -config.rotate, config.rotate) * (np.pi / 180)
@@ -93,7 +93,7 @@ def _warp(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
     mirror = torch.where(next(u) < config.flip, -1.0, 1.0)
     across, down = torch.exp(-size - stretch / 2) * mirror, torch.exp(-size + stretch / 2)  # output -> input
     cos, sin = angle.cos(), angle.sin()
-    y, x = _pixel_centres(ink.shape[2])[:, None], _pixel_centres(ink.shape[3])  # of the new picture, in [-1, 1]
+    y, x = _pixel_centres(ink.shape[2])[:, None], _pixel_centres(ink.shape[3])  # of the new image, in [-1, 1]
     from_x = _each(across * cos) * x + (_each(across * (shear * cos - sin)) * y + _each(dx))  # (B, H, W)
     from_y = _each(down * sin) * x + (_each(down * (shear * sin + cos)) * y + _each(dy))
     grid = torch.stack([from_x, from_y], -1)
@@ -101,7 +101,7 @@ def _warp(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
 
 
 def _blur(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
-    """A Gaussian over the chosen pictures, across and down."""
+    """A Gaussian over the chosen images, across and down."""
     chosen = next(u) < config.blur
     sigma = _between(next(u), 0.4, 1.6)[chosen]
     if not len(sigma):
@@ -150,7 +150,7 @@ _TO_GRAY = torch.tensor([0.299, 0.587, 0.114])
 
 
 def _colour(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
-    """Saturation, hue, contrast and brightness of the ink: one 3 x 3 matrix per picture, so that white stays white."""
+    """Saturation, hue, contrast and brightness of the ink: one 3 x 3 matrix per image, so that white stays white."""
     low, high = 1 - config.colour, 1 + config.colour
     saturation = torch.where(next(u) < config.gray, 0.0, _between(next(u), low, high))
     turn = _between(next(u), -config.hue, config.hue) * 2 * np.pi

@@ -1,4 +1,4 @@
-"""Pairs of pictures and captions: sample on disk -> training/data/rows.py -> `Pairs` -> `Batch`.
+"""Pairs of images and captions: sample on disk -> training/data/rows.py -> `Pairs` -> `Batch`.
 
 What is drawn for a sample (captions, augmentation, kept patches) depends on its place in training/data/stream.py alone.
 """
@@ -21,7 +21,7 @@ from vlm.training.data.stream import EndlessOrder, kept_patches
 
 class Batch(NamedTuple):
     images: Tensor  # uint8 (B, C, H, W)
-    ids: Tensor  # (B, c, T), c captions a picture
+    ids: Tensor  # (B, c, T), c captions an image
     groups: Tensor  # (B,), equal numbers show the same thing
     keep: Tensor | None  # (B, K), the patches that stay
     uids: list[str]  # sample names, for messages
@@ -57,7 +57,7 @@ class PairStream:
         batch_size: int,
         num_patches: int,
         patch_dropout: float = 0.0,
-        coarse_size: int = 0,  # side of the pictures, num_patches tile them; 0: as `pairs` has them
+        coarse_size: int = 0,  # side of the images, num_patches tile them; 0: as `pairs` has them
         dense_from: int | None = None,  # the step from which all patches are seen, at full size
         choice: CaptionChoice | None = None,
         order: Order | None = None,
@@ -73,11 +73,11 @@ class PairStream:
     def __getitem__(self, step: int) -> Batch:
         places, loaded, broken = self.order.load(step, self._load)
         epochs, positions, samples = places
-        pictures, languages = zip(*loaded, strict=True)
-        draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_picture)
+        loaded_images, languages = zip(*loaded, strict=True)
+        draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_image)
         texts = [self.choice.choose(own, u) for own, u in zip(languages, draws, strict=True)]
         ids = self.tokenizer([text for row in texts for text in row])
-        images, keep = torch.stack(pictures), None
+        images, keep = torch.stack(loaded_images), None
         if self.dense_from is None or step < self.dense_from:
             if self.coarse_size:
                 images = shrink(images, self.coarse_size)
@@ -85,7 +85,7 @@ class PairStream:
                 keep = kept_patches(self.seed, places, self.num_patches, self.kept)
         return Batch(
             images=augment(images, self.augmentation, self.seed, AUGMENT, epochs, positions),
-            ids=ids.view(len(samples), self.choice.per_picture, -1),
+            ids=ids.view(len(samples), self.choice.per_image, -1),
             groups=torch.tensor([group_number(self.pairs.rows.group(int(i))) for i in samples]),
             keep=keep,
             uids=[self.pairs.rows.uid(int(i)) for i in samples],
@@ -93,12 +93,12 @@ class PairStream:
         )
 
     def _load(self, index: int) -> tuple[Tensor, list[tuple[list[str], list[str]]]]:
-        captions = self.pairs.captions(index)  # first: a missing caption is found sooner than a broken picture
+        captions = self.pairs.captions(index)  # first: a missing caption is found sooner than a broken image
         return self.pairs.pixels(index), captions
 
 
 def shrink(images: Tensor, side: int) -> Tensor:
-    """uint8 (B, C, H, W) -> (B, C, side, side): few patches that show all of a picture (CLIPA, Li et al. 2023)."""
+    """uint8 (B, C, H, W) -> (B, C, side, side): few patches that show all of an image (CLIPA, Li et al. 2023)."""
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 

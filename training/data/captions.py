@@ -1,4 +1,4 @@
-"""Which caption a picture is shown with, and in which words."""
+"""Which caption an image is shown with, and in which words."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ class CaptionChoice:
     keyword_share: float = 0.3
     template_share: float = 0.0
     kana_share: float = 0.0
-    per_picture: int = 1
+    per_image: int = 1
 
     def choose(self, languages: Sequence[tuple[list[str], list[str]]], draws: np.ndarray) -> list[str]:
-        """`languages`: (captions, keywords) of each.  `draws`: (per_picture * DRAWS,) in [0, 1).
+        """`languages`: (captions, keywords) of each.  `draws`: (per_image * DRAWS,) in [0, 1).
 
         One caption per slot: languages in turns from a random one on; a caption or keyword; perhaps in a sentence.
         """

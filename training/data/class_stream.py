@@ -1,4 +1,4 @@
-"""Pictures and class numbers: `Labelled` rows -> `ClassPictures` -> `ClassBatch`."""
+"""Images and class numbers: `Labelled` rows -> `ClassImages` -> `ClassBatch`."""
 
 import sys
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class ClassBatch(NamedTuple):
         return ClassBatch(images, targets, keep, self.uids, self.broken)
 
 
-class ClassPictures:
+class ClassImages:
     """Labelled samples as a model sees them; `cache` as `Pairs` has it."""
 
     def __init__(self, data: Labelled, preprocess: Preprocess, cache: Cache = "auto"):
@@ -53,7 +53,7 @@ class ClassPictures:
                 yield torch.stack(pixels), self.targets[kept]
 
     def say_broken(self, what: str) -> None:
-        """Opens every picture; those that cannot be are counted on stderr, the first is named."""
+        """Opens every image; those that cannot be are counted on stderr, the first is named."""
         broken = []
         for index in range(len(self)):
             try:
@@ -61,9 +61,9 @@ class ClassPictures:
             except BrokenSample as error:
                 broken.append(error)
         if broken:
-            print(f"{len(broken)} of {len(self)} {what} pictures left out; the first: {broken[0]}", file=sys.stderr)
+            print(f"{len(broken)} of {len(self)} {what} images left out; the first: {broken[0]}", file=sys.stderr)
         if len(broken) == len(self):
-            raise ValueError(f"None of the {len(self)} {what} pictures can be opened; the first: {broken[0]}")
+            raise ValueError(f"None of the {len(self)} {what} images can be opened; the first: {broken[0]}")
 
 
 class ClassStream:
@@ -71,7 +71,7 @@ class ClassStream:
 
     def __init__(
         self,
-        pictures: ClassPictures,
+        images: ClassImages,
         transform: Transform,
         order: EndlessOrder,
         *,
@@ -80,17 +80,17 @@ class ClassStream:
         patch_dropout: float = 0.0,
         dense_from: int | None = None,  # the step from which all patches are seen
     ):
-        self.pictures, self.transform, self.order, self.seed = pictures, transform, order, seed
+        self.images, self.transform, self.order, self.seed = images, transform, order, seed
         self.num_patches, self.kept = num_patches, num_patches - int(num_patches * patch_dropout)
         self.dense_from = dense_from
 
     def __getitem__(self, step: int) -> ClassBatch:
-        places, pixels, broken = self.order.load(step, self.pictures.pairs.pixels)
+        places, pixels, broken = self.order.load(step, self.images.pairs.pixels)
         sparse = self.kept < self.num_patches and (self.dense_from is None or step < self.dense_from)
         return ClassBatch(
             images=self.transform(torch.stack(pixels), places),
-            targets=self.pictures.targets[torch.from_numpy(places.samples)],
+            targets=self.images.targets[torch.from_numpy(places.samples)],
             keep=kept_patches(self.seed, places, self.num_patches, self.kept) if sparse else None,
-            uids=[self.pictures.rows.uid(int(i)) for i in places.samples],
+            uids=[self.images.rows.uid(int(i)) for i in places.samples],
             broken=broken,
         )

@@ -1,4 +1,4 @@
-"""Pictures with classes: which samples count, what the classes are called, and what a model says of each picture."""
+"""Images with classes: which samples count, what the classes are called, and what a model says of each image."""
 
 import dataclasses
 import json
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.images.preprocess import ImageError, Preprocess
+from vlm.errors import ImageError
+from vlm.images.preprocess import Preprocess
 from vlm.training.data.formats.idx import FASHION
 from vlm.training.data.rows import BrokenSample, Rows, class_names, open_rows
 
@@ -58,7 +59,7 @@ def read_class_set(data: str | Path, name: str) -> ClassSet:
         raise ValueError(f"{path} has no class set '{name}'. It has: {', '.join(sets)}.")
     column, classes = sets[name]["by"], sets[name]["classes"]
     if column == "uids":
-        raise ValueError(f"Class set '{name}' of {path} lists pictures one by one; wanted one that goes by a column.")
+        raise ValueError(f"Class set '{name}' of {path} lists images one by one; wanted one that goes by a column.")
     languages = [language for language in ("en", "ja") if all(value.get(language) for value in classes.values())]
     names = {language: tuple(value[language][0] for value in classes.values()) for language in languages}
     return ClassSet(keys=tuple(classes), names=names, column=column)
@@ -104,7 +105,7 @@ class Labelled:
 def held_out(total: int, count: int) -> tuple[Tensor, Tensor]:
     """(the rest, `count` of the numbers 0..total-1 drawn once and for all), both ascending."""
     if not 0 < count < total:
-        raise ValueError(f"held_out is {count}, and there are {total} training pictures: some must be left.")
+        raise ValueError(f"held_out is {count}, and there are {total} training images: some must be left.")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     return order[count:].sort().values, order[:count].sort().values
 
@@ -129,7 +130,7 @@ def open_labelled(data: str, split: str | None, classes: ClassSet) -> Labelled:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said of the pictures that could be opened."""
+    """What a model said of the images that could be opened."""
 
     outputs: Tensor  # (n, ...), float32: logits or features
     targets: Tensor  # (n,)
@@ -141,15 +142,15 @@ class Answers:
 def ask(
     model: Callable[[Tensor], Tensor], preprocess: Preprocess, data: Labelled, *, what: str, batch_size: int = 64
 ) -> Answers:
-    """`model` of every picture; broken pictures are left out, counted and named.  `what` is for the progress bar."""
+    """`model` of every image; broken images are left out, counted and named.  `what` is for the progress bar."""
     outputs: list[Tensor] = []
     kept: list[int] = []
     reasons: Counter[str] = Counter()
 
     def pixels() -> Iterator[Tensor]:
-        for place, index in enumerate(tqdm(data.index, desc=what, unit="picture", file=sys.stderr)):
+        for place, index in enumerate(tqdm(data.index, desc=what, unit="image", file=sys.stderr)):
             try:
-                yield preprocess(data.rows.picture(index))
+                yield preprocess(data.rows.image(index))
                 kept.append(place)
             except (ImageError, BrokenSample) as error:
                 reasons[error.reason] += 1
@@ -159,7 +160,7 @@ def ask(
     while batch := list(islice(remaining, batch_size)):
         outputs.append(model(torch.stack(batch)).float())
     if not outputs:
-        raise ValueError(f"None of the {len(data.index)} pictures of {data.rows.name} can be opened.")
+        raise ValueError(f"None of the {len(data.index)} images of {data.rows.name} can be opened.")
     left_out = data.left_out | dict(reasons)
     return Answers(torch.cat(outputs), data.targets[kept], [data.index[place] for place in kept], left_out)
 

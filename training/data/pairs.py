@@ -1,4 +1,4 @@
-"""`Pairs`: a data set as a model sees it, pictures as pixels."""
+"""`Pairs`: a data set as a model sees it, images as pixels."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm.images.preprocess import ImageError, Preprocess
+from vlm.errors import ImageError
+from vlm.images.preprocess import Preprocess
 from vlm.training.data.pixel_cache import PixelCache
 from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected, open_rows
 
@@ -20,7 +21,7 @@ AUTO_BYTES = 1 << 28  # of pixels: more is not kept in memory unless asked for
 class Pairs:
     """`rows` seen through `preprocess`.
 
-    `cache` "memory": pictures are decoded once, now, and kept as uint8; "disk": once, when first asked for, and kept in
+    `cache` "memory": images are decoded once, now, and kept as uint8; "disk": once, when first asked for, and kept in
     a file; "none": whenever they are asked for; "auto": memory if they fit into 256 MiB.
     """
 
@@ -47,7 +48,7 @@ class Pairs:
             self._disk.put(index, found.numpy())
         return found
 
-    def pictures(self, index: Sequence[int]) -> Tensor:
+    def images(self, index: Sequence[int]) -> Tensor:
         """uint8 (B, C, H, W)."""
         return torch.stack([self.pixels(int(i)) for i in index])
 
@@ -57,7 +58,7 @@ class Pairs:
 
     def _decode_or_say(self, index: int) -> Tensor | BrokenSample:
         try:
-            return self.preprocess.pixels(self.rows.picture(index))
+            return self.preprocess.pixels(self.rows.image(index))
         except ImageError as error:
             return BrokenSample(self.rows.uid(index), error.reason, error.detail)
         except BrokenSample as error:

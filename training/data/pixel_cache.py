@@ -1,4 +1,4 @@
-"""Decoded pictures on disk, for sets too large for memory: each is decoded once, whichever process comes first.
+"""Decoded images on disk, for sets too large for memory: each is decoded once, whichever process comes first.
 
     <name>.pixels   uint8 (count, C, H, W), a sparse file, read through memory mapping
     <name>.sums     uint64 (count,): 0 not there yet, else 2^32 + CRC-32 of the row
@@ -30,7 +30,7 @@ class PixelCache:
         self.path = path.with_suffix(".pixels")
         self._row = math.prod(shape)  # bytes
         if count < 1 or self._row < 1:
-            raise ValueError(f"A cache of {count} pictures of shape {shape} holds nothing. Is the data set empty?")
+            raise ValueError(f"A cache of {count} images of shape {shape} holds nothing. Is the data set empty?")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._files = [_create(self.path, count * self._row), _create(path.with_suffix(".sums"), count * 8)]

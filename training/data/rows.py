@@ -1,9 +1,9 @@
-"""A data set before any picture is decoded, whatever its format: `open_rows(source)` -> `Rows`.
+"""A data set before any image is decoded, whatever its format: `open_rows(source)` -> `Rows`.
 
 Formats are recognised by what is there (training/data/formats/):
 
-    folder      metadata.jsonl / metadata.csv beside the pictures (Hugging Face imagefolder); a folder per class;
-                pictures with a .txt of the same name; .tar shards (WebDataset); .parquet shards; Fashion-MNIST's idx
+    folder      metadata.jsonl / metadata.csv beside the images (Hugging Face imagefolder); a folder per class;
+                images with a .txt of the same name; .tar shards (WebDataset); .parquet shards; Fashion-MNIST's idx
                 files; what `datasets` saved with save_to_disk
     file        .csv, .tsv, .jsonl, .parquet, .tar
     org/name    a data set of the Hugging Face hub
@@ -16,13 +16,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from vlm.images.preprocess import ImageSource, Reason
+from vlm.errors import ImageReason
+from vlm.images.preprocess import ImageSource
 
 # language, "" where it is unknown -> (captions, keywords); at least one of them holds something
 Captions = dict[str, tuple[list[str], list[str]]]
 # what a column is -> its name or names: {"image": "filepath", "caption": ["title", "alt"]}
 ColumnNames = Mapping[str, str | Sequence[str]]
-SampleReason = Reason | Literal["no caption", "bad row"]
+SampleReason = ImageReason | Literal["no caption", "bad row"]
 
 
 class BrokenSample(ValueError):
@@ -57,7 +58,7 @@ class Rows(Protocol):
         """A name that stays the same and is unique in this data set."""
         ...
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         """Bytes, a path or a uint8 array, not decoded; `BrokenSample` where there is none to read."""
         ...
 
@@ -103,8 +104,8 @@ class Selected:
     def uid(self, index: int) -> str:
         return self.rows.uid(int(self.index[index]))
 
-    def picture(self, index: int) -> ImageSource:
-        return self.rows.picture(int(self.index[index]))
+    def image(self, index: int) -> ImageSource:
+        return self.rows.image(int(self.index[index]))
 
     def captions(self, index: int) -> Captions:
         return self.rows.captions(int(self.index[index]))
@@ -149,9 +150,9 @@ class Joined:
         part, own = self._find(index)
         return f"{part.name}: {part.uid(own)}"
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         part, own = self._find(index)
-        return part.picture(own)
+        return part.image(own)
 
     def captions(self, index: int) -> Captions:
         part, own = self._find(index)

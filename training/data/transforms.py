@@ -1,4 +1,4 @@
-"""What a classifier sees of a picture while it learns: torchvision's v2 transforms, each drawn per sample.
+"""What a classifier sees of an image while it learns: torchvision's v2 transforms, each drawn per sample.
 
 A sample's draws are a pure function of (seed, epoch, position), so that workers, ranks and resumes never change them.
 """
@@ -17,14 +17,14 @@ from vlm.training.data.stream import Places
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig(StrictConfig):
-    """Names and meanings are torchvision's; the defaults leave a picture as it is."""
+    """Names and meanings are torchvision's; the defaults leave an image as it is."""
 
     padding: int = 0  # RandomCrop, pixels on every side
     scale: tuple[float, float] = (1.0, 1.0)  # RandomResizedCrop, share of the area
     flip: float = 0.0  # RandomHorizontalFlip, probability
     rotate: float = 0.0  # RandomAffine, degrees either way
     colour: float = 0.0  # ColorJitter: brightness, contrast, saturation within 1 +- this
-    rand_augment: int = 0  # RandAugment, magnitude of 0..30, two operations a picture (Cubuk et al. 2020)
+    rand_augment: int = 0  # RandAugment, magnitude of 0..30, two operations an image (Cubuk et al. 2020)
     erase: float = 0.0  # RandomErasing, probability
     fill: int = 0  # grey level of what is moved in from outside, and of erased parts, 0..255
 
@@ -40,7 +40,7 @@ class TransformConfig(StrictConfig):
 
 
 class Transform:
-    """uint8 (B, 3, H, W) -> the same, every picture on its own."""
+    """uint8 (B, 3, H, W) -> the same, every image on its own."""
 
     def __init__(self, config: TransformConfig, image_shape: tuple[int, int], seed: int):
         self.seed, steps = seed, []
@@ -63,16 +63,16 @@ class Transform:
             steps.append(v2.RandomErasing(config.erase, value=config.fill))
         self.steps = steps
 
-    def __call__(self, pictures: Tensor, places: Places) -> Tensor:
+    def __call__(self, images: Tensor, places: Places) -> Tensor:
         if not self.steps:
-            return pictures
+            return images
         seen = []
         with torch.random.fork_rng(devices=[]):
-            for picture, epoch, position in zip(pictures, places.epochs, places.positions, strict=True):
+            for image, epoch, position in zip(images, places.epochs, places.positions, strict=True):
                 torch.manual_seed(_number(self.seed, int(epoch), int(position)))
                 for step in self.steps:
-                    picture = step(picture)
-                seen.append(picture)
+                    image = step(image)
+                seen.append(image)
         return torch.stack(seen)
 
 

@@ -44,7 +44,7 @@ class Doctor:
         return (
             f"The loss has been {mean:.3f} for {WINDOW} steps, and guessing is {self.chance_loss:.3f}: the model tells "
             "nothing apart. Lower the learning rates (lr, muon_lr) or warm up longer (warmup_steps); if that does not "
-            "help, see whether the captions belong to the pictures."
+            "help, see whether the captions belong to the images."
         )
 
     def _temperature(self) -> str | None:
@@ -53,7 +53,7 @@ class Doctor:
             return None
         return (
             f"The logit scale has been at its limit of {self.max_logit_scale:g} for {WINDOW} steps: the model wants "
-            "to be surer than it may, usually because it knows the training pictures by heart. Train on more data, "
+            "to be surer than it may, usually because it knows the training images by heart. Train on more data, "
             "with more augmentation or for fewer steps; or raise max_logit_scale."
         )
 

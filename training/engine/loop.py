@@ -1,5 +1,5 @@
 """The only training loop.  It knows a model, what one batch does to its gradients, and a stream of batches; nothing of
-pictures, words or classes.
+images, words or classes.
 """
 
 import math

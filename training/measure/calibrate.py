@@ -1,9 +1,9 @@
-"""What a cosine of a model is worth: the probability that a picture answers a text, fitted on validation pairs.
+"""What a cosine of a model is worth: the probability that an image answers a text, fitted on validation pairs.
 
     python -m training.calibrate runs/mini                  fit, write into the folder, print how reliable it is
 
 All three validation splits of picture-words, concepts shuffled and cut in two: each half is a gallery, the first
-captions of its concepts are the queries, in each language.  The best 10 pictures of each query are pairs (cosine, is it
+captions of its concepts are the queries, in each language.  The best 10 images of each query are pairs (cosine, is it
 correct), and a logistic regression of them (Platt 1999) gives P = sigmoid(scale cos + bias): for what a search shows,
 not for the many pairs that nobody sees.  How reliable that is, is measured on the half that it was not fitted to, each
 way.  The numbers stored come from both.  Test splits are never read.
@@ -24,15 +24,15 @@ from vlm.calibration import Calibration
 from vlm.checkpoint.folder import load, save_calibration
 from vlm.embedder import Embedder
 from vlm.metrics import calibration_bins, calibration_error
-from vlm.training.measure.evaluate import VALIDATION, concept_texts, embed_pictures, open_unseen
+from vlm.training.measure.evaluate import VALIDATION, concept_texts, embed_all_images, open_unseen
 
-SHOWN = 10  # K, pictures that a search shows
+SHOWN = 10  # K, images that a search shows
 BINS = 10
 HEADING = "## How probable a match is"
 
 
 class Answers(NamedTuple):
-    """The best hits of Q queries in a gallery, and the best there would be without the correct pictures."""
+    """The best hits of Q queries in a gallery, and the best there would be without the correct images."""
 
     language: str
     cosines: Tensor  # (Q, K)
@@ -46,16 +46,16 @@ class MatchReliability(NamedTuple):
 
     language: str
     queries: int
-    shown: float  # mean probability of the pictures shown ...
+    shown: float  # mean probability of the images shown ...
     true: float  # ... and the share of them that is correct
-    ece: float  # expected calibration error, Guo et al. 2017, over all pictures shown
+    ece: float  # expected calibration error, Guo et al. 2017, over all images shown
     brier: float
     brier_constant: float  # of always saying `true`
-    first: float  # the same two of the first picture alone
+    first: float  # the same two of the first image alone
     first_true: float
-    refused: float  # queries with a correct picture in the gallery that are told "no good match"
-    refused_right: float  # ... although the first picture was correct
-    refused_without: float  # queries whose correct pictures are taken out, that are told so
+    refused: float  # queries with a correct image in the gallery that are told "no good match"
+    refused_right: float  # ... although the first image was correct
+    refused_without: float  # queries whose correct images are taken out, that are told so
 
 
 def main() -> int:
@@ -93,9 +93,9 @@ def calibrate(embedder: Embedder) -> tuple[Calibration, list[MatchReliability]]:
 
 
 def validation_answers(embedder: Embedder) -> list[Answers]:
-    """Of each language.  A half is a gallery of its own: the pictures and the captions of every other concept."""
+    """Of each language.  A half is a gallery of its own: the images and the captions of every other concept."""
     pairs = open_unseen(embedder, VALIDATION)
-    images = embed_pictures(embedder, pairs)
+    images = embed_all_images(embedder, pairs)
     concepts = sorted(set(pairs.groups.tolist()))
     shuffled = np.random.default_rng(0).permutation(concepts)
     first = set(shuffled[: len(shuffled) // 2].tolist())
@@ -136,7 +136,7 @@ def fit(answers: Sequence[Answers]) -> Calibration:
 
 
 def match_reliability(answers: Answers, probabilities: Tensor, wrong: Tensor, line: float) -> MatchReliability:
-    """`probabilities` (Q, K) of the hits, `wrong` (Q,) of the best picture that is not correct."""
+    """`probabilities` (Q, K) of the hits, `wrong` (Q,) of the best image that is not correct."""
     p, y = probabilities.double(), answers.correct.double()
     refused = p[:, 0] < line
     right = answers.correct[:, 0]
@@ -170,18 +170,18 @@ def section(calibration: Calibration, found: Sequence[MatchReliability]) -> str:
     ]  # fmt: skip
     return f"""{HEADING}
 
-A text and a picture match with probability sigmoid({calibration.scale:.2f} cos {calibration.bias:+.2f}), fitted to the
+A text and an image match with probability sigmoid({calibration.scale:.2f} cos {calibration.bias:+.2f}), fitted to the
 best {SHOWN} hits of {calibration.data}. Where even the best hit has less than {calibration.line:.0%}, a search says "no
-good match". Measured on concepts it was not fitted to (two halves, each way): mean probability of the {SHOWN} pictures
+good match". Measured on concepts it was not fitted to (two halves, each way): mean probability of the {SHOWN} images
 shown and share of them that is correct; ECE, the mean distance of the two; Brier, the mean square, and that of always
 saying the same; the first two of the first hit alone. Refused: queries that are told "no good match" though a correct
-picture is in the gallery; of those whose first hit is correct; and when the correct pictures are taken out.
+image is in the gallery; of those whose first hit is correct; and when the correct images are taken out.
 
 | {" | ".join(head)} |
 |{"---|" * len(head)}
 {rows}
 
-For a first hit the probability is too low where a correct picture is known to be there: that it came first is evidence
+For a first hit the probability is too low where a correct image is known to be there: that it came first is evidence
 too, and a cosine does not hold it. All this is about drawings like these, a few correct among hundreds.
 """
 

@@ -11,20 +11,20 @@ from vlm.models.vision import ViTClassifier
 from vlm.training.measure.evaluate import Row
 
 
-def clip_card(run: Path, recipe: str, pictures: int, embedder: Embedder, rows: Sequence[Row]) -> str:
+def clip_card(run: Path, recipe: str, images: int, embedder: Embedder, rows: Sequence[Row]) -> str:
     """README.md of a trained CLIP; `run` is the folder with timing.jsonl, `recipe` the TOML text."""
     return _card(
         run,
         task="zero-shot-image-classification",
         opener='embedder = vlm.load("{name}")',
-        saw=f"{_size('A CLIP model', embedder.model)} It saw {pictures:,} pictures",
+        saw=f"{_size('A CLIP model', embedder.model)} It saw {images:,} images",
         command="train_clip",
         recipe=recipe,
         rows=rows,
     )
 
 
-def classifier_card(run: Path, recipe: str, pictures: int, classifier: ViTClassifier, rows: Sequence[Row]) -> str:
+def classifier_card(run: Path, recipe: str, images: int, classifier: ViTClassifier, rows: Sequence[Row]) -> str:
     """The same of a classifier."""
     what = _size(f"A ViT that tells {len(classifier.labels)} classes apart", classifier)
     return _card(
@@ -32,7 +32,7 @@ def classifier_card(run: Path, recipe: str, pictures: int, classifier: ViTClassi
         task="image-classification",
         opener='classifier = vlm.load_classifier("{name}")',
         saw=f"{what} Its classes: {', '.join(classifier.labels[:50])}{', ...' * (len(classifier.labels) > 50)}. "
-        f"It learned from {pictures:,} pictures",
+        f"It learned from {images:,} images",
         command="train_vit",
         recipe=recipe,
         rows=rows,

@@ -1,7 +1,7 @@
 """What a run will take, from its sizes alone: FLOPs, memory, hours.  To plan before paying.
 
 A FLOP is a multiplication or an addition of a matrix product; all else (norms, GELU, softmax) is not counted, as in
-torch.utils.flop_counter.  Letters: n tokens of one row, D, F, L, h, E as everywhere; B the batch, c captions a picture.
+torch.utils.flop_counter.  Letters: n tokens of one row, D, F, L, h, E as everywhere; B the batch, c captions an image.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def tower_flops(config: VisionConfig | TextConfig, tokens: int) -> float:
 
 
 def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Work:
-    """Of one picture of which `kept` patches are computed (None: all), the projection into E included."""
+    """Of one image of which `kept` patches are computed (None: all), the projection into E included."""
     D, F = config.width, config.mlp_dim
     patches = config.num_patches if kept is None else kept
     tokens = patches + config.class_token
@@ -112,10 +112,10 @@ class Cost:
 
     parameters: int
     trained: int
-    vision: Work  # of one picture, on average over the run
+    vision: Work  # of one image, on average over the run
     text: Work  # of one caption
     tokens: int  # of that caption
-    rows: int  # pictures of each GPU
+    rows: int  # images of each GPU
     flops: dict[str, float]  # by what needs them
     memory: dict[str, float]  # bytes, at the fullest moment, by what fills it
     traffic: float  # bytes that leave each GPU
@@ -135,7 +135,7 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
         model.vision.requires_grad_(False)
         model.vision_proj.requires_grad_(False)
     half = run.precision in ("bfloat16", "float16", "auto")
-    rows, captions = run.batch_size // gpus, data.captions_per_picture
+    rows, captions = run.batch_size // gpus, data.captions_per_image
     patches = data.coarse(config.vision).num_patches
     kept = patches - int(patches * data.patch_dropout)
     fullest = config.vision.num_patches if data.dense_share else kept
@@ -149,7 +149,7 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
     pieces = [piece for p in parameter_groups(model)[0] for piece in _square(p.shape[0], p.shape[1])]
     muon = recipe.optim.matrices == "muon"
     flops = {
-        "pictures": rows * (vision.both + (0 if recipe.model.lock_vision else again) * vision.forward),
+        "images": rows * (vision.both + (0 if recipe.model.lock_vision else again) * vision.forward),
         "captions": rows * captions * (text.both + again * text.forward),
         "loss": captions * loss_flops(run.batch_size, config.embed_dim) / gpus,
         "optimizer": sum(muon_flops(*piece) for piece in pieces) if muon else 0.0,
@@ -190,14 +190,14 @@ def _square(rows: int, columns: int) -> list[tuple[int, int]]:
     return [(columns, columns)] * 3 if rows == 3 * columns else [(rows, columns)]
 
 
-def _row_bytes(recipe: Recipe, config: CLIPConfig, picture_tokens: int, caption_tokens: int, *, half: bool) -> float:
-    """What both towers keep of a picture and its captions."""
+def _row_bytes(recipe: Recipe, config: CLIPConfig, image_tokens: int, caption_tokens: int, *, half: bool) -> float:
+    """What both towers keep of an image and its captions."""
     total = 0.0
     towers: list[tuple[TextConfig | VisionConfig, int, int, bool]] = [
-        (config.text, caption_tokens, recipe.data.captions_per_picture, True)
+        (config.text, caption_tokens, recipe.data.captions_per_image, True)
     ]
     if not recipe.model.lock_vision:
-        towers.append((config.vision, picture_tokens, 1, False))
+        towers.append((config.vision, image_tokens, 1, False))
     for tower, tokens, rows, packed in towers:
         block = block_bytes(tower.width, tower.mlp_dim, tower.num_heads, tokens, half=half, packed=packed)
         enters = 4 * tokens * tower.width
@@ -231,13 +231,13 @@ def plan(
     most = " at most" if caption_tokens is None else ""
     return [
         f"model       {cost.parameters / 1e6:.1f} M parameters, {cost.trained / 1e6:.1f} M of them trained",
-        f"picture     {_giga(cost.vision.forward)} forward + {_giga(cost.vision.backward)} backward GFLOP",
+        f"image     {_giga(cost.vision.forward)} forward + {_giga(cost.vision.backward)} backward GFLOP",
         f"caption     {_giga(cost.text.forward)} + {_giga(cost.text.backward)} GFLOP, {cost.tokens} tokens{most}",
-        f"a step      {recipe.run.batch_size} pictures, {cost.rows} on each of {gpus} GPUs: "
+        f"a step      {recipe.run.batch_size} images, {cost.rows} on each of {gpus} GPUs: "
         + " + ".join(f"{name} {flops / 1e12:.3g}" for name, flops in cost.flops.items() if flops)
         + f" = {work / 1e12:.4g} TFLOP each",
         f"time        {work / 1e12:.4g} TFLOP / ({tflops:g} TFLOP/s x {efficiency:g}) = {seconds:.3g} s a step, "
-        f"{recipe.run.batch_size / seconds:.0f} pictures/s",
+        f"{recipe.run.batch_size / seconds:.0f} images/s",
         f"all steps   {steps} x {seconds:.3g} s = {hours:.2f} h, {gpus * hours:.1f} GPU-hours",
         f"memory      {memory} = {total / GIB:.1f} GiB{of}, each GPU",
         f"traffic     {cost.traffic / 1e9:.2f} GB sent by each GPU and step; its time is not counted, it hides behind "

@@ -1,4 +1,4 @@
-"""Embed the pictures of any data set: python -m training.embed MODEL DATA --out SHARDS
+"""Embed the images of any data set: python -m training.embed MODEL DATA --out SHARDS
 
 SHARDS receives part-00000.parquet ... (uid, embedding) and broken.jsonl.  Run the command again after a crash: whole
 shards are kept.  The same files, bit for bit, from one process, from many, or from a Ray cluster:

@@ -5,11 +5,11 @@
     python -m training.evaluate mini --split test_style     test splits only by name: once per released model
     python -m training.evaluate mini --data photos --split validation     your own data, in any format of docs/data.md
 
-Retrieval: a text query is the first caption of each concept, every picture of that concept is correct; a picture query
-is each picture, the correct texts are its concept's.  Recall@k: any correct item among the first k; median rank: of the
+Retrieval: a text query is the first caption of each concept, every image of that concept is correct; an image query
+is each image, the correct texts are its concept's.  Recall@k: any correct item among the first k; median rank: of the
 first correct one; mAP and nDCG: of all of them.  Equal scores count as the mean over every order of them, so chance is
 what a model gets that answers everything alike.  Classification: the class sets of classes.json, restricted to the
-split.  A few pictures whose pixels also occur in the training data are left out.
+split.  A few images whose pixels also occur in the training data are left out.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def evaluate(embedder: Embedder, splits: Sequence[str]) -> list[Row]:
     rows = []
     for split in splits:
         pairs = open_unseen(embedder, (split,))
-        images = embed_pictures(embedder, pairs)
+        images = embed_all_images(embedder, pairs)
         rows += retrieval_rows(embedder, pairs, images, split, "")
         plain = [i for i, subgroup in enumerate(pairs.rows.column("subgroup")) if "flag" not in (subgroup or "")]
         if len(plain) < len(pairs):
@@ -106,11 +106,11 @@ def evaluate_own(embedder: Embedder, data: str, splits: Sequence[str] = ()) -> l
         print(f"{len(broken)} samples left out; the first: {broken[0]}", file=sys.stderr)
     if not len(pairs):
         raise ValueError(f"{data} has no sample that can be used; the first: {broken[0]}")
-    return retrieval_rows(embedder, pairs, embed_pictures(embedder, pairs), "+".join(splits) or "all", "")
+    return retrieval_rows(embedder, pairs, embed_all_images(embedder, pairs), "+".join(splits) or "all", "")
 
 
 def open_unseen(embedder: Embedder, splits: tuple[str, ...]) -> Pairs:
-    """Splits of one file of picture-words, without pictures whose pixels are in the training data too."""
+    """Splits of one file of picture-words, without images whose pixels are in the training data too."""
     file = "test" if splits[0].startswith("test") else "validation"
     pairs = open_pairs(PICTURE_WORDS / f"{file}.parquet", embedder.preprocess, splits)
     return pairs.select(_unseen(pairs))
@@ -137,12 +137,12 @@ def retrieval_rows(
 
 def retrieval_recall(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE) -> dict[str, float]:
     """text->image recall by name, for the progress line of a training run; the processes share the embedding."""
-    rows = retrieval_rows(embedder, pairs, embed_pictures(embedder, pairs, peers), "", "", peers)
+    rows = retrieval_rows(embedder, pairs, embed_all_images(embedder, pairs, peers), "", "", peers)
     return {f"val R@{k} {row.language}": row.value for row in rows for k in (1, 5) if row.task == f"text->image R@{k}"}
 
 
 def classification_rows(embedder: Embedder, pairs: Pairs, images: Tensor, split: str) -> list[Row]:
-    """Zero-shot top-1 of each class set, on the pictures of this split that have one of its classes."""
+    """Zero-shot top-1 of each class set, on the images of this split that have one of its classes."""
     rows = []
     for name, classes in json.loads((PICTURE_WORDS / "classes.json").read_text(encoding="utf-8")).items():
         truth = _true_classes(pairs, classes)
@@ -165,13 +165,13 @@ def classification_rows(embedder: Embedder, pairs: Pairs, images: Tensor, split:
     return rows
 
 
-def embed_pictures(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE, batch_size: int = 128) -> Tensor:
+def embed_all_images(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE, batch_size: int = 128) -> Tensor:
     """(n, E)."""
     dtype = embedder.model.logit_scale.dtype
 
     def embed(share: range) -> Tensor:
         parts = torch.tensor(share).split(batch_size)
-        pixels = (embedder.preprocess.normalize(pairs.pictures(part.tolist())).to(dtype) for part in parts)
+        pixels = (embedder.preprocess.normalize(pairs.images(part.tolist())).to(dtype) for part in parts)
         return torch.cat([embedder.embed_pixels(part) for part in pixels]).to(peers.device)
 
     return peers.map(embed, len(pairs)).cpu()
@@ -183,9 +183,9 @@ def _embed_texts(embedder: Embedder, texts: Sequence[str], peers: Processes) -> 
 
 
 def concept_texts(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
-    """Q texts and which pictures each is true of, correct (Q, G).
+    """Q texts and which images each is true of, correct (Q, G).
 
-    Of a concept, the first caption, and every picture that shows it; of a picture by itself, all its captions.
+    Of a concept, the first caption, and every image that shows it; of an image by itself, all its captions.
     """
     texts: list[str] = []
     groups: list[int] = []
@@ -206,7 +206,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _true_classes(pairs: Pairs, classes: dict) -> list[str | None]:
-    """Each picture's class key, None where it has none."""
+    """Each image's class key, None where it has none."""
     if classes["by"] == "uids":
         of_uid = {uid: key for key, value in classes["classes"].items() for uid in value["uids"]}
         return [of_uid.get(uid) for uid in pairs.uids]
@@ -215,7 +215,7 @@ def _true_classes(pairs: Pairs, classes: dict) -> list[str | None]:
 
 
 def _unseen(pairs: Pairs) -> list[int]:
-    """Rows whose pixels are not those of a training picture (the data has five such)."""
+    """Rows whose pixels are not those of a training image (the data has five such)."""
     known = set(json.loads((PICTURE_WORDS / "seen_pixels.json").read_text(encoding="utf-8")))
     return [i for i, uid in enumerate(pairs.uids) if uid not in known]
 

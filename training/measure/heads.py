@@ -35,7 +35,7 @@ class Row(NamedTuple):
     spread: float  # standard deviation over the draws, NaN where there was one
     balanced: float  # mean recall of the classes
     chance: float
-    n: int  # pictures
+    n: int  # images
     note: str
 
     def plain(self) -> dict[str, Any]:
@@ -49,12 +49,12 @@ class Probe:
     def __init__(
         self, model: Embedder | ViTClassifier, classes: ClassSet, train: Labelled, measured: Mapping[str, Labelled]
     ):
-        """`measured`: split -> its pictures; the first split chooses, and every split is scored."""
+        """`measured`: split -> its images; the first split chooses, and every split is scored."""
         self.model, self.classes = model, classes
         self.vision = (model.model if isinstance(model, Embedder) else model).vision
         preprocess = model.preprocess
         if preprocess is None:
-            raise ValueError("The model came without preprocessing settings, so it cannot read pictures.")
+            raise ValueError("The model came without preprocessing settings, so it cannot read images.")
         self.train = ask(self.vision, preprocess, train, what="features: train")
         self.splits = {
             split: ask(self.vision, preprocess, data, what=f"features: {split}") for split, data in measured.items()
@@ -71,7 +71,7 @@ class Probe:
         return rows
 
     def few_shot(self, shots: Sequence[int], draws: int) -> list[Row]:
-        """k pictures per class, drawn several times."""
+        """k images per class, drawn several times."""
         rows = []
         for count in shots:
             chosen = [draw(self.train.targets, len(self.classes.keys), count, seed) for seed in range(draws)]
@@ -81,7 +81,7 @@ class Probe:
         return rows
 
     def fit_linear(self) -> tuple[nn.Linear, float]:
-        """The linear probe on all training pictures, and its C."""
+        """The linear probe on all training images, and its C."""
         heads, strength = self._best([(self.train.outputs, self.train.targets)])
         return heads[0], strength
 
@@ -101,7 +101,7 @@ class Probe:
         return [_row(method, split, scores, self.splits[split], self.classes, note) for split, scores in scored.items()]
 
     def classifier(self, head: nn.Linear, labels: Sequence[str]) -> ViTClassifier:
-        """The frozen picture tower and a linear head, as one model."""
+        """The frozen image tower and a linear head, as one model."""
         preprocess = self.model.parts()[1] if isinstance(self.model, Embedder) else self.model.preprocess
         classifier = ViTClassifier(self.vision.config, len(labels), labels=labels, preprocess=preprocess)
         classifier.vision.load_state_dict(self.vision.state_dict())
@@ -120,7 +120,7 @@ def as_linear(fitted: Pipeline, num_classes: int) -> nn.Linear:
     scaler: Any = fitted[0]
     regression: Any = fitted[-1]
     if len(regression.classes_) != num_classes:
-        raise ValueError(f"Training pictures show {len(regression.classes_)} of {num_classes} classes; wanted all.")
+        raise ValueError(f"Training images show {len(regression.classes_)} of {num_classes} classes; wanted all.")
     weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
     bias = bias - weight @ scaler.mean_
     if num_classes == 2:  # scikit-learn keeps the one row that speaks for the second class
@@ -133,22 +133,22 @@ def as_linear(fitted: Pipeline, num_classes: int) -> nn.Linear:
 
 
 def draw(targets: Tensor, num_classes: int, count: int, seed: int) -> Tensor:
-    """Which pictures, `count` of each class, class by class; others for another seed."""
+    """Which images, `count` of each class, class by class; others for another seed."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for number in range(num_classes):
         of_class = (targets == number).nonzero().flatten()
         if len(of_class) < count:
-            raise ValueError(f"Class {number} has {len(of_class)} training pictures; few-shot wanted {count} of each.")
+            raise ValueError(f"Class {number} has {len(of_class)} training images; few-shot wanted {count} of each.")
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     return torch.cat(chosen)
 
 
 def classifier_rows(folder: str, classes: ClassSet, measured: Mapping[str, Labelled]) -> list[Row]:
-    """A trained classifier on the same pictures; its labels may be the classes' keys or names, in any order."""
+    """A trained classifier on the same images; its labels may be the classes' keys or names, in any order."""
     classifier = load_classifier(folder)
     if classifier.preprocess is None:
-        raise ValueError(f"{folder} came without preprocessing settings, so it cannot read pictures.")
+        raise ValueError(f"{folder} came without preprocessing settings, so it cannot read images.")
     own = classes.in_order_of(classifier.labels)
     order = [own.keys.index(key) for key in classes.keys]
     rows = []

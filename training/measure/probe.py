@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--held-out", type=positive, metavar="N", help="of --train-split: these choose, see train_vit")
     parser.add_argument("--report", metavar="SPLIT", help="is scored with what was chosen")
     parser.add_argument("--shots", nargs="*", type=positive, default=[1, 4, 16], help="default 1 4 16")
-    parser.add_argument("--draws", type=positive, default=5, help="of few-shot pictures, default %(default)s")
+    parser.add_argument("--draws", type=positive, default=5, help="of few-shot images, default %(default)s")
     parser.add_argument("--classifier", nargs="+", default=[], metavar="FOLDER", help="trained ones for the table")
     parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the labels of --out")
     parser.add_argument("--out", metavar="FOLDER", help="write the linear probe as a classifier")
@@ -35,7 +35,7 @@ def main() -> int:
     if (args.choose is None) == (args.held_out is None):
         parser.error("give either --choose SPLIT or --held-out N")
     from vlm.checkpoint.folder import load, load_classifier, save
-    from vlm.config import OtherKind
+    from vlm.errors import OtherKind
     from vlm.training.data.labelled import classes_of, open_labelled, read_class_set
     from vlm.training.measure.heads import (  # torch is slow to import, and --help does not need it
         Probe,
@@ -64,7 +64,7 @@ def main() -> int:
         probe = Probe(model, classes, shown, measured)
         rows = probe.zero_shot() + probe.few_shot(args.shots, args.draws)
         linear, strength = probe.fit_linear()
-        rows += probe.rows("linear probe", [linear], f"C {strength:g}, {len(probe.train.targets)} pictures")
+        rows += probe.rows("linear probe", [linear], f"C {strength:g}, {len(probe.train.targets)} images")
         for folder in args.classifier:
             rows += classifier_rows(folder, classes, measured)
         if args.out:

@@ -59,7 +59,7 @@ def release(out: Path, run: Path) -> None:
 
 def card(name: str, run: Path, parameters: int, rows: Sequence[Row]) -> str:
     """README.md of the model folder."""
-    pictures = parquet.read_metadata(PICTURE_WORDS / "train.parquet").num_rows
+    images = parquet.read_metadata(PICTURE_WORDS / "train.parquet").num_rows
     recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
     return f"""---
 library_name: vlm
@@ -86,7 +86,7 @@ vlm.classify(embedder, ["dog.png"], labels=["犬", "猫"])
 
 ## Data
 
-`training/picture_words`: {pictures:,} pictures of the `train` file, each with names and keywords in English and
+`training/picture_words`: {images:,} images of the `train` file, each with names and keywords in English and
 Japanese. Nothing else was seen in training. Choices were made on val_style only; the test splits were scored for this
 card, and nothing was chosen by them. Authors and licences: `training/picture_words/README.md`.
 
@@ -102,8 +102,8 @@ recipe; `make train` runs it again:
 ## What it scores
 
 Chance is what a ranking that knows nothing gets. R@k: share of queries with a correct answer among the first k; a
-text query is the first caption of a concept, every picture of that concept is correct. `val_style`: an artist not in
-training, concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Pictures whose pixels also occur in
+text query is the first caption of a concept, every image of that concept is correct. `val_style`: an artist not in
+training, concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Images whose pixels also occur in
 training are left out.
 
 {markdown_table(rows)}

@@ -1,8 +1,8 @@
-"""How good and how honest a classifier is, as numbers and as pictures.
+"""How good and how honest a classifier is, as numbers and as images.
 
     python -m training.report my-vit training/picture_words --classes emoji_group8 --split val_style --out report
     ... --split test_style --fit-split val_style            a test split: once per released model
-    ... --split test --fit-split train --held-out 5000      where validation was held out of the training pictures
+    ... --split test --fit-split train --held-out 5000      where validation was held out of the training images
 
 metrics.json     top-1, top-5, balanced accuracy, calibration error before and after temperature, per class, confusion
 README.md        the part of a model card
@@ -36,8 +36,8 @@ def main() -> int:
     )
     parser.add_argument("--classes", metavar="NAME", help="a class set of DATA/classes.json; default: its own labels")
     parser.add_argument("--label", metavar="COLUMN", help="that holds the classes, where --classes does not say it")
-    parser.add_argument("--wrong", type=positive, default=24, metavar="N", help="pictures to show, default %(default)s")
-    parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the pictures")
+    parser.add_argument("--wrong", type=positive, default=24, metavar="N", help="images to show, default %(default)s")
+    parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the images")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--json", action="store_true", help="print metrics.json")
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> int:
         classifier = load_classifier(args.classifier)
         preprocess = classifier.preprocess
         if preprocess is None:
-            raise ValueError(f"{args.classifier} came without preprocessing settings, so it cannot read pictures.")
+            raise ValueError(f"{args.classifier} came without preprocessing settings, so it cannot read images.")
         classes = classes_of_classifier(classifier.labels, args.data, args.classes, args.label)
         data = open_labelled(args.data, args.split, classes)
         answers = ask(classifier, preprocess, data, what=args.split)
@@ -89,7 +89,7 @@ def write_report(
     wrong: int,
 ) -> dict[str, Any]:
     """All files of the report, and metrics.json as it is on disk.  `answers` are the logits for `data`."""
-    from vlm.inspect.figures import picture_seen
+    from vlm.inspect.figures import image_seen
     from vlm.metrics import reliability
     from vlm.training.measure.report_figures import Mistake, draw_confusion, draw_mistakes, draw_reliability, letters
     from vlm.training.measure.report_numbers import card_part, most_wrong, numbers
@@ -110,7 +110,7 @@ def write_report(
     certainty, said = before.max(1)
     mistakes = [
         Mistake(
-            picture_seen(preprocess.pixels(data.rows.picture(answers.index[place]))),
+            image_seen(preprocess.pixels(data.rows.image(answers.index[place]))),
             names[int(targets[place])],
             names[int(said[place])],
             float(certainty[place]),
@@ -133,7 +133,7 @@ def summary(found: dict[str, Any], out: Path) -> str:
         f"{'calibration error':<20} {found['expected_calibration_error']:.3f}   {after:.3f} at temperature "
         f"{found['temperature']:.3f} fitted on {found['temperature_fitted_on']}"
     )
-    lines.append(f"{found['n']} pictures of {found['split']}; all of it in {out}")
+    lines.append(f"{found['n']} images of {found['split']}; all of it in {out}")
     return "\n".join(lines)
 
 

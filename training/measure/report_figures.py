@@ -50,7 +50,7 @@ _SHOWN = 40  # classes whose names and counts are still readable
 
 
 class Mistake(NamedTuple):
-    picture: Image.Image
+    image: Image.Image
     true: str
     answer: str
     probability: float
@@ -80,7 +80,7 @@ def letters(language: figures.Language) -> Letters:
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], letters: Letters, path: Path) -> None:
-    """Colour: share of the true class's pictures; number: how many.  confusion (M, M), rows are true classes."""
+    """Colour: share of the true class's images; number: how many.  confusion (M, M), rows are true classes."""
     counts = np.asarray(confusion)
     side = max(4.0, min(len(counts), _SHOWN) * 0.45)
     with _figure((side + 2.5, side + 1.5), letters, path) as figure:
@@ -101,7 +101,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], let
 def draw_reliability(
     before: Reliability, after: Reliability, errors: tuple[float, float], letters: Letters, path: Path
 ) -> None:
-    """One dot per bin that has pictures, its area by how many; `errors` are the calibration errors of the two."""
+    """One dot per bin that has images, its area by how many; `errors` are the calibration errors of the two."""
     words = letters.words
     with _figure((5.5, 5.2), letters, path) as figure:
         axes = figure.subplots()
@@ -123,13 +123,13 @@ def draw_reliability(
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], letters: Letters, path: Path, columns: int = 6) -> None:
-    """A contact sheet, the surest first; over each picture the true class, under it the answer."""
+    """A contact sheet, the surest first; over each image the true class, under it the answer."""
     rows = max(1, -(-len(mistakes) // columns))
     with _figure((2.0 * columns, 2.4 * rows + 0.6), letters, path) as figure:
         figure.suptitle(letters.words["wrong"] if mistakes else letters.words["none wrong"])
         for place, mistake in enumerate(mistakes, 1):
             axes = figure.add_subplot(rows, columns, place, xticks=[], yticks=[])
-            axes.imshow(mistake.picture)
+            axes.imshow(mistake.image)
             axes.set_title(mistake.true, fontsize=8)
             axes.set_xlabel(f"{mistake.answer} {mistake.probability:.0%}", fontsize=8, color="tab:red")
         figure.tight_layout()

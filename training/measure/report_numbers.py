@@ -83,7 +83,7 @@ def card_part(found: dict[str, Any]) -> str:
     top = [f"| top-{k} | {found[f'top_{k}']['value']:.3f} | {found[f'top_{k}']['chance']:.3f} |"
            for k in (1, 5) if f"top_{k}" in found]  # fmt: skip
     balanced, after = found["balanced_accuracy"], found["with_temperature"]
-    same = " These are the same pictures, so the second number is a little too good." * (
+    same = " These are the same images, so the second number is a little too good." * (
         found["temperature_fitted_on"] == found["split"]
     )
     classes = "\n".join(
@@ -93,7 +93,7 @@ def card_part(found: dict[str, Any]) -> str:
     )
     return f"""## What it scores
 
-On `{found["split"]}` of {found["data"]}, {found["n"]} pictures. Always naming the largest class would be right for
+On `{found["split"]}` of {found["data"]}, {found["n"]} images. Always naming the largest class would be right for
 {found["always_the_largest_class"]:.3f} of them.
 
 | | value | chance |
@@ -104,7 +104,7 @@ On `{found["split"]}` of {found["data"]}, {found["n"]} pictures. Always naming t
 Expected calibration error {found["expected_calibration_error"]:.3f}; {after["expected_calibration_error"]:.3f} with
 temperature {found["temperature"]:.3f}, fitted on `{found["temperature_fitted_on"]}`.{same}
 
-| class | pictures | precision | recall | F1 | most often taken for |
+| class | images | precision | recall | F1 | most often taken for |
 |---|---|---|---|---|---|
 {classes}
 """

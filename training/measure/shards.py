@@ -28,10 +28,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vlm.checkpoint.folder import load
-from vlm.images.preprocess import MAX_BYTES, ImageError, Preprocess
+from vlm.errors import ImageError
+from vlm.images.preprocess import MAX_BYTES, Preprocess
 from vlm.training.data.rows import BrokenSample, Rows, open_rows
 
-_PROBES = 32  # samples whose pictures are hashed to know a data set again
+_PROBES = 32  # samples whose images are hashed to know a data set again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ class ShardWriter:
 
     def _bar(self, missing: Sequence[int], progress: bool) -> Any:
         total = sum(len(self._rows_of(number)) for number in missing)
-        return tqdm(total=total, desc="embedding", unit="picture", disable=not progress, file=sys.stderr, smoothing=0.1)
+        return tqdm(total=total, desc="embedding", unit="image", disable=not progress, file=sys.stderr, smoothing=0.1)
 
 
 _WHAT_DIFFERS = {"fingerprint": "another model", "embed_dim": "another model", "data": "other data",
@@ -220,7 +221,7 @@ _WHAT_DIFFERS = {"fingerprint": "another model", "embed_dim": "another model", "
 
 
 class _Reader(Dataset[_Read]):
-    """range of rows -> what their pictures hold."""
+    """range of rows -> what their images hold."""
 
     def __init__(self, rows: Rows, preprocess: Preprocess) -> None:
         self.rows, self.preprocess = rows, preprocess
@@ -230,7 +231,7 @@ class _Reader(Dataset[_Read]):
         for row in batch:
             uid = self.rows.uid(row)
             try:
-                pixels.append(self.preprocess.pixels(self.rows.picture(row)))
+                pixels.append(self.preprocess.pixels(self.rows.image(row)))
                 uids.append(uid)
             except (BrokenSample, ImageError) as error:
                 broken.append({"row": row, "uid": uid, "reason": error.reason, "detail": error.detail})
@@ -242,19 +243,19 @@ def _as_it_is(read: _Read) -> _Read:
 
 
 def data_hash(rows: Rows) -> str:
-    """16 hex digits of a data set: how many samples, and name and picture of 32 of them."""
+    """16 hex digits of a data set: how many samples, and name and image of 32 of them."""
     digest = hashlib.sha256(str(len(rows)).encode())
     for row in np.linspace(0, len(rows) - 1, min(_PROBES, len(rows))).astype(int).tolist():
         digest.update(json.dumps(rows.uid(row)).encode())
         try:
-            picture = rows.picture(row)
-            match picture:
+            image = rows.image(row)
+            match image:
                 case bytes():
-                    digest.update(picture)
+                    digest.update(image)
                 case str() | os.PathLike():
-                    digest.update(_file_digest(picture))
+                    digest.update(_file_digest(image))
                 case _:
-                    digest.update(np.asarray(picture).tobytes())
+                    digest.update(np.asarray(image).tobytes())
         except (BrokenSample, OSError) as error:
             digest.update(type(error).__name__.encode())
     return digest.hexdigest()[:16]

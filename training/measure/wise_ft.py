@@ -76,7 +76,7 @@ def main() -> int:
 def interpolate(start: "ViTClassifier", end: "ViTClassifier", alpha: float) -> "ViTClassifier":
     """(1 - alpha) start + alpha end, every weight; alpha 0 and 1 are the two ends bit for bit.
 
-    `ValueError` where the two are not the same kind of model for the same labels and pictures.
+    `ValueError` where the two are not the same kind of model for the same labels and images.
     """
     import copy
 
@@ -98,12 +98,12 @@ def interpolate(start: "ViTClassifier", end: "ViTClassifier", alpha: float) -> "
 
 
 def curve(start: "ViTClassifier", end: "ViTClassifier", data: "Labelled", alphas: Sequence[float]) -> list[Point]:
-    """Top-1 of every mixture on the same pictures."""
+    """Top-1 of every mixture on the same images."""
     from vlm.metrics import top_k_accuracy
     from vlm.training.data.labelled import ask
 
     if end.preprocess is None:
-        raise ValueError("The classifier came without preprocessing settings, so it cannot read pictures.")
+        raise ValueError("The classifier came without preprocessing settings, so it cannot read images.")
     points = []
     for alpha in alphas:
         answers = ask(interpolate(start, end, alpha), end.preprocess, data, what=f"alpha {alpha:.2f}")
@@ -139,7 +139,7 @@ pipeline_tag: image-classification
 # A classifier between {args.start} and {args.end}
 
 Every weight is {1 - best.alpha:g} times that before and {best.alpha:g} times that after fine-tuning (WiSE-FT, Wortsman
-et al. 2022). alpha was chosen on `{args.choose}`, {best.n} pictures, so the best of these numbers is a little too good:
+et al. 2022). alpha was chosen on `{args.choose}`, {best.n} images, so the best of these numbers is a little too good:
 
 | alpha | top-1 |
 |---|---|

@@ -42,7 +42,7 @@ class ModelSection(Section):
 
     size: str = "mini"
     source: str | None = None  # start from these weights instead of from nothing
-    lock_vision: bool = False  # LiT (Zhai et al. 2022): the picture tower and its projection stay as the source's
+    lock_vision: bool = False  # LiT (Zhai et al. 2022): the image tower and its projection stay as the source's
     train: str = "all"  # "heads": only what lies above the blocks; "last-2": and the last 2 blocks of each tower
     lora_rank: int = 0  # adapters on those blocks, and nothing else, learn (lora.py); 0: none
     lora_alpha: int = 16  # what the adapters add is scaled by alpha / rank
@@ -106,18 +106,18 @@ class DataSection(Section):
     validation: str = "training/picture_words/validation.parquet"
     validation_split: str = "val_style"  # "" takes all rows
     validation_columns: dict[str, Any] | None = None
-    cache: Literal["auto", "memory", "disk", "none"] = "auto"  # decoded pictures; auto: memory, up to 256 MiB
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"  # decoded images; auto: memory, up to 256 MiB
     shuffle_window: int = 0  # samples shuffled at once: memory and reads in one place, for sets that do not fit; 0: all
     max_broken: float = 0.01  # a larger share of unusable samples ends the run
-    keyword_share: float = 0.3  # captions drawn from keywords, where a picture has both names and keywords
+    keyword_share: float = 0.3  # captions drawn from keywords, where an image has both names and keywords
     template_share: float = 0.0  # captions put into a sentence, "a drawing of ...", as zero-shot labels are
     kana_share: float = 0.0  # Japanese captions written another way: 赤リンゴ as 赤いりんご
-    captions_per_picture: int = 1  # 2: one of each language where there are two
-    patch_dropout: float = 0.0  # share of patches left out of each training picture (FLIP, Li et al. 2023)
-    coarse_size: int = 0  # side of the pictures before the dense steps, smaller than the model's; 0: the model's
+    captions_per_image: int = 1  # 2: one of each language where there are two
+    patch_dropout: float = 0.0  # share of patches left out of each training image (FLIP, Li et al. 2023)
+    coarse_size: int = 0  # side of the images before the dense steps, smaller than the model's; 0: the model's
     dense_share: float = 0.0  # the last share of the steps: full size, all patches
     workers: int = 1  # loader processes; the order and every draw are the same for any number
-    mean: float = 0.75  # grey level of pictures mostly on white paper, for the model's Preprocess
+    mean: float = 0.75  # grey level of images mostly on white paper, for the model's Preprocess
     std: float = 0.3
 
     @property
@@ -128,12 +128,12 @@ class DataSection(Section):
         return (SourceSection(path=self.train, splits=self.train_splits, columns=self.columns, root=self.root),)
 
     def coarse(self, config: VisionConfig) -> VisionConfig:
-        """The picture tower as it is before the dense steps."""
+        """The image tower as it is before the dense steps."""
         if not self.coarse_size:
             return config
         if self.coarse_size >= min(config.image_shape):
             raise ValueError(
-                f"coarse_size is {self.coarse_size}; the model's pictures are {config.image_shape}. Less, or 0."
+                f"coarse_size is {self.coarse_size}; the model's images are {config.image_shape}. Less, or 0."
             )
         return replace(config, image_size=self.coarse_size)
 
@@ -190,7 +190,7 @@ class LoopRecipe(StrictConfig, ABC):
     @property
     @abstractmethod
     def dense_share(self) -> float:
-        """The last share of the steps, which see whole pictures at full size."""
+        """The last share of the steps, which see whole images at full size."""
 
     @property
     def dense_from(self) -> int:
@@ -246,12 +246,12 @@ class Recipe(LoopRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model.lock_vision and self.model.source is None:
-            raise ValueError("lock_vision keeps a trained picture tower as it is: name one, [model] source = ...")
+            raise ValueError("lock_vision keeps a trained image tower as it is: name one, [model] source = ...")
         if self.model.source is not None and (self.model.embed_dim or self.model.vision or self.model.text):
             raise ValueError(
                 "embed_dim, vision and text shape a new model; source brings its own. Leave out one of them."
             )
-        check_positive(self.data, "captions_per_picture", "std")
+        check_positive(self.data, "captions_per_image", "std")
         for source in self.data.sources:
             check_positive(source, "weight")
         check_not_negative(self.data, "shuffle_window")
@@ -260,13 +260,13 @@ class Recipe(LoopRecipe):
         if self.data.coarse_size < 0 or (self.data.coarse_size and not self.data.dense_share):
             raise ValueError(
                 f"coarse_size is {self.data.coarse_size}; it must be 0 or a side in pixels, and then dense_share above "
-                "0: in those steps a model learns what a picture of full size looks like."
+                "0: in those steps a model learns what an image of full size looks like."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitSection(Section):
-    """What is trained (classification.py): a new ViT, or the picture tower of a CLIP or ViT that vlm can load."""
+    """What is trained (classification.py): a new ViT, or the image tower of a CLIP or ViT that vlm can load."""
 
     source: str | None = None  # start from these weights instead of from nothing
     num_heads: int | None = None  # of a source whose weights do not say it
@@ -287,16 +287,16 @@ class LabelledSection(Section):
     train_split: str | None = None  # None takes all rows
     validation: str | None = None  # None: where `train` is
     validation_split: str | None = None
-    held_out: int = 0  # instead of validation data: this many training pictures, the same for every seed
+    held_out: int = 0  # instead of validation data: this many training images, the same for every seed
     column: str | None = None  # that holds the classes, where it is not called label
     classes: str | None = None  # a class set in the data's classes.json, which names classes in two languages
     language: Literal["en", "ja"] = "en"  # of the names that become the model's labels
-    cache: Literal["auto", "memory", "disk", "none"] = "auto"  # decoded pictures; auto: memory, up to 256 MiB
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"  # decoded images; auto: memory, up to 256 MiB
     max_broken: float = 0.01  # a larger share of unusable samples ends the run
-    patch_dropout: float = 0.0  # share of patches left out of each training picture (FLIP, Li et al. 2023)
+    patch_dropout: float = 0.0  # share of patches left out of each training image (FLIP, Li et al. 2023)
     dense_share: float = 0.0  # the last share of the steps, without patch dropout
     workers: int = 1  # loader processes; the order and every draw are the same for any number
-    mean: float = 0.5  # grey level of the pictures, for a new model's Preprocess
+    mean: float = 0.5  # grey level of the images, for a new model's Preprocess
     std: float = 0.3
 
 
@@ -305,14 +305,14 @@ class LossSection(Section):
     """What is asked of the model: softmax cross-entropy, softened (classification.py)."""
 
     label_smoothing: float = 0.0  # Szegedy et al. 2016
-    mixup: float = 0.0  # alpha; two pictures through each other (Zhang et al. 2018)
+    mixup: float = 0.0  # alpha; two images through each other (Zhang et al. 2018)
     cutmix: float = 0.0  # alpha; a piece of one in the other (Yun et al. 2019); with mixup, one of both at random
     mix_share: float = 1.0  # of the steps that mix at all
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitRecipe(LoopRecipe):
-    """Of a picture classifier."""
+    """Of an image classifier."""
 
     model: VitSection = VitSection()
     data: LabelledSection = LabelledSection()

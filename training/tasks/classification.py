@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from vlm.checkpoint.folder import load, load_classifier, save
-from vlm.config import OtherKind, PreprocessConfig, VisionConfig
+from vlm.config import PreprocessConfig, VisionConfig
+from vlm.errors import OtherKind
 from vlm.images.preprocess import Preprocess
 from vlm.metrics import top_k_accuracy
 from vlm.models.vision import CosineHead, VisionTransformer, ViTClassifier, resize_pos_embed
-from vlm.training.data.class_stream import ClassBatch, ClassPictures, ClassStream
+from vlm.training.data.class_stream import ClassBatch, ClassImages, ClassStream
 from vlm.training.data.labelled import ClassSet, classes_of, open_labelled, read_class_set
 from vlm.training.data.stream import EndlessOrder
 from vlm.training.data.transforms import Transform
@@ -38,7 +39,7 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
     check_run(out, resume=resume, push=push)
     classes = open_classes(recipe)
     classifier, preprocess = open_classifier(recipe, classes, peers)
-    pictures, validation = open_pictures(recipe, classes, preprocess)
+    images, validation = open_images(recipe, classes, preprocess)
     validation.say_broken("validation")
     if peers.rank == 0:
         begin_run(out, recipe_file)
@@ -46,7 +47,7 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
             save(classifier, out / "start")  # the zero-shot end of WiSE-FT
         size = sum(p.numel() for p in classifier.parameters()) / 1e6
         print(
-            f"{len(pictures)} training pictures of {len(classes.keys)} classes, {len(validation)} for validation, "
+            f"{len(images)} training images of {len(classes.keys)} classes, {len(validation)} for validation, "
             f"{size:.2f} M parameters",
             file=sys.stderr,
         )
@@ -54,8 +55,8 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
     def evaluate(_: nn.Module) -> dict[str, float]:
         return accuracy(classifier, preprocess, validation, peers.device)
 
-    stream = open_stream(recipe, classifier, pictures, peers)
-    quarantine = Quarantine(out, len(pictures), recipe.data.max_broken, peers, resume=resume)
+    stream = open_stream(recipe, classifier, images, peers)
+    quarantine = Quarantine(out, len(images), recipe.data.max_broken, peers, resume=resume)
     done = fit(
         classifier,
         classifying(recipe, classifier, preprocess),
@@ -78,7 +79,7 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
         trained.load_state_dict(weights)
         trained.to(peers.device)
         rows = final_rows(recipe, trained, preprocess, validation)
-        place(trained, out, classifier_card(out, recipe_file.read_text(encoding="utf-8"), len(pictures), trained, rows))
+        place(trained, out, classifier_card(out, recipe_file.read_text(encoding="utf-8"), len(images), trained, rows))
         if push is not None:
             push_to_hub(out, push)
     return 0
@@ -89,8 +90,8 @@ def dry_run(recipe_file: Path, peers: Processes) -> None:
     recipe = read_recipe(recipe_file, VitRecipe)
     classes = open_classes(recipe)
     classifier, preprocess = open_classifier(recipe, classes, peers)
-    pictures, _ = open_pictures(recipe, classes, preprocess)
-    stream = open_stream(recipe, classifier, pictures, peers)
+    images, _ = open_images(recipe, classes, preprocess)
+    stream = open_stream(recipe, classifier, images, peers)
     found = rehearse(classifier, classifying(recipe, classifier, preprocess), stream, recipe, peers)
     if peers.rank == 0:
         print(forecast(found, recipe.run))
@@ -104,7 +105,7 @@ def open_classes(recipe: VitRecipe) -> ClassSet:
     return classes_of(data.train, data.train_split, data.column)
 
 
-def open_pictures(recipe: VitRecipe, classes: ClassSet, preprocess: Preprocess) -> tuple[ClassPictures, ClassPictures]:
+def open_images(recipe: VitRecipe, classes: ClassSet, preprocess: Preprocess) -> tuple[ClassImages, ClassImages]:
     """(to train on, to validate on)."""
     data = recipe.data
     training = open_labelled(data.train, data.train_split, classes)
@@ -112,7 +113,7 @@ def open_pictures(recipe: VitRecipe, classes: ClassSet, preprocess: Preprocess) 
         training, validation = training.hold_out(data.held_out)
     else:
         validation = open_labelled(data.validation or data.train, data.validation_split, classes)
-    return ClassPictures(training, preprocess, data.cache), ClassPictures(validation, preprocess, data.cache)
+    return ClassImages(training, preprocess, data.cache), ClassImages(validation, preprocess, data.cache)
 
 
 def open_classifier(recipe: VitRecipe, classes: ClassSet, peers: Processes) -> tuple[ViTClassifier, Preprocess]:
@@ -136,7 +137,7 @@ def open_classifier(recipe: VitRecipe, classes: ClassSet, peers: Processes) -> t
 
 
 def from_source(section: VitSection, labels: Sequence[str]) -> ViTClassifier:
-    """The picture tower of any CLIP or ViT vlm can load, resized if the recipe says so, with a new head."""
+    """The image tower of any CLIP or ViT vlm can load, resized if the recipe says so, with a new head."""
     vision, preprocess, head = open_tower(section, labels)
     config = VisionConfig.from_dict(vision.config.to_dict() | (section.vision or {}))
     preprocess = Preprocess(dataclasses.replace(preprocess.config, image_size=config.image_size))
@@ -161,7 +162,7 @@ def open_tower(section: VitSection, labels: Sequence[str]) -> tuple[VisionTransf
         tower, preprocess = embedder.model.vision, embedder.preprocess
         head = zero_shot_head(embedder, labels) if section.head == "names" else None
     if preprocess is None:
-        raise ValueError(f"{source} does not say how pictures are prepared. Convert it with its config: vlm convert.")
+        raise ValueError(f"{source} does not say how images are prepared. Convert it with its config: vlm convert.")
     return tower, preprocess, head
 
 
@@ -177,16 +178,16 @@ def learn_from_above(classifier: ViTClassifier, blocks: int) -> None:
                 part.requires_grad_(True)
 
 
-def open_stream(recipe: VitRecipe, classifier: ViTClassifier, pictures: ClassPictures, peers: Processes) -> ClassStream:
+def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImages, peers: Processes) -> ClassStream:
     run, data, config = recipe.run, recipe.data, classifier.vision.config
     if run.batch_size % (peers.size * run.accumulate):
         raise ValueError(
             f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
             f"{peers.size} processes."
         )
-    order = EndlessOrder(len(pictures), seed=run.seed, batch_size=run.batch_size, rank=peers.rank, world=peers.size)
+    order = EndlessOrder(len(images), seed=run.seed, batch_size=run.batch_size, rank=peers.rank, world=peers.size)
     return ClassStream(
-        pictures,
+        images,
         Transform(recipe.transform, config.image_shape, run.seed),
         order,
         seed=run.seed,
@@ -199,7 +200,7 @@ def open_stream(recipe: VitRecipe, classifier: ViTClassifier, pictures: ClassPic
 def classifying(recipe: VitRecipe, classifier: ViTClassifier, preprocess: Preprocess) -> Backward[ClassBatch]:
     """Cross-entropy of one batch, in as many chunks as the recipe says.
 
-    ClassPictures are mixed here, on the model's device: the loop has seeded the step.
+    ClassImages are mixed here, on the model's device: the loop has seeded the step.
     """
     dtype, chunks = classifier.head.weight.dtype, recipe.run.accumulate
     mix = mixing(recipe.loss, len(classifier.labels))
@@ -228,14 +229,11 @@ def mixing(section: LossSection, num_classes: int) -> v2.Transform:
 
 
 @torch.no_grad()
-def accuracy(
-    model: nn.Module, preprocess: Preprocess, pictures: ClassPictures, device: torch.device
-) -> dict[str, float]:
-    """Mean loss and top-1 over the pictures, top-5 where there are more than five classes."""
+def accuracy(model: nn.Module, preprocess: Preprocess, images: ClassImages, device: torch.device) -> dict[str, float]:
+    """Mean loss and top-1 over the images, top-5 where there are more than five classes."""
     dtype = next(model.parameters()).dtype
     parts = [
-        (model(preprocess.normalize(pixels.to(device)).to(dtype)).cpu(), wanted)
-        for pixels, wanted in pictures.batches()
+        (model(preprocess.normalize(pixels.to(device)).to(dtype)).cpu(), wanted) for pixels, wanted in images.batches()
     ]
     logits, targets = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     ks = (1, 5) if logits.shape[1] > 5 else (1,)
@@ -244,9 +242,9 @@ def accuracy(
 
 
 def final_rows(
-    recipe: VitRecipe, classifier: ViTClassifier, preprocess: Preprocess, validation: ClassPictures
+    recipe: VitRecipe, classifier: ViTClassifier, preprocess: Preprocess, validation: ClassImages
 ) -> list[Row]:
-    """What the model card reports, measured on the validation pictures."""
+    """What the model card reports, measured on the validation images."""
     device, M, n = classifier.head.weight.device, len(classifier.labels), len(validation)
     found = accuracy(classifier.eval(), preprocess, validation, device)
     split = f"{recipe.data.held_out} held out" if recipe.data.held_out else recipe.data.validation_split or "validation"

@@ -28,7 +28,14 @@ from vlm.training.engine.quarantine import Quarantine
 from vlm.training.engine.record import draw_curves
 from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
 from vlm.training.measure.card import clip_card, push_to_hub
-from vlm.training.measure.evaluate import PICTURE_WORDS, Row, embed_pictures, evaluate, retrieval_recall, retrieval_rows
+from vlm.training.measure.evaluate import (
+    PICTURE_WORDS,
+    Row,
+    embed_all_images,
+    evaluate,
+    retrieval_recall,
+    retrieval_rows,
+)
 from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
 
 
@@ -42,7 +49,7 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
     if peers.rank == 0:
         begin_run(out, recipe_file)
         print(
-            f"{len(pairs)} training pictures, {len(validation)} for validation, {_sizes(embedder.model)}",
+            f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}",
             file=sys.stderr,
         )
 
@@ -199,7 +206,7 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Process
             keyword_share=data.keyword_share,
             template_share=data.template_share,
             kana_share=data.kana_share,
-            per_picture=data.captions_per_picture,
+            per_image=data.captions_per_image,
         ),
         order=open_order(recipe, pairs),
         rank=peers.rank,
@@ -208,7 +215,7 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Process
 
 
 def contrastive(recipe: Recipe, embedder: Embedder, peers: Processes) -> Backward:
-    """The loss of one batch, averaged over the captions of a picture, in as many chunks as the recipe says."""
+    """The loss of one batch, averaged over the captions of an image, in as many chunks as the recipe says."""
     clip, preprocess = embedder.model, embedder.preprocess
     shared = [clip.logit_scale] if clip.logit_bias is None else [clip.logit_scale, clip.logit_bias]
     dtype = clip.logit_scale.dtype
@@ -249,4 +256,4 @@ def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Ro
     split = recipe.data.validation_split
     if Path(recipe.data.validation).resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
         return evaluate(embedder, [split])
-    return retrieval_rows(embedder, validation, embed_pictures(embedder, validation), split, "")
+    return retrieval_rows(embedder, validation, embed_all_images(embedder, validation), split, "")

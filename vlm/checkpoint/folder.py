@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 from vlm.calibration import Calibration
 from vlm.checkpoint.card import short_card
-from vlm.config import Activation, CLIPConfig, CosineHeadConfig, Json, OtherKind, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, CosineHeadConfig, Json, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
+from vlm.errors import OtherKind
 from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
@@ -80,7 +81,7 @@ def load(
     """`mini`, a folder we saved, or a foreign model (`vlm/interop`) -> Embedder, float32, ready to use.
 
     `backend`: "onnx" and "int8" run the encoders by ONNX Runtime (`vlm/onnx/backends.py`), on the CPU; int8 rounds.
-    The options after it are for foreign models: what neither weights nor config say, and another picture size.
+    The options after it are for foreign models: what neither weights nor config say, and another image size.
     """
     check(backend)
     folder = _own_folder(source)

@@ -1,11 +1,12 @@
-"""Search results as one HTML page that needs nothing else: small copies of the pictures are inside."""
+"""Search results as one HTML page that needs nothing else: small copies of the images are inside."""
 
 import base64
 import html
 import io
 from collections.abc import Sequence
 
-from vlm.images.preprocess import ImageError, open_image
+from vlm.errors import ImageError
+from vlm.images.preprocess import open_image
 from vlm.index.embedding_index import Hit
 
 _SIDE = 320  # pixels of the longer side of a small copy
@@ -23,7 +24,7 @@ figcaption {{ overflow-wrap: anywhere; color: #555; font-size: 13px }}
 
 
 def contact_sheet(hits: Sequence[Hit], title: str, *, no_good_match: bool = False) -> str:
-    """One figure per hit, in order; a file that can no longer be opened says so in place of its picture."""
+    """One figure per hit, in order; a file that can no longer be opened says so in place of its image."""
     figures = "\n".join(_figure(hit) for hit in hits)
     note = "<p>No good match. What is nearest all the same:</p>" if no_good_match else ""
     return _PAGE.format(title=html.escape(title), note=note, figures=figures)
@@ -40,9 +41,9 @@ def _figure(hit: Hit) -> str:
 
 
 def _small_copy(hit: Hit) -> str:
-    picture = open_image(hit.path)
-    picture.thumbnail((_SIDE, _SIDE))
-    picture.info.clear()  # no EXIF: where a picture was taken stays at home
+    image = open_image(hit.path)
+    image.thumbnail((_SIDE, _SIDE))
+    image.info.clear()  # no EXIF: where an image was taken stays at home
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=85)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""`vlm index` and `vlm search`: a folder of pictures made searchable, and searched."""
+"""`vlm index` and `vlm search`: a folder of images made searchable, and searched."""
 
 import os
 import sys
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from vlm.commands.options import Run, add_backend, add_json, add_model, positive, print_rows
 
 if TYPE_CHECKING:
-    from vlm.images.preprocess import ImageError
+    from vlm.errors import ImageError
     from vlm.index.embedding_index import EmbeddingIndex
 
 
 def index(parser: ArgumentParser) -> Run:
-    """Make the pictures of a folder ready to be searched; again, and only what is new or changed is read."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="with the pictures, subfolders too")
+    """Make the images of a folder ready to be searched; again, and only what is new or changed is read."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="with the images, subfolders too")
     parser.add_argument("--index", type=Path, required=True, help="the folder of the index, created if absent")
-    parser.add_argument("--prune", action="store_true", help="forget pictures that are gone, and their vectors")
+    parser.add_argument("--prune", action="store_true", help="forget images that are gone, and their vectors")
     parser.add_argument("--workers", type=positive, help="processes that decode, default one per processor")
     parser.add_argument(
         "--fast-decode", action="store_true", help="decode large JPEGs smaller: faster, half a level off on average"
@@ -59,7 +59,7 @@ def index(parser: ArgumentParser) -> Run:
                 "vanished": [str(path) for path in added.vanished],
                 "forgotten": forgotten,
                 "skipped": [{"path": e.name, "reason": e.reason, "detail": e.detail} for e in added.skipped],
-                "pictures": len(opened),
+                "images": len(opened),
                 "written": written,
                 "recall_at_10": recall,
             }
@@ -73,7 +73,7 @@ def _describe_added(row: dict[str, Any]) -> str:
     counts = f"{row['embedded']} embedded, {row['recognised']} recognised, {row['unchanged']} unchanged"
     files = f"{row['imported']} imported, {row['written']} written"
     all_counts = f"{counts}, {len(row['vanished'])} vanished, {row['forgotten']} forgotten, {files}"
-    return f"{all_counts}; {row['pictures']} in the index"
+    return f"{all_counts}; {row['images']} in the index"
 
 
 def _say(line: str) -> None:
@@ -81,27 +81,27 @@ def _say(line: str) -> None:
 
 
 def search(parser: ArgumentParser) -> Run:
-    """The pictures of a folder or an index that are nearest to a text or to another picture."""
-    parser.add_argument("query", metavar="QUERY", nargs="?", help='a text, "one + 0.5*another - a third", or a picture')
+    """The images of a folder or an index that are nearest to a text or to another image."""
+    parser.add_argument("query", metavar="QUERY", nargs="?", help='a text, "one + 0.5*another - a third", or an image')
     place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--folder", type=Path, help="with the pictures, subfolders too; all are embedded now")
+    place.add_argument("--folder", type=Path, help="with the images, subfolders too; all are embedded now")
     place.add_argument("--index", type=Path, help="that `vlm index` made")
     parser.add_argument("-k", type=positive, default=10, help="how many, default %(default)s")
-    only = parser.add_argument_group("which pictures")
+    only = parser.add_argument_group("which images")
     only.add_argument("--glob", metavar="PATTERN", help="only paths like this, * crosses folders: '2024/*.jpg'")
-    only.add_argument("--since", metavar="DATE", help="only pictures taken then or later (EXIF, else the file's date)")
-    only.add_argument("--until", metavar="DATE", help="only pictures taken then or earlier")
-    only.add_argument("--min-side", type=positive, metavar="PIXELS", help="only pictures at least so high and wide")
+    only.add_argument("--since", metavar="DATE", help="only images taken then or later (EXIF, else the file's date)")
+    only.add_argument("--until", metavar="DATE", help="only images taken then or earlier")
+    only.add_argument("--min-side", type=positive, metavar="PIXELS", help="only images at least so high and wide")
     only.add_argument(
         "--duplicates",
         type=float,
         nargs="?",
         const=0.97,
         metavar="COSINE",
-        help="no QUERY: groups of pictures at least this near, default %(const)s",
+        help="no QUERY: groups of images at least this near, default %(const)s",
     )
     only.add_argument("--exact", action="store_true", help="also where `vlm index --ann` was asked for")
-    only.add_argument("--html", type=Path, metavar="FILE", help="write a page of the pictures found")
+    only.add_argument("--html", type=Path, metavar="FILE", help="write a page of the images found")
     parser.add_argument("--paths", action="store_true", help="print paths only")
     add_model(parser)
     add_backend(parser)
@@ -124,7 +124,7 @@ def search(parser: ArgumentParser) -> Run:
 def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
     from vlm.commands.contact_sheet import contact_sheet
 
-    query = Path(args.query) if _is_picture(args.query) else args.query
+    query = Path(args.query) if _is_image(args.query) else args.query
     limits = {"glob": args.glob, "since": args.since, "until": args.until, "min_side": args.min_side}
     hits = opened.search(query, args.k, exact=args.exact, **limits)
     unsure = bool(hits) and opened.embedder.no_good_match(hits[0].probability)
@@ -137,7 +137,7 @@ def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
 
 @contextmanager
 def _opened_index(args: Namespace) -> "Generator[EmbeddingIndex]":
-    """That of --index, or one of --folder that is gone afterwards; with pictures in it."""
+    """That of --index, or one of --folder that is gone afterwards; with images in it."""
     from vlm.checkpoint.folder import load
     from vlm.index.embedding_index import EmbeddingIndex
     from vlm.index.query import read_query
@@ -149,16 +149,16 @@ def _opened_index(args: Namespace) -> "Generator[EmbeddingIndex]":
         EmbeddingIndex.open(args.index or own, load(args.model, backend=args.backend)) as opened,
     ):
         if args.folder:
-            if args.query is not None and _is_picture(args.query):
+            if args.query is not None and _is_image(args.query):
                 opened.embed_query(Path(args.query))  # before the long part: it may be broken
             elif args.query is not None:
                 read_query(args.query)
             added = opened.add_folder(args.folder, progress=True)
             if not added.found:
-                raise ValueError(f"Folder '{args.folder}' holds no pictures.")
+                raise ValueError(f"Folder '{args.folder}' holds no images.")
             _report_skipped(added.skipped, added.found)
         elif not len(opened):
-            raise ValueError(f"The index '{args.index}' has no pictures for this model. Run vlm index with it first.")
+            raise ValueError(f"The index '{args.index}' has no images for this model. Run vlm index with it first.")
         yield opened
 
 
@@ -167,7 +167,7 @@ def _describe_hit(row: dict[str, Any]) -> str:
     return f"{row['rank']:3d}\t{row['score']:.3f}{sure}\t{row['path']}"
 
 
-def _is_picture(query: str) -> bool:
+def _is_image(query: str) -> bool:
     from vlm.images.preprocess import IMAGE_SUFFIXES
 
     named_so = Path(query).suffix.lower() in IMAGE_SUFFIXES
@@ -177,6 +177,6 @@ def _is_picture(query: str) -> bool:
 def _report_skipped(skipped: list["ImageError"], found: int) -> None:
     if not skipped:
         return
-    print(f"vlm: skipped {len(skipped)} of {found} pictures", file=sys.stderr)
+    print(f"vlm: skipped {len(skipped)} of {found} images", file=sys.stderr)
     for error in sorted(skipped, key=lambda error: error.reason):
         print(f"  {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ def serve(parser: ArgumentParser) -> Run:
     access.add_argument("--token", help="that clients must send; default VLM_TOKEN, which other users cannot see")
     access.add_argument("--no-token", action="store_true", help="let anybody in who reaches --host")
     parser.add_argument("--max-megabytes", type=positive, default=32, help="of a request, default %(default)s")
-    parser.add_argument("--max-megapixels", type=positive, default=40, help="of a picture, default %(default)s")
+    parser.add_argument("--max-megapixels", type=positive, default=40, help="of an image, default %(default)s")
     add_model(parser)
     add_backend(parser)
 

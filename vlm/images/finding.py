@@ -1,14 +1,15 @@
-"""Which pictures a folder holds, without leaving it."""
+"""Which images a folder holds, without leaving it."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm.images.preprocess import IMAGE_SUFFIXES, ImageError
+from vlm.errors import ImageError
+from vlm.images.preprocess import IMAGE_SUFFIXES
 
 
 def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Pictures by suffix below `folder`, in path order; hidden names and links that lead outside are passed over.
+    """Images by suffix below `folder`, in path order; hidden names and links that lead outside are passed over.
 
     A folder that cannot be listed is yielded itself: opening it gives the `ImageError` that says so.
     """
@@ -17,7 +18,7 @@ def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def survey(folder: str | os.PathLike[str]) -> tuple[list[Path], list[ImageError]]:
-    """What `find_images` finds, and the links it passes over: to pictures or folders outside, or in a circle."""
+    """What `find_images` finds, and the links it passes over: to images or folders outside, or in a circle."""
     root, inside, outside = Path(folder), list[Path](), list[ImageError]()
     for path, leads_out in _walk(root, root.resolve()):
         if leads_out:

@@ -1,4 +1,4 @@
-"""The fast path of large pictures: torchvision's JPEG decoder, torch's resizing.  Neither copies the picture."""
+"""The fast path of large images: torchvision's JPEG decoder, torch's resizing.  Neither copies the image."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Files to pictures, safely (`open_image`); pictures to pixels, as the source libraries do it (`Preprocess`)."""
+"""Files to images, safely (`open_image`); images to pixels, as the source libraries do it (`Preprocess`)."""
 
 import io
 import math
@@ -13,30 +13,17 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from vlm.config import PreprocessConfig
+from vlm.errors import ImageError
 from vlm.images.large_jpegs import decode_jpeg, shrink
 from vlm.images.signatures import sniff
 
 MAX_PIXELS = 89_478_485  # Pillow's own line, Image.MAX_IMAGE_PIXELS: 256 MiB of RGB
 MAX_BYTES = 64 * 2**20
 
-# Names that say "picture".  Some kinds are only ever refused: a search then lists them, instead of passing them over.
+# Names that say "image".  Some kinds are only ever refused: a search then lists them, instead of passing them over.
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .svg .jxl .psd".split()  # noqa: SIM905
 )
-
-Reason = Literal[
-    "missing",
-    "not a file",
-    "outside the folder",
-    "unreadable",
-    "empty file",
-    "too many bytes",
-    "too many pixels",
-    "not a picture",
-    "unsupported format",
-    "truncated",
-    "damaged",
-]
 
 
 @runtime_checkable
@@ -53,7 +40,7 @@ ImageSource = str | os.PathLike[str] | bytes | Readable | Image.Image | np.ndarr
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _LARGE = 2**18  # pixels, 512 x 512
-_SPARE = 1.6  # how many times as large as the resized picture a scaled one is at least
+_SPARE = 1.6  # how many times as large as the resized image a scaled one is at least
 _UPRIGHT = {  # EXIF orientation -> what sets it right
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,35 +53,22 @@ _UPRIGHT = {  # EXIF orientation -> what sets it right
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used.  `reason` is one of `Reason`; `str()` is one line that names the file."""
-
-    def __init__(self, name: str, reason: Reason, detail: str) -> None:
-        super().__init__(name, reason, detail)  # all three, so that the error survives pickling between processes
-        self.name = name if name.isprintable() else ascii(name)
-        self.reason: Reason = reason
-        self.detail = " ".join(detail.split())
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}: {self.detail}"
-
-
 def open_image(source: ImageSource) -> Image.Image:
-    """Any picture -> RGB, upright, transparency on white, first frame of an animation, or `ImageError`.
+    """Any image -> RGB, upright, transparency on white, first frame of an animation, or `ImageError`.
 
-    `source`: a path, a file's bytes, a binary stream, a PIL picture, or uint8 (H, W, 3) or (H, W).  Files of more than
-    `MAX_BYTES` are not read, pictures of more than `MAX_PIXELS` not decoded.
+    `source`: a path, a file's bytes, a binary stream, a PIL image, or uint8 (H, W, 3) or (H, W).  Files of more than
+    `MAX_BYTES` are not read, images of more than `MAX_PIXELS` not decoded.
     """
     return _to_rgb(_open(source))
 
 
-def picture_size(source: ImageSource) -> tuple[int, int]:
+def read_image_size(source: ImageSource) -> tuple[int, int]:
     """(width, height) that the header promises, nothing decoded or turned upright, or `ImageError`."""
     return _open(source).image.size
 
 
 class _Opened(NamedTuple):
-    """A picture whose header has been read and is within the limits; nothing is decoded yet."""
+    """An image whose header has been read and is within the limits; nothing is decoded yet."""
 
     image: Image.Image
     name: str
@@ -104,7 +78,7 @@ class _Opened(NamedTuple):
 def _open(source: ImageSource) -> _Opened:
     match source:
         case Image.Image():
-            return _check_pixels(_Opened(source, "<picture>", None))
+            return _check_pixels(_Opened(source, "<image>", None))
         case np.ndarray():
             return _check_pixels(_Opened(_from_array(source), "<array>", None))
         case str() | os.PathLike():
@@ -114,14 +88,14 @@ def _open(source: ImageSource) -> _Opened:
             return _read_header(source, "<bytes>")
         case Readable():
             return _read_header(_read_stream(source), "<stream>")
-    wanted = "wanted a path, bytes, a binary file, a PIL picture or a uint8 array"
-    raise ImageError(f"<{type(source).__name__}>", "not a picture", wanted)
+    wanted = "wanted a path, bytes, a binary file, a PIL image or a uint8 array"
+    raise ImageError(f"<{type(source).__name__}>", "not an image", wanted)
 
 
 class Preprocess:
-    """Picture -> pixels, as `config` says: those of OpenCLIP, timm and Hugging Face, bit for bit (`tests/`).
+    """Image -> pixels, as `config` says: those of OpenCLIP, timm and Hugging Face, bit for bit (`tests/`).
 
-    Except large pictures: they are shrunk by torch, 1 level from Pillow's result at most, in a tenth of its time.
+    Except large images: they are shrunk by torch, 1 level from Pillow's result at most, in a tenth of its time.
     `decoding` "scaled": JPEG files are decoded at a half, a quarter or an eighth where that is still `_SPARE` times as
     large as needed; about half a level away on average (benchmarks/decoding.md).
     """
@@ -135,17 +109,17 @@ class Preprocess:
         self._mean = torch.tensor(config.mean).view(3, 1, 1)
         self._std = torch.tensor(config.std).view(3, 1, 1)
 
-    def __call__(self, picture: ImageSource) -> Tensor:
+    def __call__(self, image: ImageSource) -> Tensor:
         """-> float32 (3, H, W), normalised."""
-        return self.normalize(self.pixels(picture))
+        return self.normalize(self.pixels(image))
 
-    def pixels(self, picture: ImageSource) -> Tensor:
+    def pixels(self, image: ImageSource) -> Tensor:
         """-> uint8 (3, H, W), before mean and standard deviation."""
-        return self.pixels_and_size(picture)[0]
+        return self.pixels_and_size(image)[0]
 
-    def pixels_and_size(self, picture: ImageSource) -> tuple[Tensor, tuple[int, int]]:
-        """-> uint8 (3, H, W), and the (width, height) of the picture itself, upright."""
-        opened = _open(picture)
+    def pixels_and_size(self, source: ImageSource) -> tuple[Tensor, tuple[int, int]]:
+        """-> uint8 (3, H, W), and the (width, height) of the image itself, upright."""
+        opened = _open(source)
         if opened.data is not None and isinstance(opened.image, JpegImageFile):
             image, size = self._fit_jpeg(opened, opened.data)
         else:
@@ -177,7 +151,7 @@ class Preprocess:
         return (levels - self._mean.to(levels.device)) / self._std.to(levels.device)
 
     def _fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """Resize, then cut or pad.  `size`: (width, height) of the picture; `image` may be a smaller version of it."""
+        """Resize, then cut or pad.  `size`: (width, height) of the image; `image` may be a smaller version of it."""
         if self._is_band(size):
             return self._fit_band(image, *self._resized(*size))
         if self._is_large(size):
@@ -205,7 +179,7 @@ class Preprocess:
         return self.config.resize == "crop" and math.prod(self._resized(*size)) > 32 * width * height
 
     def _is_large(self, size: tuple[int, int]) -> bool:
-        """So large that torch's time counts and its rounding does not: all smaller pictures have Pillow's own bits."""
+        """So large that torch's time counts and its rounding does not: all smaller images have Pillow's own bits."""
         width, height = self._resized(*size)
         torch_can = self.config.interpolation in ("bicubic", "bilinear") and not self._is_band(size)
         return torch_can and math.prod(size) >= _LARGE and size[0] >= 2 * width and size[1] >= 2 * height
@@ -213,7 +187,7 @@ class Preprocess:
     def _fit_band(self, image: Image.Image, new_width: int, new_height: int) -> Image.Image:
         """Resized and cut, where only the middle is computed.
 
-        Not for all pictures: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
+        Not for all images: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
         """
         height, width = self.config.image_shape
         left, top = self._offset(new_width, width), self._offset(new_height, height)
@@ -222,7 +196,7 @@ class Preprocess:
         return image.resize((width, height), self._filter, box=box)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the whole picture after resizing."""
+        """(width, height) of the whole image after resizing."""
         scaled_height, scaled_width = (math.floor(side / self.config.crop_pct) for side in self.config.image_shape)
         if self.config.resize == "squash":
             return scaled_width, scaled_height
@@ -235,7 +209,7 @@ class Preprocess:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _offset(self, side: int, wanted: int) -> int:
-        """Where the frame begins in a side of the resized picture; negative where the picture is smaller."""
+        """Where the frame begins in a side of the resized image; negative where the image is smaller."""
         spare = side - wanted
         if spare < 0:
             return -(-spare // 2)
@@ -253,7 +227,7 @@ def _read_file(name: str) -> bytes:
         info = os.stat(name)
         if not stat.S_ISREG(info.st_mode):  # asked before opening: a pipe would block
             kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a device, pipe or socket"
-            raise ImageError(name, "not a file", f"this is {kind}; wanted a picture file")
+            raise ImageError(name, "not a file", f"this is {kind}; wanted an image file")
         if info.st_size > MAX_BYTES:
             raise _too_many_bytes(name)
         with open(name, "rb") as file:
@@ -276,25 +250,25 @@ def _read_stream(stream: Readable) -> bytes:
     if isinstance(data, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
         return data
     raise ImageError(
-        "<stream>", "not a picture", f"read {type(data).__name__}, wanted bytes; open the file in mode 'rb'"
+        "<stream>", "not an image", f"read {type(data).__name__}, wanted bytes; open the file in mode 'rb'"
     )
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         came = f"{array.dtype} {array.shape}"
-        raise ImageError("<array>", "not a picture", f"got {came}, wanted uint8 (H, W, 3) or (H, W)")
+        raise ImageError("<array>", "not an image", f"got {came}, wanted uint8 (H, W, 3) or (H, W)")
     return Image.fromarray(array)
 
 
 def _read_header(data: bytes, name: str) -> _Opened:
     if not data:
-        raise ImageError(name, "empty file", "0 bytes; wanted a picture")
+        raise ImageError(name, "empty file", "0 bytes; wanted an image")
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(name)
     kind = sniff(data)
     if kind is None:
-        raise ImageError(name, "not a picture", f"its first bytes are those of no picture format: {data[:8]!r}")
+        raise ImageError(name, "not an image", f"its first bytes are those of no image format: {data[:8]!r}")
     if kind not in _FORMATS or (kind in ("AVIF", "WEBP") and not features.check(kind.lower())):
         raise ImageError(name, "unsupported format", f"this is {kind}; save it as JPEG or PNG")
     try:
@@ -314,7 +288,7 @@ def _check_pixels(opened: _Opened) -> _Opened:
         came = f"{width} x {height} pixels; the limit is {MAX_PIXELS:,}; make it smaller first"
         raise ImageError(name, "too many pixels", came)
     if width * height == 0:
-        raise ImageError(name, "not a picture", f"{width} x {height} pixels")
+        raise ImageError(name, "not an image", f"{width} x {height} pixels")
     return opened
 
 
@@ -338,7 +312,7 @@ def _broken(name: str, error: Exception) -> ImageError:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # a broken EXIF block does not make a broken picture
+    except Exception:  # a broken EXIF block does not make a broken image
         return 1
 
 

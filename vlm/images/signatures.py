@@ -20,7 +20,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
 
 
 def sniff(data: bytes) -> str | None:
-    """The name of the format; None for what begins like no picture."""
+    """The name of the format; None for what begins like no image."""
     for offset, magic, kind in _MAGIC:
         if data.startswith(magic, offset):
             return kind

@@ -112,7 +112,7 @@ def load(file: Path, embed_dim: int) -> Ann:
 def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None], target: float = TARGET) -> Ann:
     """float16 unit vectors (rows, E); queries are sampled vectors, and `texts` (Q, E).  Minutes per million.
 
-    Queries of texts lie elsewhere than pictures, and are harder: the lists that they need are what is measured.
+    Queries of texts lie elsewhere than images, and are harder: the lists that they need are what is measured.
     """
     rows, embed_dim = len(vectors), vectors.shape[1]
     if rows < 40 * 16:
@@ -138,7 +138,7 @@ def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None],
         arrays["lists"][start : start + _BLOCK] = quantizer.search(block, 1)[1][:, 0]
         arrays["codes"][start : start + _BLOCK] = product.compute_codes(block)
     ann = Ann(**arrays, probes=1, recall={}, index=_fill(arrays))
-    queries = {"pictures": torch.from_numpy(vectors[np.sort(draw.choice(rows, min(rows, 500), replace=False))]).float()}
+    queries = {"images": torch.from_numpy(vectors[np.sort(draw.choice(rows, min(rows, 500), replace=False))]).float()}
     if texts is not None and len(texts):
         queries["texts"] = texts
     return _tune(ann, vectors, queries, target, say)
@@ -151,7 +151,7 @@ def _tune(ann: Ann, vectors: np.ndarray, queries: dict[str, Tensor], target: flo
     while True:
         ann = replace(ann, probes=min(probes, len(ann.centroids)))
         found = {kind: ann.nearest(vectors, sample, _TOP + 1)[0] for kind, sample in queries.items()}
-        left_out = {"pictures": 1, "texts": 0}  # a vector that is asked for finds itself: that does not count
+        left_out = {"images": 1, "texts": 0}  # a vector that is asked for finds itself: that does not count
         recall = {kind: recall_of(found[kind], truth[kind], left_out[kind]) for kind in queries}
         say(f"{ann.probes} lists a query: " + ", ".join(f"recall@10 {value:.4f} ({k})" for k, value in recall.items()))
         ann = replace(ann, recall=recall)

@@ -1,7 +1,7 @@
 """Vectors in and out of an index, as files that other programs read and write.
 
 Two layouts: that of clip-retrieval, `img_emb/img_emb_0.npy` (float16) beside `metadata/metadata_0.parquet`
-(`image_path` and more), row by row the same pictures; and the shards of `training.embed`, `part-*.parquet` with `uid`
+(`image_path` and more), row by row the same images; and the shards of `training.embed`, `part-*.parquet` with `uid`
 and `embedding`.  Parquet files of ours say in their schema which model made them.
 """
 
@@ -71,7 +71,7 @@ def write(folder: Path, rows: Iterable[tuple[Record, np.ndarray]], fingerprint: 
 def _describe(record: Record) -> dict[str, Any]:
     content = record.content
     if content is None:
-        raise ValueError(f"{record.path} has no content: only pictures have vectors.")
+        raise ValueError(f"{record.path} has no content: only images have vectors.")
     try:
         record.path.encode()
     except UnicodeEncodeError as error:
@@ -139,7 +139,7 @@ def _batch(names: list[Any], rows: list[dict[str, Any]], stored: np.ndarray, fil
 def _record(name: Any, row: dict[str, Any], file: Path) -> Record:
     """A file that is there is known by its bytes, so that it is not embedded again; anything else by its name."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"'{file}' names a picture {name!r}. Wanted a path or a name.")
+        raise ValueError(f"'{file}' names an image {name!r}. Wanted a path or a name.")
     size, mtime = row.get("size") or 0, row.get("mtime_ns") or 0
     digest = _from_hex(row.get("sha256"))
     if os.path.isfile(name):

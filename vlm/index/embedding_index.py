@@ -1,4 +1,4 @@
-"""Pictures found by words, by pictures, by sums of both: `EmbeddingIndex`.  Search is exact, unless `build_ann` was
+"""Images found by words, by images, by sums of both: `EmbeddingIndex`.  Search is exact, unless `build_ann` was
 asked for.
 
 Each model (by `Embedder.fingerprint`) has its own vectors in the index.  They are never mixed, and another model leaves
@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlm.embedder import Embedder
+from vlm.errors import ImageError, ImageReason
 from vlm.images.finding import survey
-from vlm.images.preprocess import ImageError, ImageSource, Reason
+from vlm.images.preprocess import ImageSource
 from vlm.index import embedding_files
 from vlm.index.ann import Ann, OpenedAnn, build
 from vlm.index.exact_search import nearest
@@ -35,7 +36,7 @@ _ANYTHING = Filter()
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One picture of an answer."""
+    """One image of an answer."""
 
     path: Path
     score: float  # cosine
@@ -52,7 +53,7 @@ class Added:
     """What `add` and `add_folder` did, in files."""
 
     found: int = 0
-    embedded: int = 0  # pictures of which a vector was made
+    embedded: int = 0  # images of which a vector was made
     recognised: int = 0  # renamed, moved, copied or touched: the bytes were known
     unchanged: int = 0  # and so passed over, broken ones too
     vanished: list[Path] = field(default_factory=list[Path])  # not found any more; `prune` forgets them
@@ -60,7 +61,7 @@ class Added:
 
 
 class EmbeddingIndex:
-    """A folder of vectors of pictures, kept up to date.  Every change is on disk when its function returns."""
+    """A folder of vectors of images, kept up to date.  Every change is on disk when its function returns."""
 
     def __init__(self, store: VectorStore, embedder: Embedder) -> None:
         self.embedder = embedder
@@ -102,7 +103,7 @@ class EmbeddingIndex:
         workers: int | None = None,
         progress: bool = False,
     ) -> Added:
-        """All pictures below `folder` that are new or changed; what is gone is marked and no longer found.
+        """All images below `folder` that are new or changed; what is gone is marked and no longer found.
 
         Each batch is committed: an interruption loses one at most, and the next call goes on from there.
         `workers` decode, default one per processor.  `progress`: a bar on stderr.
@@ -121,17 +122,17 @@ class EmbeddingIndex:
         return replace(added, found=added.found + len(outside), vanished=vanished, skipped=skipped)
 
     def add(
-        self, pictures: Iterable[str | os.PathLike[str]], *, batch_size: int = 32, workers: int | None = None
+        self, images: Iterable[str | os.PathLike[str]], *, batch_size: int = 32, workers: int | None = None
     ) -> Added:
         """These files."""
-        paths = [_absolute(picture) for picture in pictures]
+        paths = [_absolute(image) for image in images]
         added = self._add(paths, batch_size, workers, progress=False)
         named = set(map(str, paths))
         return replace(added, skipped=[error for error in self.broken() if error.name in named])
 
-    def delete(self, pictures: Iterable[str | os.PathLike[str]]) -> int:
+    def delete(self, images: Iterable[str | os.PathLike[str]]) -> int:
         """Forget these files -> how many were known.  `prune` then takes their vectors off the disk."""
-        return self._store.delete(str(_absolute(picture)) for picture in pictures)
+        return self._store.delete(str(_absolute(image)) for image in images)
 
     def prune(self, folder: str | os.PathLike[str] | None = None) -> int:
         """Forget files that have vanished (below `folder`) -> how many, and take what is not needed off the disk."""
@@ -150,7 +151,7 @@ class EmbeddingIndex:
         return count
 
     def _check_same_model(self, records: Sequence[Record], vectors: np.ndarray) -> None:
-        """Files that do not say which model made them: the first picture that is here as well does."""
+        """Files that do not say which model made them: the first image that is here as well does."""
         for record, vector in zip(records, vectors, strict=True):
             if os.path.isfile(record.path):
                 cosine = float(self.embedder.embed_images([Path(record.path)])[0] @ torch.from_numpy(vector))
@@ -187,16 +188,18 @@ class EmbeddingIndex:
         return self._opened_ann.at(self._store.ann_file(self._model), self.embedder.embed_dim)
 
     def broken(self, folder: str | os.PathLike[str] | None = None) -> list[ImageError]:
-        """Files (below `folder`) that are no sound pictures.  They are tried again when they change."""
+        """Files (below `folder`) that are no sound images.  They are tried again when they change."""
         below = None if folder is None else str(_absolute(folder).resolve())
-        return [ImageError(path, cast(Reason, reason), detail) for path, reason, detail in self._store.broken(below)]
+        return [
+            ImageError(path, cast(ImageReason, reason), detail) for path, reason, detail in self._store.broken(below)
+        ]
 
     def _add(self, paths: Sequence[Path], batch_size: int, workers: int | None, progress: bool) -> Added:
         known = cache(partial(self._store.digests_of_size, self._model))  # many files may be of one size
         jobs = [job for path in paths if (job := self._job(str(path), known))]
         workers = (os.cpu_count() or 1) if workers is None else workers
         embedded = broken = 0
-        bar = tqdm(total=len(jobs), desc="indexing", unit="picture", disable=not (progress and jobs), smoothing=0.1)
+        bar = tqdm(total=len(jobs), desc="indexing", unit="image", disable=not (progress and jobs), smoothing=0.1)
         with bar:
             for reads in read_batches(jobs, self.embedder.preprocess, batch_size, workers):
                 vectors = self._embed(reads)
@@ -243,8 +246,8 @@ class EmbeddingIndex:
     ) -> list[Hit]:
         """The K nearest files, best first; equal scores in path order.
 
-        `query`: a text ("赤い + 0.5*車 - 人" is a sum), a picture (a `Path`, not a string), or terms: (weight, text or
-        picture).  `glob`, `since`, `until`, `min_side`: see `vector_store.Filter`.  `exact`: even where
+        `query`: a text ("赤い + 0.5*車 - 人" is a sum), an image (a `Path`, not a string), or terms: (weight, text or
+        image).  `glob`, `since`, `until`, `min_side`: see `vector_store.Filter`.  `exact`: even where
         there is an approximate index.
         """
         if k < 1:
@@ -298,7 +301,7 @@ class EmbeddingIndex:
         return sorted(((score_of[row], path) for row, path in files), key=lambda hit: -hit[0])  # stable: then by path
 
     def _probabilities(self, query: Query, scores: list[float]) -> Sequence[float | None]:
-        """Of one text; no validation data says what the cosine of a sum or of two pictures is worth."""
+        """Of one text; no validation data says what the cosine of a sum or of two images is worth."""
         probabilities = self.embedder.match_probability(torch.tensor(scores)) if is_one_text(query) else None
         return [None] * len(scores) if probabilities is None else probabilities.numpy().tolist()
 

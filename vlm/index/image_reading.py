@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from vlm.images.preprocess import MAX_BYTES, ImageError, Preprocess, open_image
+from vlm.errors import ImageError
+from vlm.images.preprocess import MAX_BYTES, Preprocess, open_image
 from vlm.index.vector_store import Content, Record
 
 
@@ -44,7 +45,7 @@ def read_batches(jobs: Sequence[Job], preprocess: Preprocess, batch_size: int, w
 
 
 def _step_back(worker: int) -> None:
-    """A worker takes the processors while the model waits for pictures, and leaves them alone while it computes.
+    """A worker takes the processors while the model waits for images, and leaves them alone while it computes.
 
     Two threads of a matrix product go at the pace of the slower one: a decoder beside it would cost twice its own time.
     """
@@ -95,7 +96,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _taken(data: bytes) -> str | None:
-    """When the camera says it took the picture, "2024-05-01 12:00:00", local time."""
+    """When the camera says it took the image, "2024-05-01 12:00:00", local time."""
     with warnings.catch_warnings(action="ignore"):  # broken EXIF: no date
         try:
             exif = Image.open(BytesIO(data)).getexif()

@@ -41,7 +41,7 @@ def unit_sum(embeds: Sequence[Tensor]) -> Tensor:
 
 
 def is_one_text(query: Query) -> bool:
-    """Not a picture, not a sum."""
+    """Not an image, not a sum."""
     return isinstance(query, str) and len(parse_terms(query)) == 1
 
 
@@ -66,7 +66,7 @@ def _weighted(sign: float, term: str) -> tuple[float, str]:
 
 def _check(text: str) -> None:
     if not text.strip():
-        raise ValueError("The query is empty. Give a text or a picture.")
+        raise ValueError("The query is empty. Give a text or an image.")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"The query has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read. Shorten it.")
     if "\0" in text:

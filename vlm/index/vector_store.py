@@ -1,7 +1,7 @@
 """What an index has on disk: one SQLite file that says what is committed, one flat float16 file of vectors per model.
 
 A batch is written vectors first, behind the last committed row, then fsync, then one SQLite transaction.  A crash in
-between leaves a tail that nothing points to, and the next batch writes over it.  Pictures are known by the sha256 of
+between leaves a tail that nothing points to, and the next batch writes over it.  Images are known by the sha256 of
 their bytes: a vector belongs to a content, and any number of paths may show that content.
 """
 
@@ -39,7 +39,7 @@ CREATE TABLE vector (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """A picture, whatever its name."""
+    """An image, whatever its name."""
 
     digest: bytes
     size: int  # bytes
@@ -372,7 +372,7 @@ class VectorStore:
         return np.memmap(path, "<f2", mode="c", shape=shape)  # "c": torch wants arrays it could write to
 
     def _check_whole(self, path: Path, wanted: int) -> None:
-        advice = "Restore it, or delete the index and build it again: the pictures are untouched."
+        advice = "Restore it, or delete the index and build it again: the images are untouched."
         if not path.exists():
             raise FileNotFoundError(f"'{path}' is gone. {advice}")
         if path.stat().st_size < wanted:

@@ -1,4 +1,4 @@
-"""The arrays of `vlm/inspect/maps.py` as pictures, one per question, drawn with Pillow alone.
+"""The arrays of `vlm/inspect/maps.py` as images, one per question, drawn with Pillow alone.
 
 Japanese needs a font that has it; where the machine has none, the words are English (`pen`).
 """
@@ -33,18 +33,18 @@ FONTS = (  # with Japanese: Linux, macOS, Windows; Pillow looks in the system's 
 WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "attention": "Where does each head look?",
-        "attention note": "What the picture's vector reads, block by block; each map up to its own maximum",
-        "rollout": "Which patches reach the picture's vector?",
+        "attention note": "What the image's vector reads, block by block; each map up to its own maximum",
+        "rollout": "Which patches reach the image's vector?",
         "rollout note": "Attention followed through all blocks (Abnar and Zuidema 2020)",
-        "relevance": "Where is it in this picture?",
+        "relevance": "Where is it in this image?",
         "relevance note": "Red: seeing this part speaks for it; blue: against it. One scale for all",
         "distance": "How far does each head look?",
-        "distance note": "Mean attention distance in pixels, one dot per head, on this picture",
+        "distance note": "Mean attention distance in pixels, one dot per head, on this image",
         "positions": "What do the position embeddings know?",
         "positions note": "One small map per patch: its cosine with all others, blue -1, white 0, red 1",
         "filters": "What does the patch projection see first?",
         "filters note": "Principal components of its filters, each up to its own maximum",
-        "picture": "picture",
+        "image": "image",
         "block": "block",
         "head": "head",
     },
@@ -61,7 +61,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "positions note": "小さな図はパッチごとの、全パッチとのコサイン類似度。青 -1、白 0、赤 1",
         "filters": "パッチ射影は最初に何を見るか",
         "filters note": "フィルタの主成分。色は図ごとの最大値が基準",
-        "picture": "画像",
+        "image": "画像",
         "block": "ブロック",
         "head": "ヘッド",
     },
@@ -94,40 +94,40 @@ def pen(language: Language) -> Pen:
 
 
 def draw_all(
-    vision: VisionTransformer, images: Tensor, picture: Image.Image, scores: Mapping[str, visualize.Score], pen: Pen
+    vision: VisionTransformer, images: Tensor, image: Image.Image, scores: Mapping[str, visualize.Score], pen: Pen
 ) -> dict[str, Image.Image]:
-    """Every figure by name.  `images` (1, C, H, W) is `picture` normalised; `scores`: caption -> what to look for."""
+    """Every figure by name.  `images` (1, C, H, W) is `image` normalised; `scores`: caption -> what to look for."""
     figures = {
-        "attention": draw_attention(vision, images, picture, pen),
-        "rollout": draw_rollout(vision, images, picture, pen),
+        "attention": draw_attention(vision, images, image, pen),
+        "rollout": draw_rollout(vision, images, image, pen),
         "distance": draw_distance(vision, images, pen),
         "positions": draw_positions(vision, pen),
         "filters": draw_filters(vision, pen),
     }
     if scores:
         maps = {caption: visualize.relevance(vision, images, score)[0] for caption, score in scores.items()}
-        figures["relevance"] = draw_relevance(picture, maps, pen)
+        figures["relevance"] = draw_relevance(image, maps, pen)
     return figures
 
 
-def draw_attention(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
+def draw_attention(vision: VisionTransformer, images: Tensor, image: Image.Image, pen: Pen) -> Image.Image:
     """Rows are blocks, columns heads."""
-    tiles = attention_tiles(vision, images, picture)
+    tiles = attention_tiles(vision, images, image)
     columns = [f"{pen.words['head']} {head}" for head in range(len(tiles[0]))]
     return _sheet("attention", pen, tiles, columns, [f"{pen.words['block']} {block}" for block in range(len(tiles))])
 
 
-def draw_rollout(vision: VisionTransformer, images: Tensor, picture: Image.Image, pen: Pen) -> Image.Image:
-    """Attention rollout over the picture."""
+def draw_rollout(vision: VisionTransformer, images: Tensor, image: Image.Image, pen: Pen) -> Image.Image:
+    """Attention rollout over the image."""
     grid = visualize.rollout_map(vision, images)[0]
-    return _sheet("rollout", pen, [[enlarged(picture, 192), overlay(picture, grid, 192)]], [pen.words["picture"], ""])
+    return _sheet("rollout", pen, [[enlarged(image, 192), overlay(image, grid, 192)]], [pen.words["image"], ""])
 
 
-def draw_relevance(picture: Image.Image, maps: Mapping[str, Tensor], pen: Pen) -> Image.Image:
+def draw_relevance(image: Image.Image, maps: Mapping[str, Tensor], pen: Pen) -> Image.Image:
     """`maps`: caption -> (H/P, W/P), signed; all on one scale, so that they compare."""
     top = max(float(grid.abs().max()) for grid in maps.values())
-    tiles = [enlarged(picture, 192), *(tint(picture, grid / top if top else grid, 192) for grid in maps.values())]
-    return _sheet("relevance", pen, [tiles], [pen.words["picture"], *maps])
+    tiles = [enlarged(image, 192), *(tint(image, grid / top if top else grid, 192) for grid in maps.values())]
+    return _sheet("relevance", pen, [tiles], [pen.words["image"], *maps])
 
 
 def draw_positions(vision: VisionTransformer, pen: Pen) -> Image.Image:
@@ -166,11 +166,11 @@ def draw_distance(vision: VisionTransformer, images: Tensor, pen: Pen) -> Image.
     return _sheet("distance", pen, [[plot]])
 
 
-def attention_tiles(vision: VisionTransformer, images: Tensor, picture: Image.Image) -> list[list[Image.Image]]:
-    """What the picture's vector reads: a list of heads for each block."""
+def attention_tiles(vision: VisionTransformer, images: Tensor, image: Image.Image) -> list[list[Image.Image]]:
+    """What the image's vector reads: a list of heads for each block."""
     maps = visualize.attention_read(vision, images)[:, 0]  # (L, h, H/P, W/P)
     side = 96 if maps.shape[1] <= 6 else 64
-    return [[overlay(picture, head, side) for head in block] for block in maps]
+    return [[overlay(image, head, side) for head in block] for block in maps]
 
 
 def position_tiles(vision: VisionTransformer) -> list[list[Image.Image]]:
@@ -195,16 +195,16 @@ def filter_tiles(vision: VisionTransformer) -> list[Image.Image]:
     ]
 
 
-def overlay(picture: Image.Image, grid: Tensor, side: int) -> Image.Image:
-    """A map (H/P, W/P) from 0 up to its own maximum, glowing over the picture's grey; longer side `side` pixels."""
-    shown = enlarged(picture, side)
+def overlay(image: Image.Image, grid: Tensor, side: int) -> Image.Image:
+    """A map (H/P, W/P) from 0 up to its own maximum, glowing over the image's grey; longer side `side` pixels."""
+    shown = enlarged(image, side)
     heat = colours(grid / grid.max().clamp_min(1e-12), _HEAT).resize(shown.size, Image.Resampling.BILINEAR)
     return Image.blend(shown.convert("L").convert("RGB"), heat, 0.65)
 
 
-def tint(picture: Image.Image, grid: Tensor, side: int) -> Image.Image:
-    """A signed map (H/P, W/P) of -1..1, as blue and red paint on the picture's pale grey."""
-    shown = enlarged(picture, side)
+def tint(image: Image.Image, grid: Tensor, side: int) -> Image.Image:
+    """A signed map (H/P, W/P) of -1..1, as blue and red paint on the image's pale grey."""
+    shown = enlarged(image, side)
     pale = Image.blend(shown.convert("L").convert("RGB"), Image.new("RGB", shown.size, "white"), 0.5)
     return ImageChops.multiply(pale, colours(grid / 2 + 0.5, _SIGNED).resize(shown.size, Image.Resampling.BILINEAR))
 
@@ -217,10 +217,10 @@ def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def enlarged(picture: Image.Image, side: int) -> Image.Image:
+def enlarged(image: Image.Image, side: int) -> Image.Image:
     """Longer side `side` pixels."""
-    scale = side / max(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    scale = side / max(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def _sheet(
@@ -261,6 +261,6 @@ def mosaic(tiles: Sequence[Sequence[Image.Image]], gap: int = _GAP) -> Image.Ima
     return sheet
 
 
-def picture_seen(pixels: Tensor) -> Image.Image:
-    """uint8 (3, H, W), as `Preprocess.pixels` makes it -> the picture as the model sees it."""
+def image_seen(pixels: Tensor) -> Image.Image:
+    """uint8 (3, H, W), as `Preprocess.pixels` makes it -> the image as the model sees it."""
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,6 +1,6 @@
 """Looking inside a ViT: arrays for programs (`vlm/inspect/figures.py` draws them).
 
-L blocks · B pictures · h heads · N tokens, the class token first where there is one · Np patches on a grid (H/P, W/P).
+L blocks · B images · h heads · N tokens, the class token first where there is one · Np patches on a grid (H/P, W/P).
 Everything here reads a model in `eval()` and leaves no gradients; *Vision Transformer 入門*, chapter 3.
 """
 
@@ -16,7 +16,7 @@ from vlm.config import VisionConfig
 from vlm.models.layers import AttentionPool, Block
 from vlm.models.vision import VisionTransformer, ViTClassifier
 
-Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per picture (B,)
+Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per image (B,)
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def attention_maps(vision: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def attention_read(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """What the picture's vector reads through each head, on the patches: (L, B, h, H/P, W/P).
+    """What the image's vector reads through each head, on the patches: (L, B, h, H/P, W/P).
 
     With a class token as the vector, its row of each map.
     """
@@ -42,7 +42,7 @@ def attention_read(vision: VisionTransformer, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """How much of each last token the picture's vector reads, (B, N), rows sum to 1.
+    """How much of each last token the image's vector reads, (B, N), rows sum to 1.
 
     The class token alone, all patches alike, or what the attention pool's query sees (mean of its heads).
     """
@@ -69,21 +69,21 @@ def rollout(maps: Tensor) -> Tensor:
 
 
 def rollout_map(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """How much of each patch reaches the picture's vector, (B, H/P, W/P)."""
+    """How much of each patch reaches the image's vector, (B, H/P, W/P)."""
     followed = rollout(attention_maps(vision, images))
     return patch_grid(vision.config, torch.einsum("bn,bnm->bm", reading_weights(vision, images), followed))
 
 
 def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
-    """(..., N) -> (..., H/P, W/P): a number per token on the picture, the class token left out."""
+    """(..., N) -> (..., H/P, W/P): a number per token on the image, the class token left out."""
     return torch.unflatten(tokens[..., int(config.class_token) :], -1, config.grid)
 
 
 @torch.no_grad()
 def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_size: int = 32) -> Tensor:
-    """Where in the picture is what `score` asks for, (B, H/P, W/P): signed, in units of the score.
+    """Where in the image is what `score` asks for, (B, H/P, W/P): signed, in units of the score.
 
-    The model is shown one window at a time and nothing else, a quarter and a half of the picture's sides long.  A
+    The model is shown one window at a time and nothing else, a quarter and a half of the image's sides long.  A
     patch's number is the mean score of the windows with it less the mean of all windows, mean of both sizes.  RISE
     (Petsiuk et al. 2018) with windows for masks, and tokens left out for grey: any pooling, and what is measured is
     what the model does.
@@ -127,7 +127,7 @@ def label_score(classifier: ViTClassifier, label: str) -> Score:
 def attention_distance(maps: Tensor, config: VisionConfig) -> Tensor:
     """How far each head looks, in pixels, (L, B, h, N, N) -> (L, h).  ViT paper, figure 7 right.
 
-    The distance between the centres of two patches, weighted by attention, mean over all patches and pictures.  Patches
+    The distance between the centres of two patches, weighted by attention, mean over all patches and images.  Patches
     only: the class token is nowhere, so each row is made to sum to 1 without it.
     """
     first = int(config.class_token)

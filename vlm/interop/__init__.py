@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from vlm.config import Activation, CLIPConfig, OtherKind, PreprocessConfig, VisionConfig
+from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
+from vlm.errors import OtherKind
 from vlm.interop import (
     big_vision,
     hub,
@@ -26,7 +27,7 @@ from vlm.interop import (
 )
 from vlm.interop.files import find_weights, read_tensors
 from vlm.interop.foreign import Foreign, ForeignClassifier, Hints, read_json
-from vlm.interop.huggingface_processor import read_processor, whole_picture
+from vlm.interop.huggingface_processor import read_processor, whole_image
 from vlm.interop.tables import State
 from vlm.interop.tokens import read_tokenizer
 from vlm.models.clip import CLIP
@@ -200,7 +201,7 @@ def _openclip(found: _Found, hints: Hints) -> Foreign:
     config = _hinted(config, hints)
     preprocess = None
     if given is not None or model.is_plain_clip:  # OpenCLIP's own default where nothing is said
-        preprocess = whole_picture(
+        preprocess = whole_image(
             openclip_config.to_preprocess(given or {}, model.vision_cfg.image_size), config.vision.image_size
         )
     return Foreign(config, state, _openclip_tokenizer(model, config, found.folder), preprocess)
@@ -294,7 +295,7 @@ _F = TypeVar("_F", Foreign, ForeignClassifier)
 
 
 def _resized(foreign: _F, image_size: int | tuple[int, int], *, bicubic: bool) -> _F:
-    """For pictures of another size: position embeddings resized, preprocessing told."""
+    """For images of another size: position embeddings resized, preprocessing told."""
     vision = foreign.config.vision if isinstance(foreign, Foreign) else foreign.config
     positions = resize_pos_embed(foreign.state["vision.pos_embed"], vision, image_size, bicubic=bicubic)
     state = foreign.state | {"vision.pos_embed": positions}
@@ -308,7 +309,7 @@ def _resized(foreign: _F, image_size: int | tuple[int, int], *, bicubic: bool) -
 
 
 def _check_clip(foreign: Foreign) -> None:
-    """Every tensor finite; a picture and a text come out as unit vectors."""
+    """Every tensor finite; an image and a text come out as unit vectors."""
     _check_finite(foreign.state)
     with torch.device("meta"):
         model = CLIP(foreign.config)
@@ -316,7 +317,7 @@ def _check_clip(foreign: Foreign) -> None:
     text = foreign.config.text
     ids = torch.full((1, min(4, text.context_length)), text.eot_id)
     with torch.inference_mode():
-        vectors = torch.cat([model.eval().encode_image(_picture(foreign.config.vision)), model.encode_text(ids)])
+        vectors = torch.cat([model.eval().encode_image(_image(foreign.config.vision)), model.encode_text(ids)])
     if not torch.allclose(vectors.square().sum(1).sqrt(), torch.ones(2), atol=1e-3):
         raise ValueError("the converted model does not give unit vectors: the weights are damaged.")
 
@@ -329,7 +330,7 @@ def _check_classifier(foreign: ForeignClassifier) -> None:
         {n.removeprefix("vision."): t for n, t in foreign.state.items() if n.startswith("vision.")}, assign=True
     )
     with torch.inference_mode():
-        if not bool(model.eval()(_picture(foreign.config)).isfinite().all()):
+        if not bool(model.eval()(_image(foreign.config)).isfinite().all()):
             raise ValueError("the converted model does not give finite features: the weights are damaged.")
 
 
@@ -338,7 +339,7 @@ def _check_finite(state: State) -> None:
         raise ValueError(f"{len(broken)} tensors hold values that are not finite (our names): {', '.join(broken)}.")
 
 
-def _picture(config: VisionConfig) -> torch.Tensor:
+def _image(config: VisionConfig) -> torch.Tensor:
     """A grey ramp, (1, C, H, W)."""
     height, width = config.image_shape
     return torch.linspace(-1, 1, config.in_channels * height * width).view(1, config.in_channels, height, width)

@@ -126,8 +126,8 @@ def read_clip(state: State, hints: Hints) -> tuple[CLIPConfig, State]:
         pad_id=0 if vocab == 256000 else 1,  # SigLIP 2's Gemma pads with 0, T5's tokenizers with their end-of-text
         pad_to_context=True,
     )
-    picture = {name.removeprefix("img/"): tensor for name, tensor in state.items() if name.startswith("img/")}
-    vision = _vision(picture, hints)
+    image = {name.removeprefix("img/"): tensor for name, tensor in state.items() if name.startswith("img/")}
+    vision = _vision(image, hints)
     config = CLIPConfig(
         embed_dim=shape(state, "txt/head/bias", 1)[0] if "txt/head/bias" in state else width,
         vision=vision,

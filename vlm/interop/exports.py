@@ -25,7 +25,7 @@ def export(model: Embedder | ViTClassifier, folder: str | Path, to: Format) -> N
 
     openclip:     open_clip.create_model_and_transforms("local-dir:FOLDER"), open_clip.get_tokenizer("local-dir:FOLDER")
     huggingface:  CLIPModel, SiglipModel or ViTForImageClassification.from_pretrained(FOLDER), and AutoProcessor
-    timm:         timm.create_model("local-dir:FOLDER", pretrained=True), the picture tower
+    timm:         timm.create_model("local-dir:FOLDER", pretrained=True), the image tower
     onnx:         FOLDER/image.onnx and FOLDER/text.onnx, any batch, any text length
     """
     if to not in get_args(Format):
@@ -112,7 +112,7 @@ _WRITERS = {"openclip": _openclip, "huggingface": _huggingface, "timm": _timm, "
 def _need_clip(model: Embedder | ViTClassifier, library: str) -> Embedder:
     if isinstance(model, ViTClassifier):
         raise ValueError(
-            f"{library} holds pictures and texts; this is a ViT with classes. Export it to huggingface or timm."
+            f"{library} holds images and texts; this is a ViT with classes. Export it to huggingface or timm."
         )
     return model
 

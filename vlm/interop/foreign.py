@@ -78,7 +78,7 @@ def skeleton(config: VisionConfig, num_classes: int) -> nn.Module:
 
 
 def whole_patches(side: int | list[int] | tuple[int, ...], patch: int) -> int | tuple[int, int]:
-    """The part of a picture that patches cover: 384 pixels in patches of 14 are 27 patches, 378 pixels."""
+    """The part of an image that patches cover: 384 pixels in patches of 14 are 27 patches, 378 pixels."""
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     height, width = height // patch * patch, width // patch * patch
     return height if height == width else (height, width)

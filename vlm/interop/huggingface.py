@@ -131,7 +131,7 @@ def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any
 def _siglip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints) -> CLIPConfig:
     if vision.get("vision_use_head") is False:
         raise ValueError(
-            "config.json: vision_use_head is false; a SigLIP without its pooling head has no picture vectors."
+            "config.json: vision_use_head is false; a SigLIP without its pooling head has no image vectors."
         )
     text_config = _text(state, text, hints, "gelu_pytorch_tanh", 1e-6, known)
     pad = 0 if text_config.vocab_size == _GEMMA else 1  # what their tokenizers pad with, whatever config.json says
@@ -216,7 +216,7 @@ def _image_size(given: dict[str, Any], patch: int, positions: int) -> int | tupl
 def write_clip(config: CLIPConfig, state: State, side: int) -> tuple[dict[str, Any], State]:
     """(config.json, tensors) of a `CLIPModel` or `SiglipModel`; `ValueError` names everything it cannot express.
 
-    `side`: the picture's size in pixels, a little more than `config.vision.image_size` where patches do not fill it.
+    `side`: the image's size in pixels, a little more than `config.vision.image_size` where patches do not fill it.
     """
     siglip = config.vision.pool == "attention"
     if problems := _inexpressible(config, siglip):
@@ -266,7 +266,7 @@ def _tower(tower: VisionConfig | TextConfig) -> dict[str, Any]:
 def _inexpressible(config: CLIPConfig, siglip: bool) -> list[str]:
     vision, text = config.vision, config.text
     outside = {
-        "a picture that is not square": vision.image_shape[0] != vision.image_shape[1],
+        "an image that is not square": vision.image_shape[0] != vision.image_shape[1],
         "no q/k/v bias": not vision.qkv_bias,
     }
     if siglip:
@@ -282,7 +282,7 @@ def _inexpressible(config: CLIPConfig, siglip: bool) -> list[str]:
         }
     else:
         outside |= {
-            f"picture pool '{vision.pool}'": vision.pool != "class",
+            f"image pool '{vision.pool}'": vision.pool != "class",
             "no norm before the blocks": not vision.pre_norm,
             "a patch bias": vision.patch_bias,
             f"vision_proj '{config.vision_proj}'": config.vision_proj != "linear",

@@ -17,7 +17,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # transformers/models/*/image_processi
 
 
 def read_processor(given: dict[str, Any], model_type: str, image_size: int | tuple[int, int]) -> PreprocessConfig:
-    """`image_size`: what the model takes; less than the processor's where patches do not fill the picture."""
+    """`image_size`: what the model takes; less than the processor's where patches do not fill the image."""
     defaults = _DEFAULTS[model_type]
     skipped = [name for name in ("do_resize", "do_rescale", "do_normalize") if given.get(name) is False]
     if skipped or given.get("do_pad"):
@@ -46,10 +46,10 @@ def read_processor(given: dict[str, Any], model_type: str, image_size: int | tup
         raise ValueError("preprocessor_config.json: do_center_crop with a size of height and width is not known here.")
     else:
         full, rest = _sides(size), {"resize": "squash"}
-    return whole_picture(PreprocessConfig.from_dict(settings | rest | {"image_size": _one(full)}), image_size)
+    return whole_image(PreprocessConfig.from_dict(settings | rest | {"image_size": _one(full)}), image_size)
 
 
-def whole_picture(preprocess: PreprocessConfig, image_size: int | tuple[int, int]) -> PreprocessConfig:
+def whole_image(preprocess: PreprocessConfig, image_size: int | tuple[int, int]) -> PreprocessConfig:
     """For a model whose patches leave some pixels over: resized to the full size, then the top left is cut out."""
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     full = preprocess.image_shape
@@ -75,7 +75,7 @@ def crop_pct(side: int, full: int) -> float:
 
 
 def full_side(preprocess: PreprocessConfig | None, side: int) -> int:
-    """The picture's side before `whole_picture` cut it."""
+    """The image's side before `whole_image` cut it."""
     if preprocess is None or preprocess.crop_rounding != "first":
         return side
     return math.floor(side / preprocess.crop_pct)
@@ -101,7 +101,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
     if preprocess.resize == "squash":
         if preprocess.crop_pct != 1 and preprocess.crop_rounding != "first":
             raise ValueError(
-                f"Hugging Face's processors do not crop a squashed picture; crop_pct is {preprocess.crop_pct}."
+                f"Hugging Face's processors do not crop a squashed image; crop_pct is {preprocess.crop_pct}."
             )
         kind = "ViTImageProcessor" if model_type == "vit" else "SiglipImageProcessor"
         return common | {
@@ -110,7 +110,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
             "do_center_crop": False,
         }
     if height != width:
-        raise ValueError("Hugging Face's processors crop squares; this model's pictures are not.")
+        raise ValueError("Hugging Face's processors crop squares; this model's images are not.")
     size = {"shortest_edge": math.floor(height / preprocess.crop_pct)}
     crop = {"height": height, "width": width}
     return common | {

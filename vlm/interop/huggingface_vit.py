@@ -99,7 +99,7 @@ def write_classifier(
         f"pool '{config.pool}'": config.pool != "class",
         "a norm before the blocks": config.pre_norm,
         "no patch bias": not config.patch_bias,
-        "a picture that is not square": config.image_shape[0] != config.image_shape[1],
+        "an image that is not square": config.image_shape[0] != config.image_shape[1],
     }
     if problems := [reason for reason, holds in outside.items() if holds]:
         raise ValueError(

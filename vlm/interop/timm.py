@@ -84,7 +84,7 @@ def named(name: str) -> Named:
 
 
 def encoder_table(config: VisionConfig) -> Table:
-    """(timm's name, ours) of the picture tower; the last norm is `fc_norm` where it comes after the pooling."""
+    """(timm's name, ours) of the image tower; the last norm is `fc_norm` where it comes after the pooling."""
     norm = "fc_norm" if config.norm_after_pool else "norm"
     return expand(
         tuple((name, f"vision.{name}") for name in _STEM + _BLOCK)

@@ -14,7 +14,7 @@ from vlm.models.vision import VisionTransformer
 
 
 class CLIP(nn.Module):
-    """Pictures (B, C, H, W) and texts (B, T) -> unit vectors in one space (B, E)."""
+    """Images (B, C, H, W) and texts (B, T) -> unit vectors in one space (B, E)."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()

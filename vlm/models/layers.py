@@ -1,4 +1,4 @@
-"""The one Transformer block, shared by pictures and text.
+"""The one Transformer block, shared by images and text.
 
 z tokens (B, N, D) · h heads · Dh = D/h · F MLP hidden.  Equation numbers: *Vision Transformer 入門*, chapter 2.
 """
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def weights(self, z: Tensor) -> Tensor:
         """The attention map A = softmax(q k^T / sqrt(Dh)), (B, h, N, N).  Book eq. (7).
 
-        `forward` never builds this matrix; this one draws the pictures, and is the test oracle of the fast path.
+        `forward` never builds this matrix; this one draws the images, and is the test oracle of the fast path.
         """
         q, k, _ = self._heads(z)
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
@@ -149,7 +149,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """The branch of a residual block, (B, N, D), zero for some pictures of a batch in training."""
+        """The branch of a residual block, (B, N, D), zero for some images of a batch in training."""
         if not self.training or self.rate == 0:
             return branch
         keep = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)

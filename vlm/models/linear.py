@@ -1,7 +1,7 @@
 """Linear layers that take the faster of the two float32 matrix products in PyTorch.
 
 PyTorch multiplies float32 matrices with MKL.  On AMD processors with AVX-512 MKL stays at half of what oneDNN reaches,
-which is there too, behind convolutions: a linear layer is a 1 x 1 convolution over a picture as wide as there are rows.
+which is there too, behind convolutions: a linear layer is a 1 x 1 convolution over an image as wide as there are rows.
 On such processors, from some 100 rows on, that takes half the time, forward and backward; the sums are the same but for
 the order of their terms.  Anywhere else this is `torch.nn.Linear`.
 """
@@ -31,9 +31,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The rows of x are the pixels, its columns the channels; only strides change.
 
-    They lie in 16 pictures: of fewer, PyTorch gives oneDNN none as long as it has one thread.  oneDNN writes and keeps
+    They lie in 16 images: of fewer, PyTorch gives oneDNN none as long as it has one thread.  oneDNN writes and keeps
     code for each number of rows it meets; batches of captions have too many numbers, so rows that do not fill 16
-    pictures are made up to a multiple of 64 with zeros.
+    images are made up to a multiple of 64 with zeros.
     """
     rows, columns = x.numel() // x.shape[-1], x.shape[-1]
     lacking = -rows % 64 if rows % 16 else 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PatchEmbed(nn.Module):
-    """Cuts a picture into P x P patches and projects each, (B, C, H, W) -> (B, Np, D).  Book eq. (3).
+    """Cuts an image into P x P patches and projects each, (B, C, H, W) -> (B, Np, D).  Book eq. (3).
 
     The weight has a convolution's shape (D, C, P, P), as every checkpoint keeps it.
     """
@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
 
 
 class ViTFeatures(NamedTuple):
-    """What the encoder knows about a picture, for other work."""
+    """What the encoder knows about an image, for other work."""
 
     pooled: Tensor  # (B, D), what a head reads
     class_token: Tensor | None  # (B, D), None where the model has none
@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
 
     The book has no q/k/v bias, and its last LayerNorm sits in the head.
 
-    `any_size`: pictures of any sides that patches tile are taken, with positions resized to them; False by default.
+    `any_size`: images of any sides that patches tile are taken, with positions resized to them; False by default.
     """
 
     def __init__(self, config: VisionConfig):
@@ -192,7 +192,7 @@ class CosineHead(nn.Linear):
 class ViTClassifier(nn.Module):
     """A ViT and a linear head, (B, C, H, W) -> logits (B, M).  Book eq. (17).
 
-    `labels` names the M classes in order (their numbers by default); `preprocess` makes pictures ready for `forward`;
+    `labels` names the M classes in order (their numbers by default); `preprocess` makes images ready for `forward`;
     `head` compares unit vectors instead.
     """
 
@@ -221,7 +221,7 @@ class ViTClassifier(nn.Module):
         self.head = head if head is not None else _zero_head(config.width, num_classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Logits (B, M) of pictures (B, C, H, W)."""
+        """Logits (B, M) of images (B, C, H, W)."""
         return self.head(self.vision(images, keep))
 
 
@@ -236,7 +236,7 @@ def _zero_head(width: int, num_classes: int) -> nn.Linear:
 def resize_pos_embed(
     pos_embed: Tensor, config: VisionConfig, image_size: int | tuple[int, int], *, bicubic: bool = True
 ) -> Tensor:
-    """Position embeddings for another picture size, (1, N, D) -> (1, N', D); untouched when the size is the same.
+    """Position embeddings for another image size, (1, N, D) -> (1, N', D); untouched when the size is the same.
 
     Bicubic with antialiasing as OpenCLIP does; `bicubic=False` is bilinear, as big_vision does.
     """

@@ -42,9 +42,9 @@ class OnnxCLIP(CLIP):
         self.train(model.training)
 
     def encode_image(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Pictures (B, C, H, W) -> (B, E), unit length; ValueError where `keep` is given."""
+        """Images (B, C, H, W) -> (B, E), unit length; ValueError where `keep` is given."""
         if keep is not None:
-            raise ValueError("ONNX Runtime reads whole pictures, not those of keep. Load the model with backend torch.")
+            raise ValueError("ONNX Runtime reads whole images, not those of keep. Load the model with backend torch.")
         return self._run(self._images, images)
 
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -149,9 +149,9 @@ def _write_floats(model: CLIP, folder: Path) -> None:
 
 
 def _write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -> None:
-    """The picture tower with rounded weights, a scale for each column; activations are rounded as they come.
+    """The image tower with rounded weights, a scale for each column; activations are rounded as they come.
 
-    Texts stay float32: they are a small part of the work, and two rounded towers name fewer pictures alike.  So does
+    Texts stay float32: they are a small part of the work, and two rounded towers name fewer images alike.  So does
     the matrix that ends the first block's MLP: of all, the numbers it reads have the longest tail (in `mini`).
     """
     import onnx
@@ -193,7 +193,7 @@ def _session(path: Path, backend: str) -> "InferenceSession":
     onnxruntime = _onnxruntime(backend)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between batches others decode pictures
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between batches others decode images
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no class in common but this

@@ -16,7 +16,7 @@ ONE_FILE = 1_500_000_000  # bytes of weights; above, they lie in a second file: 
 
 def write_images(model: CLIP, path: Path) -> None:
     """pixels (B, 3, H, W) -> embeds (B, E), unit vectors."""
-    _write(path, _ImageTower(model), _pictures(model.config.vision), ("pixels", "embeds"), ("batch",))
+    _write(path, _ImageTower(model), _images(model.config.vision), ("pixels", "embeds"), ("batch",))
 
 
 def write_texts(model: CLIP, path: Path) -> None:
@@ -29,7 +29,7 @@ def write_texts(model: CLIP, path: Path) -> None:
 
 def write_classifier(model: ViTClassifier, path: Path) -> None:
     """pixels (B, 3, H, W) -> logits (B, M)."""
-    _write(path, _Classifier(model), _pictures(model.vision.config), ("pixels", "logits"), ("batch",))
+    _write(path, _Classifier(model), _images(model.vision.config), ("pixels", "logits"), ("batch",))
 
 
 def check_texts(config: TextConfig) -> None:
@@ -78,7 +78,7 @@ class _Classifier(nn.Module):
         return self.model.head(self.model.vision.features(pixels).pooled)
 
 
-def _pictures(config: VisionConfig) -> Tensor:
+def _images(config: VisionConfig) -> Tensor:
     return torch.zeros(2, config.in_channels, *config.image_shape)
 
 

@@ -9,29 +9,29 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from vlm.index.query import MAX_CHARACTERS
 
-MAX_PICTURES = 32  # of one request
+MAX_IMAGES = 32  # of one request
 MAX_TEXTS = 1000
 MAX_LABELS = 1000
 MAX_HITS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture file that came with a request."""
+class UploadedImage:
+    """An image file that came with a request."""
 
     data: bytes
     name: str | None = None  # as the client calls an uploaded file; never a path here
 
 
-def _picture(value: Any) -> Picture:
-    if isinstance(value, Picture):
+def _image(value: Any) -> UploadedImage:
+    if isinstance(value, UploadedImage):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"a picture is its file's bytes in base64, got {type(value).__name__}")
+        raise ValueError(f"an image is its file's bytes in base64, got {type(value).__name__}")
     try:
-        return Picture(base64.b64decode(value.rpartition("base64,")[2], validate=True))  # a data: URL is welcome
+        return UploadedImage(base64.b64decode(value.rpartition("base64,")[2], validate=True))  # a data: URL is welcome
     except (binascii.Error, ValueError) as error:
-        raise ValueError("a picture is its file's bytes in base64, not a path or an address; this is none") from error
+        raise ValueError("an image is its file's bytes in base64, not a path or an address; this is none") from error
 
 
 def _no_nul(text: str) -> str:
@@ -41,7 +41,7 @@ def _no_nul(text: str) -> str:
 
 
 _BASE64 = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
-PictureField = Annotated[Picture, PlainValidator(_picture), _BASE64]
+ImageField = Annotated[UploadedImage, PlainValidator(_image), _BASE64]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_no_nul)]
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_no_nul)]
 
@@ -56,18 +56,18 @@ class TermAsked(Asked):
     """One part of a sum."""
 
     text: Text | None = None
-    picture: PictureField | None = None
+    image: ImageField | None = None
     weight: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        if (self.text is None) == (self.picture is None):
-            raise ValueError("a term is either a text or a picture")
+        if (self.text is None) == (self.image is None):
+            raise ValueError("a term is either a text or an image")
         return self
 
 
 class SearchAsked(Asked):
-    """Exactly one of text, picture and terms, and limits like those of `vlm search`."""
+    """Exactly one of text, image and terms, and limits like those of `vlm search`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -78,52 +78,50 @@ class SearchAsked(Asked):
         }
     )
     text: Text | None = Field(None, description='words, or a sum of words: "赤い + 車 - 人"')
-    picture: PictureField | None = Field(None, description="to find others like it")
+    image: ImageField | None = Field(None, description="to find others like it")
     terms: list[TermAsked] | None = Field(
-        None, min_length=1, max_length=20, description="a sum of texts and pictures, each with a weight; in JSON only"
+        None, min_length=1, max_length=20, description="a sum of texts and images, each with a weight; in JSON only"
     )
     k: int = Field(10, ge=1, le=MAX_HITS, description="how many")
     glob: Line | None = Field(None, description="only paths like this, * crosses folders: 2024/*.jpg")
-    since: Line | None = Field(None, description="only pictures taken then or later: 2024-05-01")
-    until: Line | None = Field(None, description="only pictures taken then or earlier")
-    min_side: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="only pictures at least so high and wide, pixels"
-    )
+    since: Line | None = Field(None, description="only images taken then or later: 2024-05-01")
+    until: Line | None = Field(None, description="only images taken then or earlier")
+    min_side: int | None = Field(None, ge=1, le=2**31 - 1, description="only images at least so high and wide, pixels")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        given = [name for name in ("text", "picture", "terms") if getattr(self, name) is not None]
+        given = [name for name in ("text", "image", "terms") if getattr(self, name) is not None]
         if len(given) != 1:
             came = " and ".join(given) or "none"
-            raise ValueError(f"wanted exactly one of text, picture and terms, got {came}")
+            raise ValueError(f"wanted exactly one of text, image and terms, got {came}")
         return self
 
 
 class ClassifyAsked(Asked):
-    """Pictures and the labels to choose from."""
+    """Images and the labels to choose from."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"pictures": ["iVBORw0KGgo..."], "labels": ["犬", "猫", "a bird"], "k": 2}]}
+        json_schema_extra={"examples": [{"images": ["iVBORw0KGgo..."], "labels": ["犬", "猫", "a bird"], "k": 2}]}
     )
-    pictures: list[PictureField] = Field(min_length=1, max_length=MAX_PICTURES)
+    images: list[ImageField] = Field(min_length=1, max_length=MAX_IMAGES)
     labels: list[Line] = Field(min_length=1, max_length=MAX_LABELS, description="in any language the model reads")
     templates: list[Line] | None = Field(
         None, min_length=1, max_length=100, description="sentences with {} where the label goes; default: by language"
     )
-    k: int | None = Field(None, ge=1, le=MAX_LABELS, description="labels per picture, default all")
+    k: int | None = Field(None, ge=1, le=MAX_LABELS, description="labels per image, default all")
 
 
 class EmbedAsked(Asked):
-    """Texts, pictures or both."""
+    """Texts, images or both."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["犬", "a dog"]}]})
     texts: list[Text] = Field([], max_length=MAX_TEXTS)
-    pictures: list[PictureField] = Field([], max_length=MAX_PICTURES)
+    images: list[ImageField] = Field([], max_length=MAX_IMAGES)
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
-        if not self.texts and not self.pictures:
-            raise ValueError("there is nothing to embed; give texts or pictures")
+        if not self.texts and not self.images:
+            raise ValueError("there is nothing to embed; give texts or images")
         return self
 
 
@@ -139,7 +137,7 @@ class SearchHit(BaseModel):
 class LabelScore(BaseModel):
     """As `vlm classify --json`."""
 
-    path: str = Field(description="the name of the uploaded file, or pictures[0], pictures[1] ...")
+    path: str = Field(description="the name of the uploaded file, or images[0], images[1] ...")
     label: str
     score: float = Field(description="probability")
     rank: int = Field(description="from 1")
@@ -151,19 +149,19 @@ class Embeddings(BaseModel):
     model: str
     fingerprint: str = Field(description="vectors of different fingerprints do not compare")
     texts: list[list[float]]
-    pictures: list[list[float]]
+    images: list[list[float]]
 
 
 class Health(BaseModel):
-    """A new picture has just been drawn, decoded and embedded."""
+    """A new image has just been drawn, decoded and embedded."""
 
     status: str = Field(description="ok")
     model: str = Field(description="that answers")
     fingerprint: str
     embed_dim: int
     device: str
-    indexed: int | None = Field(description="pictures in the index that this model can find; null: no index")
-    milliseconds: float = Field(description="to decode and embed the picture, with the wait for others")
+    indexed: int | None = Field(description="images in the index that this model can find; null: no index")
+    milliseconds: float = Field(description="to decode and embed the image, with the wait for others")
 
 
 class Problem(BaseModel):

@@ -29,13 +29,13 @@ class CachedEmbedder(Embedder):
         embed = super().embed_texts
         return self._recall(texts, lambda places: embed([texts[place] for place in places], batch_size))
 
-    def embed_images(self, pictures: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
-        """Files given as bytes are remembered, other pictures are not."""
-        if not isinstance(pictures, list):
-            return super().embed_images(pictures, batch_size)
-        files = [picture for picture in pictures if isinstance(picture, bytes)]
-        if len(files) < len(pictures):
-            return super().embed_images(pictures, batch_size)
+    def embed_images(self, images: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
+        """Files given as bytes are remembered, other images are not."""
+        if not isinstance(images, list):
+            return super().embed_images(images, batch_size)
+        files = [image for image in images if isinstance(image, bytes)]
+        if len(files) < len(images):
+            return super().embed_images(images, batch_size)
         embed = super().embed_images
         keys = [digest_of(file) for file in files]
         return self._recall(keys, lambda places: embed([files[place] for place in places], batch_size))

@@ -20,18 +20,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlm.serving.api_page import api_page
 from vlm.serving.api_types import (
+    MAX_IMAGES,
     MAX_LABELS,
-    MAX_PICTURES,
     Asked,
     ClassifyAsked,
     EmbedAsked,
     Embeddings,
     Health,
     LabelScore,
-    Picture,
     Problem,
     SearchAsked,
     SearchHit,
+    UploadedImage,
 )
 from vlm.serving.service import Service
 
@@ -42,8 +42,8 @@ KEEP_ALIVE = 75  # seconds, longer than clients keep a connection: none closes a
 GRACE = 30  # seconds that running requests have when the server is told to stop
 
 _OPEN_PATHS = ("/", "/openapi.json")  # the description is no secret, and a browser's address bar sends no token
-_LISTS = ("pictures", "labels", "templates", "texts")  # fields that a form may repeat
-_DESCRIPTION = "Pictures and words in one space. Send JSON, pictures in base64; or a form with files (curl -F)."
+_LISTS = ("images", "labels", "templates", "texts")  # fields that a form may repeat
+_DESCRIPTION = "Images and words in one space. Send JSON, images in base64; or a form with files (curl -F)."
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "what was sent cannot be used"},
     401: {"model": Problem, "description": "the token is missing or wrong"},
@@ -145,24 +145,24 @@ def create_app(
 
     @app.get("/health", response_model=Health, responses=_PROBLEMS)
     async def health() -> Answer:
-        """Embeds a picture that it has just drawn, and says which model did it."""
+        """Embeds an image that it has just drawn, and says which model did it."""
         return Answer(await service.health())
 
     @app.post("/search", response_model=list[SearchHit], responses=_PROBLEMS, openapi_extra=takes["search"])
     async def search(request: Request) -> Answer:
-        """The pictures of the index nearest to a text, a picture or a sum of both. The header No-Good-Match is true
+        """The images of the index nearest to a text, an image or a sum of both. The header No-Good-Match is true
         when even the best is none."""
         rows, no_good_match = await service.search(await _read(request, SearchAsked))
         return Answer(rows, headers={"No-Good-Match": str(no_good_match).lower()})
 
     @app.post("/classify", response_model=list[LabelScore], responses=_PROBLEMS, openapi_extra=takes["classify"])
     async def classify(request: Request) -> Answer:
-        """Which of the labels fits each picture."""
+        """Which of the labels fits each image."""
         return Answer(await service.classify(await _read(request, ClassifyAsked)))
 
     @app.post("/embed", response_model=Embeddings, responses=_PROBLEMS, openapi_extra=takes["embed"])
     async def embed(request: Request) -> Answer:
-        """Texts and pictures to unit vectors; the cosine of two is their dot product."""
+        """Texts and images to unit vectors; the cosine of two is their dot product."""
         return Answer(await service.embed(await _read(request, EmbedAsked)))
 
     def openapi() -> dict[str, Any]:
@@ -201,9 +201,9 @@ async def _read(request: Request, model: type[AskedType]) -> AskedType:
     if kind != "multipart/form-data":
         raise HTTPException(415, f"The content type is {kind!r}. Send application/json or multipart/form-data.")
     fields: dict[str, Any] = {}
-    async with request.form(max_files=MAX_PICTURES, max_fields=MAX_LABELS + 200) as form:
+    async with request.form(max_files=MAX_IMAGES, max_fields=MAX_LABELS + 200) as form:
         for name, value in form.multi_items():
-            read = Picture(await value.read(), value.filename) if isinstance(value, UploadFile) else value
+            read = UploadedImage(await value.read(), value.filename) if isinstance(value, UploadFile) else value
             if name in _LISTS:
                 fields.setdefault(name, []).append(read)
             elif name in fields:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlm.training.data.formats.columns import recognise
-from vlm.training.data.formats.folders import has_pictures, open_folder
+from vlm.training.data.formats.folders import has_images, open_folder
 from vlm.training.data.formats.idx import IdxRows, is_idx
 from vlm.training.data.formats.table import Table, with_splits
 from vlm.training.data.formats.tars import open_tars
@@ -16,7 +16,7 @@ from vlm.training.data.formats.text_files import open_text_file
 from vlm.training.data.rows import ColumnNames, Rows
 
 WANTED = (
-    "Wanted a folder of pictures (with metadata.csv, metadata.jsonl, or a folder per class), a .csv, .tsv, .jsonl or "
+    "Wanted a folder of images (with metadata.csv, metadata.jsonl, or a folder per class), a .csv, .tsv, .jsonl or "
     ".parquet file, a folder of .tar or .parquet shards, idx files, or a data set's name on the Hugging Face hub."
 )
 
@@ -69,9 +69,9 @@ def _open_folder(folder: Path, splits: Sequence[str], named: ColumnNames, root: 
         raise ValueError(
             f"{source} is divided. Name a part of it: {', '.join(f'{source}/{name}' for name in divided)}."
         )
-    if has_pictures(folder):
+    if has_images(folder):
         return open_folder(folder, splits)
-    raise ValueError(f"{source} is a folder without pictures or data files. {WANTED}")
+    raise ValueError(f"{source} is a folder without images or data files. {WANTED}")
 
 
 def _open_saved(source: str, splits: Sequence[str], named: ColumnNames) -> Rows:

@@ -1,4 +1,4 @@
-"""Which column is what: names people use for pictures, captions, classes, languages."""
+"""Which column is what: names people use for images, captions, classes, languages."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vlm.training.data.rows import ColumnNames
 
 IMAGE = ("image", "filepath", "file_path", "file_name", "filename", "image_path", "img_path", "path", "img", "picture",
-         "file")  # fmt: skip
+         "photo", "file")  # fmt: skip
 CAPTION = ("captions", "caption", "text", "title", "texts", "sentences", "sentence", "description", "alt", "alt_text")
 KEYWORDS = ("keywords", "tags")
 LABEL = ("label", "class", "class_name", "category")
@@ -45,7 +45,7 @@ class Columns:
 def recognise(source: str, present: Sequence[str], named: ColumnNames) -> Columns:
     """The columns of a table that has the columns `present`; `named` comes first.
 
-    `ValueError`: no pictures, or neither captions nor classes, or a named column that is not there.
+    `ValueError`: no images, or neither captions nor classes, or a named column that is not there.
     """
     for role, names in named.items():
         if role not in _ROLES:
@@ -63,9 +63,9 @@ def recognise(source: str, present: Sequence[str], named: ColumnNames) -> Column
     if columns.image is None:
         if urls := [name for name in present if name.lower() in ("url", "image_url", "img_url")]:
             raise ValueError(
-                f"{source} has addresses ({urls[0]}), no pictures. Fetch them: img2dataset --url_list {source} ..."
+                f"{source} has addresses ({urls[0]}), no images. Fetch them: img2dataset --url_list {source} ..."
             )
-        raise ValueError(f"{source} has no column with pictures. {_it_has(present, IMAGE)} {_name_it('image')}")
+        raise ValueError(f"{source} has no column with images. {_it_has(present, IMAGE)} {_name_it('image')}")
     if not columns.captions and columns.label is None:
         raise ValueError(f"{source} has no column with captions. {_it_has(present, CAPTION)} {_name_it('caption')}")
     return columns

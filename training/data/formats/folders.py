@@ -1,4 +1,4 @@
-"""Pictures in folders: a folder per class, or captions in .txt files beside the pictures."""
+"""Images in folders: a folder per class, or captions in .txt files beside the images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ from vlm.training.data.formats.table import Table, generated, with_splits
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
-def has_pictures(folder: Path) -> bool:
-    """Whether any picture lies below, links not followed."""
-    return next(_pictures(folder), None) is not None
+def has_images(folder: Path) -> bool:
+    """Whether any image lies below, links not followed."""
+    return next(_images(folder), None) is not None
 
 
 def open_folder(folder: Path, splits: Sequence[str]) -> Table:
@@ -31,7 +31,7 @@ def open_folder(folder: Path, splits: Sequence[str]) -> Table:
     labelled = table["label"].null_count < len(rows)
     if not captioned and not labelled:
         raise ValueError(
-            f"{folder} has pictures, but neither captions nor classes. Give each class a folder, each picture a .txt, "
+            f"{folder} has images, but neither captions nor classes. Give each class a folder, each image a .txt, "
             "or list them in metadata.csv: file_name,caption."
         )
     columns = Columns(
@@ -66,7 +66,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield place, inner, sorted(name for name in files if not name.startswith("."))
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, str]]:
+def _images(folder: Path) -> Iterator[tuple[str, str]]:
     """(path below folder, path without its suffix), sorted by folder and name."""
     for place, _, files in _walk(folder):
         for name in files:
@@ -76,7 +76,7 @@ def _pictures(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read(folder: str, stamp: Any, version: int) -> Iterator[dict[str, Any]]:
-    for path, stem in _pictures(Path(folder)):
+    for path, stem in _images(Path(folder)):
         *places, _ = Path(path).parts
         divided = places and places[0].lower() in SPLITS
         classes = places[1:] if divided else places

@@ -24,7 +24,7 @@ def is_idx(folder: Path) -> bool:
 
 
 class IdxRows:
-    """The pictures of a folder of idx files, split by split.
+    """The images of a folder of idx files, split by split.
 
     The files do not name their classes: labels.txt in the folder does, one a line; without it, a folder with "fashion"
     in its path has Fashion-MNIST's, any other the digits.
@@ -52,7 +52,7 @@ class IdxRows:
     def uid(self, index: int) -> str:
         return f"{self._splits[index]}/{self._numbers[index]}"
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         return self._images[index]
 
     def captions(self, index: int) -> Captions:
@@ -72,7 +72,7 @@ class IdxRows:
         return sorted(set(self._splits.tolist()))
 
     def column(self, name: str) -> list[str]:
-        raise ValueError(f"{self.name} has no column {name}: idx files have pictures and labels.")
+        raise ValueError(f"{self.name} has no column {name}: idx files have images and labels.")
 
 
 def _class_names(folder: Path, count: int) -> list[str]:
@@ -101,7 +101,7 @@ def _read_split(folder: Path, begin: str) -> tuple[np.ndarray, np.ndarray]:
         )
     pixels, numbers = _read(images, 3), _read(labels, 1)
     if len(pixels) != len(numbers):
-        raise ValueError(f"{images} has {len(pixels)} pictures, {labels} has {len(numbers)} labels.")
+        raise ValueError(f"{images} has {len(pixels)} images, {labels} has {len(numbers)} labels.")
     return pixels, numbers
 
 

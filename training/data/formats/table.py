@@ -35,9 +35,9 @@ class Table:
         self._image = self.rows.select_columns([columns.image, *more] if columns.image else more).with_format("arrow")
         self._path_named = columns.image is not None and _is_string(self.rows.features[columns.image])
         self._class_names = getattr(self.rows.features[columns.label], "names", None) if columns.label else None
-        self._members = self._rows_of_each_picture() if self._path_named else None
+        self._members = self._rows_of_each_image() if self._path_named else None
 
-    def _rows_of_each_picture(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def _rows_of_each_image(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(row numbers, where each sample's begin), samples in order of first appearance; None: one row each."""
         (paths,) = self._image.select_columns([self.columns.image or ""])[:].columns
         paths = paths.combine_chunks()
@@ -79,7 +79,7 @@ class Table:
             name = self._row(self._image, number)[self.columns.image]
         return f"row {number}" if name is None else str(name)
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         row = self._row(self._image, self._row_numbers(index)[0])
         self._raise_problem(index, row)
         value = row[self.columns.image] if self.columns.image else None
@@ -91,7 +91,7 @@ class Table:
             return value
         if isinstance(value, list):
             return np.asarray(value, np.uint8)
-        raise BrokenSample(self.uid(index), "missing", "the row names no picture")
+        raise BrokenSample(self.uid(index), "missing", "the row names no image")
 
     def _file(self, index: int, name: str) -> str:
         """The path, if it stays below the root, links followed."""
@@ -191,7 +191,7 @@ def _is_string(feature: Any) -> bool:
 
 
 def _undecoded(rows: Any, columns: Columns) -> Any:
-    """Pictures stay as bytes or paths: decoding is ours."""
+    """Images stay as bytes or paths: decoding is ours."""
     from datasets import Image
 
     if columns.image is not None and isinstance(rows.features[columns.image], Image):

@@ -1,6 +1,6 @@
 """WebDataset shards as img2dataset writes them: 00000.tar holds key.jpg, key.txt, key.json.
 
-The headers are read once; from then on a picture is a place in a file, so that tars have the same random order as
+The headers are read once; from then on an image is a place in a file, so that tars have the same random order as
 anything else.  Nothing is unpacked to disk, and members of other kinds (a pickle) are never opened.
 """
 
@@ -25,7 +25,7 @@ class _Sample:
     """Members of one key, while the headers are read."""
 
     key: str
-    picture: tuple[int, int] | None = None  # offset and size
+    image: tuple[int, int] | None = None  # offset and size
     captions: dict[str, list[str]] = field(default_factory=dict)  # language -> texts
     keywords: dict[str, list[str]] = field(default_factory=dict)
     label: str | None = None
@@ -41,7 +41,7 @@ class Tars(Table):
         self.shards = list(shards)
         self._places = rows.select_columns(["shard", "offset", "size"]).with_format("arrow")
 
-    def picture(self, index: int) -> ImageSource:
+    def image(self, index: int) -> ImageSource:
         self._raise_problem(index, self._row(self._image, index))
         shard, offset, size = self._row(self._places, index).values()
         path = self.shards[shard]
@@ -53,7 +53,7 @@ class Tars(Table):
         except OSError as error:
             raise BrokenSample(self.uid(index), "unreadable", f"{path}: {error.strerror}") from error
         if len(data) < size:
-            raise BrokenSample(self.uid(index), "truncated", f"{path} ends within this picture")
+            raise BrokenSample(self.uid(index), "truncated", f"{path} ends within this image")
         return data
 
     def _of_row(self, row: Mapping[str, Any]) -> Captions:
@@ -96,10 +96,10 @@ def _read(
 
 def _row(shard: int, uid: str, sample: _Sample) -> dict[str, Any]:
     reason, detail = sample.problem or (None, None)
-    if sample.picture is None and not reason:
+    if sample.image is None and not reason:
         endings = ", ".join(sample.endings)
-        reason, detail = "missing", f"no picture among its members ({endings})"
-    offset, size = sample.picture or (0, 0)
+        reason, detail = "missing", f"no image among its members ({endings})"
+    offset, size = sample.image or (0, 0)
     return {
         "uid": _printable(uid), "shard": shard, "offset": offset, "size": size, "label": sample.label,
         "problem_reason": reason, "problem_detail": detail,
@@ -173,8 +173,8 @@ def _members(path: str, file: BinaryIO, size: int, problem: _Problem) -> Iterato
 def _add(
     sample: _Sample, member: tarfile.TarInfo, ending: str, file: BinaryIO, size: int, named: dict[str, list[str]]
 ) -> None:
-    picture = f".{ending}" in IMAGE_SUFFIXES
-    if not picture and ending not in ("txt", "json", "cls"):
+    image = f".{ending}" in IMAGE_SUFFIXES
+    if not image and ending not in ("txt", "json", "cls"):
         return
     parts = PurePosixPath(member.name).parts
     if ".." in parts or member.name.startswith("/"):
@@ -183,8 +183,8 @@ def _add(
         sample.problem = ("not a file", f"{member.name} is a link or a device")
     elif member.offset_data + member.size > size:
         sample.problem = ("truncated", f"the tar ends within {member.name}")
-    elif picture:
-        sample.picture = sample.picture or (member.offset_data, member.size)
+    elif image:
+        sample.image = sample.image or (member.offset_data, member.size)
     elif member.size > _TEXT_BYTES:
         sample.problem = ("bad row", f"{member.name} has {member.size:,} bytes; wanted a caption")
     else:

@@ -1,6 +1,6 @@
 """Tables people write by hand or with pandas: .csv and .tsv (separator found out), .jsonl.
 
-A line that cannot be used stays a sample, and says why when it is asked for its picture: one bad row ends nothing.
+A line that cannot be used stays a sample, and says why when it is asked for its image: one bad row ends nothing.
 """
 
 import csv
@@ -95,7 +95,7 @@ def _header(source: str, head: str) -> tuple[str, list[str]]:
             f"{', '.join(_SEPARATORS.values())} in its first line. Wanted a header like filepath,caption."
         )
     if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names if "\0" not in name):
-        raise ValueError(f"{source} begins with a picture, {names[0][:80]!r}. Put a header on top: filepath,caption.")
+        raise ValueError(f"{source} begins with an image, {names[0][:80]!r}. Put a header on top: filepath,caption.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{source} has two columns named {twice[:80]!r}. Rename one.")

@@ -1,0 +1,180 @@
+"""The tabs Classifier, Look inside and Models in headless Chromium, in both languages; figures against the library."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vlm
+from tests.support.demo_pages import (
+    DOG,
+    JAPANESE,
+    LOCALES,
+    Opener,
+    browser_tests,
+    drop_image,
+    go,
+    numbers,
+    quiet,
+    save_classifier,
+    upload,
+)
+from tests.support.demo_server import Server, serving
+from vlm.demo import inside, inside_views
+from vlm.demo.texts import TEXTS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+pytestmark = browser_tests
+
+CLASSES = [f"class {number}" for number in range(7)]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A CLIP, two classifiers, and the place they lie in."""
+
+    clip: vlm.Embedder
+    classifier: vlm.ViTClassifier
+    place: Path
+
+
+@pytest.fixture
+def shelf(tiny_embedder: vlm.Embedder, tmp_path: Path) -> Shelf:
+    vlm.save(tiny_embedder, tmp_path / "runs" / "tiny")
+    save_classifier(tmp_path / "runs" / "other", ["only", "two"])
+    made = save_classifier(tmp_path / "asked-first", CLASSES)
+    return Shelf(tiny_embedder, made, tmp_path / "runs")
+
+
+@pytest.fixture
+def server(shelf: Shelf, tmp_path: Path) -> Iterator[Server]:
+    options = ("--models", str(shelf.place), "--classifier", str(tmp_path / "asked-first"))
+    with serving(str(shelf.place / "tiny"), tmp_path, *options) as running:
+        yield running
+    quiet(running)
+
+
+def speaks(panel: "Locator", language: str) -> None:
+    japanese = JAPANESE.findall(panel.inner_text())
+    assert bool(japanese) == (language == "ja"), japanese
+
+
+def choose(page: "Page", box: str, name: str) -> None:
+    """By typing into a dropdown."""
+    page.locator(f"{box} input").fill(name)
+    page.keyboard.press("Enter")
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_the_classifier_answers_with_its_own_classes_and_rollout(
+    server: Server, shelf: Shelf, opened: Opener, language: str
+) -> None:
+    page = opened(server, LOCALES[language])
+    panel = go(page, "classifier")
+    assert page.locator("#classifier-choice input").input_value() == "asked-first"  # named by --classifier
+    drop_image(panel, DOG)
+    page.locator("#classifier-button").click()
+    page.locator("#classifier-answer .bars li").nth(4).wait_for()
+    expected = inside.answer(shelf.classifier, DOG)
+    assert page.locator("#classifier-answer .label").all_inner_texts() == [label for label, _ in expected.top]
+    assert numbers(page.locator("#classifier-answer .percent")) == pytest.approx(
+        [probability for _, probability in expected.top], abs=0.0005 + 1e-9
+    )
+    assert "14.3%" in page.locator("#classifier-answer .fine").inner_text()  # chance, 1 of 7
+    image = page.locator("#classifier-answer figure img").get_attribute("src")
+    assert image
+    assert image in inside_views.classifier_answer("asked-first", expected)
+    speaks(panel, language)
+
+    choose(page, "#classifier-choice", "runs/other")  # found in --models
+    panel.locator(".examples button").nth(1).click()
+    page.locator("#classifier-answer strong", has_text="runs/other").wait_for()
+    assert sorted(page.locator("#classifier-answer .label").all_inner_texts()) == ["only", "two"]
+    choose(page, "#classifier-choice", str(shelf.place / "nowhere"))
+    page.locator("#classifier-button").click()
+    page.locator("#classifier-answer .notice", has_text=TEXTS["cannot_open_model"][language].split("{")[0]).wait_for()
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
+    server: Server, shelf: Shelf, opened: Opener, language: str
+) -> None:
+    page = opened(server, LOCALES[language])
+    panel = go(page, "look")
+    drop_image(panel, DOG)
+    text = page.locator("#look-text input, #look-text textarea")
+    text.fill("耳" if language == "ja" else "ear")
+    page.keyboard.press("Enter")
+    page.locator("#look-figures figure").nth(5).wait_for()
+    seen = inside.see(shelf.clip.model.vision, shelf.clip.preprocess, DOG)
+    for figure in page.locator("#look-figures figure, #look-attention figure").all():
+        assert re.search("第[23]章|[Cc]hapter [23]", figure.locator(".reference").inner_text())
+    assert text.input_value() in page.locator(".figure-relevance figcaption").inner_text()
+    speaks(panel, language)
+
+    def attends(block: int, head: int, patch: int) -> None:
+        wanted = inside_views.attention(inside.attention(seen, block, head, patch), block, head, patch)
+        source = re.findall('src="([^"]+)"', wanted)[0]
+        page.locator(f'#look-attention img[src="{source}"]').wait_for()
+
+    attends(2, 1, 0)  # the last block
+    page.locator('#look-head input[type="number"]').fill("2")
+    page.keyboard.press("Enter")
+    attends(2, 2, 0)
+    page.locator('#look-block input[type="range"]').press("ArrowLeft")
+    attends(1, 2, 0)
+    page.locator('[data-patch="7"]').click()
+    attends(1, 2, 7)
+    page.locator('[data-block="2"][data-head="1"]').click()
+    attends(2, 1, 7)
+    page.locator('#look-patch input[type="range"]').press("Home")
+    attends(2, 1, 0)
+    assert page.locator('[data-patch="7"]').get_attribute("aria-label") == "Patch 7: row 2, column 3 / パッチ7：2行3列"
+    text.fill("")
+    page.locator("#look-button").click()
+    page.locator(".figure-relevance").wait_for(state="detached")
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_two_models_stand_side_by_side_each_with_its_own_ranking(
+    server: Server, shelf: Shelf, opened: Opener, language: str
+) -> None:
+    page = opened(server, LOCALES[language])
+    panel, labels = go(page, "models"), ["犬", "猫"] if language == "ja" else ["dog", "cat"]
+    upload(panel, DOG)
+    page.locator("#compare-labels textarea").fill("\n".join(labels))
+    page.locator("#compare-button").click()
+    page.locator("#compared section").nth(1).wait_for()
+    assert page.locator("#compared h2").all_inner_texts() == ["tiny", "mini"]
+    for section, embedder in zip(page.locator("#compared section").all(), (shelf.clip, vlm.load("mini")), strict=True):
+        expected = sorted(vlm.classify(embedder, [DOG], labels)[0].tolist(), reverse=True)
+        assert numbers(section.locator(".percent")) == pytest.approx(expected, abs=0.0005 + 1e-9)
+        assert re.search(r"\d+\.\d", section.locator(".small-heading").inner_text())  # milliseconds
+    speaks(page.locator("#compared"), language)
+    page.locator("#card-button").click()
+    page.locator("#model-card article").wait_for()
+    choose(page, "#second-model", "hf:org/name")
+    page.locator("#compare-button").click()
+    asks = TEXTS["consent_first"][language].format(name="hf:org/name")
+    page.locator("#compared .notice", has_text=asks).wait_for()
+    page.locator("#remote-id input, #remote-id textarea").fill("mini")
+    page.locator("#remote-size-button").click()
+    no = TEXTS["not_remote"][language].format(name="mini")
+    page.locator("#remote-state .notice", has_text=no).wait_for()
+
+
+def test_without_a_classifier_the_tab_says_how_to_make_one(tmp_path: Path, opened: Opener) -> None:
+    with serving("mini", tmp_path, "--models", str(tmp_path)) as running:
+        page = opened(running, "ja-JP")
+        panel = go(page, "classifier")
+        note = panel.locator(".model-note")
+        assert TEXTS["no_classifier_yet"]["ja"] in note.inner_text()
+        assert "python -m training.train_vit" in note.inner_text()
+        upload(panel, DOG)
+        page.locator("#classifier-button").click()
+        page.locator(".notice", has_text=TEXTS["no_model_named"]["ja"]).wait_for()

@@ -1,0 +1,168 @@
+"""Which models the demo takes from whom; their comparison; remote models without a network."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vlm
+from vlm.config import PreprocessConfig, VisionConfig
+from vlm.demo import models, remote
+from vlm.demo.gallery import SAMPLES
+from vlm.demo.models import Shelf, compare, find_models, is_loopback, without_header
+from vlm.demo.texts import NoAnswer
+from vlm.images.preprocess import Preprocess
+from vlm.interop import hub
+from vlm.models.vision import ViTClassifier
+
+DOG = SAMPLES / "fxemoji" / "dog.webp"
+
+
+@pytest.fixture
+def place(tiny_embedder: vlm.Embedder, tmp_path: Path) -> Path:
+    """runs/tiny, runs/deep/er/vit, and things that are no models."""
+    runs = tmp_path / "runs"
+    vlm.save(tiny_embedder, runs / "tiny", card="---\nlicense: mit\n---\n# A card\n")
+    config = VisionConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2, mlp_dim=64)
+    vlm.save(ViTClassifier(config, 3, preprocess=Preprocess(PreprocessConfig(image_size=32))), runs / "deep/er/vit")
+    for name, text in (("list", "[]"), ("broken", "{"), ("foreign", '{"architectures": []}'), ("kind", "{}")):
+        (runs / name).mkdir()
+        (runs / name / "config.json").write_text(text)
+    (runs / "loop").symlink_to(runs)
+    return runs
+
+
+def key_of(action: Any, *values: Any) -> str:
+    with pytest.raises(NoAnswer) as no:
+        action(*values)
+    assert "\n" not in str(no.value)
+    return no.value.key
+
+
+def test_models_are_found_by_what_their_config_says(place: Path) -> None:
+    found = [(entry.name, entry.kind) for entry in find_models(place)]
+    assert found == [("runs/deep/er/vit", "vit_classifier"), ("runs/tiny", "clip")]
+    assert find_models(place / "no-such-place") == []
+    assert [entry.name for entry in find_models(place / "tiny")] == ["tiny"]
+
+
+def test_what_was_named_at_the_start_is_listed_once_and_first(place: Path) -> None:
+    shelf = Shelf([place], model=str(place / "tiny"), classifier=str(place / "deep/er/vit"))
+    assert [entry.name for entry in shelf.entries("clip")] == ["tiny", "mini"]
+    assert [entry.name for entry in shelf.entries("vit_classifier")] == ["vit"]
+
+
+def test_a_page_for_others_opens_listed_models_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf([place])
+    assert shelf.source("runs/tiny", "clip") == str(place / "tiny")
+    monkeypatch.setattr(models.vlm, "load", lambda source: pytest.fail(f"{source} was opened"))
+    for name in (str(place / "tiny"), "hf:org/name", "openclip:A/b", "../runs/tiny", "runs/../runs/tiny", "/etc"):
+        assert key_of(shelf.embedder, name) == "only_listed"
+    assert key_of(shelf.embedder, "") == "no_model_named"
+    assert key_of(shelf.embedder, None) == "not_text"
+    assert key_of(shelf.card, str(place / "tiny"), "clip") == "only_listed"
+
+
+def test_one_s_own_page_opens_any_folder_and_remote_models_after_consent(place: Path) -> None:
+    shelf = Shelf(anywhere=True)
+    vision = shelf.classifier(str(place / "deep/er/vit")).vision
+    assert vision.config.depth == 1
+    assert shelf.card(str(place / "tiny"), "clip") == "# A card"
+    assert key_of(shelf.embedder, "hf:org/name") == "consent_first"
+    shelf.downloaded("hf:org/name")
+    assert shelf.source("hf:org/name", "clip") == "hf:org/name"
+    for name in ("no-such-folder", str(place / "broken"), str(place / "deep/er/vit"), str(DOG)):
+        assert key_of(shelf.embedder, name) == "cannot_open_model"
+    assert key_of(shelf.card, str(place / "list"), "clip") == "no_card"
+
+
+def test_a_model_is_loaded_once_until_it_is_saved_anew(place: Path, tiny_embedder: vlm.Embedder) -> None:
+    shelf = Shelf([place])
+    first = shelf.embedder("runs/tiny")
+    assert shelf.embedder("runs/tiny") is first
+    shutil.rmtree(place / "tiny")
+    vlm.save(tiny_embedder, place / "tiny", card="another")
+    assert shelf.embedder("runs/tiny") is not first
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("[::1]", True), ("127.9.9.9", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("my-machine", False), ("", False)],
+)  # fmt: skip
+def test_only_loopback_is_one_s_own_page(host: str, alone: bool) -> None:
+    assert is_loopback(host) == alone
+
+
+def test_compared_models_rank_as_the_library_does(tiny_embedder: vlm.Embedder) -> None:
+    names = ["犬", "a cat", "車"]
+    one, other = compare([("a", tiny_embedder), ("b", tiny_embedder)], DOG, names)
+    expected = vlm.classify(tiny_embedder, [DOG], names)[0]
+    assert [label for label, _ in one.ranking] == [names[place] for place in expected.argsort(descending=True)]
+    assert dict(one.ranking) == pytest.approx(dict(zip(names, expected.tolist(), strict=True)), abs=1e-6)
+    assert other.ranking == one.ranking
+    assert one.parameters == sum(weight.numel() for weight in tiny_embedder.model.state_dict().values())
+    assert one.milliseconds > 0
+    assert key_of(compare, [("a", tiny_embedder)], b"none", names) == "not an image"
+
+
+def test_a_card_is_shown_without_the_header_of_the_hub() -> None:
+    assert without_header("---\na: 1\n---\n\n# Title\n\n---\n\ntext\n") == "# Title\n\n---\n\ntext"
+    assert without_header("# Title\n") == "# Title"
+
+
+# ---- remote models: the hub is played by a folder ------------------------------------------------------------------
+
+
+def test_a_download_is_watched_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bring(source: str) -> None:
+        assert source == "hf:org/name"
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "weights.incomplete").write_bytes(bytes(1000))
+        seen.wait(10)
+
+    import threading
+
+    seen = threading.Event()
+    monkeypatch.setattr(hub, "about", lambda source: hub.About(4000, tmp_path))
+    monkeypatch.setattr(hub, "bring", bring)
+    steps: list[remote.Progress] = []
+    for progress in remote.download(" hf:org/name ", pause=0.01):
+        steps.append(progress)
+        if progress.done == 1000:
+            seen.set()
+    assert steps[-1] == (1000, 4000)
+    assert remote.size("hf:org/name") == 4000
+
+
+def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route\nto host")
+
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "model_info", offline)
+    monkeypatch.setattr(hub, "fetch", lambda repo: (_ for _ in ()).throw(ValueError("The hub cannot be reached.")))
+    assert key_of(remote.size, "hf:org/name") == "cannot_fetch"
+    assert key_of(lambda: list(remote.download("hf:org/name", pause=0.01))) == "cannot_fetch"
+    for name in ("mini", "/etc/passwd", "https://a.example", ""):
+        assert key_of(remote.size, name) == "not_remote"
+    assert key_of(remote.size, "hf:no-slash") == "cannot_fetch"
+
+
+def test_the_size_counts_one_form_of_the_weights_and_the_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from huggingface_hub import HfApi
+
+    sizes = {"model.safetensors": 100, "pytorch_model.bin": 900, "config.json": 7, "notes.md": 50, "README.md": 3}
+    files = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    assert hub.about("hf:org/name").size == 110
+    assert str(hub.about("hf:org/name").folder).endswith("models--org--name")
+
+
+def test_the_thread_count_said_is_torch_s() -> None:
+    assert models.threads() == torch.get_num_threads()

@@ -1,0 +1,72 @@
+"""docs/notebooks: they run from top to bottom, on settings made small; nothing of a run is kept in them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests.docs.test_guide import LEFT_BEHIND, ROOT
+
+NOTEBOOKS = ROOT / "docs/notebooks"
+SMALL = {
+    "guide.ipynb": {"CLIP_STEPS": 4, "VIT_STEPS": 4},
+    "own-data.ipynb": {"STEPS": 4, "WORDS": 6},
+}
+
+
+def read(name: str) -> Any:
+    return nbformat.read(NOTEBOOKS / name, as_version=4)
+
+
+def made_small(notebook: Any, settings: dict[str, int]) -> Any:
+    """The cell tagged `parameters` with other numbers."""
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    for setting, value in settings.items():
+        cell.source, count = re.subn(rf"^{setting} = \d+", f"{setting} = {value}", cell.source, flags=re.M)
+        assert count == 1, setting
+    return notebook
+
+
+def test_the_notebooks_are_these() -> None:
+    assert {path.name for path in NOTEBOOKS.glob("*")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_notebook_holds_no_output_and_speaks_both_languages(name: str) -> None:
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert not [cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert re.search("[ぁ-ん]", cell.source)
+            assert re.search("[A-Za-z]{3}", cell.source)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_links_of_a_notebook_lead_somewhere(name: str) -> None:
+    found = [link for cell in read(name).cells for link in re.findall(r"\]\(([^)]+)\)", cell.source)]
+    assert found
+    assert not [link for link in found if not (NOTEBOOKS / link).exists()]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+    path = checkout / "docs/notebooks" / name
+    nbformat.write(made_small(read(name), SMALL[name]), path)
+    command = [sys.executable, "-m", "jupyter", "execute", "--inplace", "--timeout=900", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for cell in nbformat.read(path, as_version=4).cells:  # a command after ! that fails does not stop a notebook
+        said = "".join(output.get("text", "") for output in cell.get("outputs", []))
+        assert not re.search(r"^(usage|.*error): ", said, re.M), said

@@ -1,0 +1,167 @@
+"""Hugging Face's image processors make the pixels that ours make, and come back as they went."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from tests.support.foreign_models import odd_images
+from vlm.config import PreprocessConfig
+from vlm.images.preprocess import Preprocess
+from vlm.interop.huggingface_processor import crop_pct, full_side, read_processor, whole_image, write_processor
+
+_PROCESSORS = {
+    "clip": transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 40, "width": 40}),
+    "siglip": transformers.SiglipImageProcessorPil(size={"height": 40, "width": 40}),
+    "vit": transformers.ViTImageProcessorPil(size={"height": 40, "width": 40}),
+}
+
+
+@pytest.mark.parametrize("kind", _PROCESSORS)
+def test_pixels_equal_the_processors_of_hugging_face_to_a_255th(kind: str) -> None:
+    theirs: Any = _PROCESSORS[kind]
+    ours = Preprocess(read_processor(theirs.to_dict(), kind, 40))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.config.mean, ours.config.std))
+    for image in odd_images():
+        expected = theirs(image, return_tensors="pt").pixel_values[0] * std + mean
+        assert (expected - ours.pixels(image) / 255).abs().max() < 1.01 / 255
+
+
+@pytest.mark.parametrize("kind", _PROCESSORS)
+def test_processors_come_back_as_they_went(kind: str) -> None:
+    preprocess = read_processor(_PROCESSORS[kind].to_dict(), kind, 40)
+    assert read_processor(write_processor(preprocess, kind), kind, 40) == preprocess
+
+
+def test_pixels_that_patches_do_not_cover_are_cut_from_the_right_and_the_bottom() -> None:
+    theirs: Any = transformers.SiglipImageProcessorPil(size={"height": 45, "width": 45})
+    preprocess = read_processor(theirs.to_dict(), "siglip", 42)  # patches of 14
+    for image in odd_images(5):
+        expected = theirs(image, return_tensors="pt").pixel_values[0][:, :42, :42]
+        assert (expected - Preprocess(preprocess)(image)).abs().max() < 0.01
+    assert write_processor(preprocess, "siglip")["size"] == {"height": 45, "width": 45}
+
+
+def test_a_processor_that_makes_another_size_than_the_model_takes_is_refused() -> None:
+    with pytest.raises(ValueError, match="the model takes"):
+        read_processor({"crop_size": 64, "size": 64}, "clip", 48)
+    with pytest.raises(ValueError, match="do not pad"):
+        write_processor(PreprocessConfig(resize="pad"), "clip")
+
+
+@pytest.mark.parametrize("kind", _PROCESSORS)
+def test_what_a_processor_does_not_say_is_that_of_hugging_face(kind: str) -> None:
+    theirs = type(_PROCESSORS[kind])().to_dict()
+    assert read_processor({}, kind, 224) == read_processor(theirs, kind, 224)
+    for name in theirs:
+        assert read_processor({n: v for n, v in theirs.items() if n != name}, kind, 224) == read_processor(
+            theirs, kind, 224
+        )
+
+
+@pytest.mark.parametrize("kind", _PROCESSORS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_what_is_written_makes_our_pixels_at_hugging_face(kind: str, mode: str) -> None:
+    said = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bilinear", "image_size": 40}
+    said |= {"resize": "crop", "crop_pct": 0.8, "crop_rounding": "down"} if kind == "clip" else {"resize": "squash"}
+    ours = Preprocess(PreprocessConfig.from_dict(said))
+    written = write_processor(ours.config, kind)
+    backend: Any = type(_PROCESSORS[kind])
+    assert written["image_processor_type"] + "Pil" == backend.__name__
+    theirs = backend(**written)
+    for image in odd_images(6):
+        expected = theirs(image.convert(mode).convert("RGB"), return_tensors="pt").pixel_values[0]
+        assert (ours(image.convert(mode)) - expected).abs().max() < 1.01 / 255 / 0.4
+    if mode != "RGB":
+        assert theirs(odd_images(1)[0].convert(mode), return_tensors="pt").pixel_values.shape == (1, 3, 40, 40)
+    assert written["rescale_factor"] == 1 / 255
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_filters_are_pillows_numbers(number: int) -> None:
+    found = read_processor({"resample": number}, "siglip", 224)
+    assert found.interpolation == Image.Resampling(number).name.lower()
+    assert write_processor(found, "siglip")["resample"] == number
+    with pytest.raises(ValueError, match="interpolation"):
+        read_processor({"resample": 4 + number}, "siglip", 224)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "resize", "size"),
+    [
+        ("clip", {"size": 40}, "crop", 40),  # a number: before transformers 4.20
+        ("siglip", {"size": 40}, "squash", 40),
+        ("vit", {"size": 40}, "squash", 40),
+        ("vit", {"size": {"height": 40, "width": 56}}, "squash", (40, 56)),
+        ("vit", {"size": {"shortest_edge": 50}, "do_center_crop": True, "crop_size": 40}, "crop", 40),
+        ("clip", {"size": {"height": 40, "width": 56}, "do_center_crop": False}, "squash", (40, 56)),
+        ("clip", {"size": {"shortest_edge": 40}, "rescale_factor": 0.00392}, "crop", 40),
+    ],
+)
+def test_sizes_are_read_as_each_kind_means_them(kind: str, given: dict[str, Any], resize: str, size: Any) -> None:
+    found = read_processor({"crop_size": {"height": 40, "width": 40}} | given, kind, size)
+    assert (found.resize, found.image_size) == (resize, size)
+    assert found.crop_pct == (40 / 50 if given["size"] == {"shortest_edge": 50} else 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "line"),
+    [
+        ("clip", {"do_resize": False, "do_normalize": False}, "do_resize, do_normalize is not known here."),
+        ("clip", {"do_rescale": False}, "do_rescale is not known here."),
+        ("clip", {"do_pad": True}, "do_pad is not known here."),
+        ("vit", {"rescale_factor": 1 / 127}, f"rescale_factor is {1 / 127}; known here: 1/255."),
+        ("clip", {"do_center_crop": False}, "a shortest_edge without a square centre crop is not known here."),
+        (
+            "clip",
+            {"crop_size": {"height": 224, "width": 200}},
+            "a shortest_edge without a square centre crop is not known here.",
+        ),
+        ("vit", {"do_center_crop": True}, "do_center_crop with a size of height and width is not known here."),
+    ],
+)
+def test_what_a_processor_does_beyond_ours_is_named(kind: str, given: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=f"^preprocessor_config.json: {re.escape(line)}$"):
+        read_processor(given, kind, 224)
+
+
+def test_a_whole_image_is_larger_by_the_same_share_on_both_sides() -> None:
+    squash = PreprocessConfig(image_size=(60, 45), resize="squash")
+    assert whole_image(squash, (60, 45)) is squash
+    cut = whole_image(squash, (56, 42))
+    assert (cut.image_size, cut.crop_rounding) == ((56, 42), "first")
+    assert tuple(full_side(cut, side) for side in (56, 42)) == (60, 45)
+    for wanted, before in (
+        ((56, 45), squash),
+        ((64, 48), squash),
+        (48, PreprocessConfig(image_size=60, resize="crop")),
+        (48, PreprocessConfig(image_size=60, resize="pad")),
+        (48, PreprocessConfig(image_size=60, resize="squash", crop_pct=0.9)),
+    ):
+        with pytest.raises(ValueError, match=r"^the model takes \(\d+, \d+\) pixels, its preprocessing makes "):
+            whole_image(before, wanted)
+
+
+def test_the_share_that_is_cut_out_gives_back_every_full_side() -> None:
+    for side in range(1, 400, 3):
+        for full in range(side, side + 40):
+            assert math.floor(side / crop_pct(side, full)) == full
+    assert full_side(None, 37) == 37
+    assert full_side(PreprocessConfig(crop_pct=0.5), 37) == 37
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"resize": "pad"}, r"do not pad; this model's preprocessing does"),
+        ({"resize": "squash", "crop_pct": 0.9}, r"do not crop a squashed image; crop_pct is 0\.9\.$"),
+        ({"resize": "crop", "image_size": (32, 48)}, r"crop squares; this model's images are not\.$"),
+    ],
+)
+def test_what_no_processor_does_is_refused(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=f"^Hugging Face's processors {line}"):
+        write_processor(PreprocessConfig(**changes), "clip")

@@ -1,0 +1,152 @@
+"""Whole runs of `python -m training.train_vit`, tiny ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vlm
+from tests.support.tiny_run import write_vit_recipe
+from vlm.checkpoint.folder import load_classifier, save
+from vlm.training import train_vit
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.record import read_metrics
+from vlm.training.tasks import classification
+from vlm.training.tasks.classification import train
+
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
+ROOT = Path(__file__).parents[3]
+FILES = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")
+
+
+def bytes_of(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in FILES]
+
+
+@pytest.fixture(scope="module")
+def recipe(run_folder) -> Path:
+    """Everything on that draws random numbers: transforms, patch dropout, stochastic depth, mixing, average."""
+    return write_vit_recipe(run_folder)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Path:
+    """A run from start to end."""
+    out = tmp_path_factory.mktemp("finished") / "model"
+    assert train(recipe, out, ALONE) == 0
+    return out
+
+
+def test_a_run_ends_with_a_classifier_that_knows_its_classes_and_a_card_with_its_numbers(finished, recipe):
+    classifier = vlm.load_classifier(finished)
+    assert len(classifier.labels) == 20
+    assert {"red dog", "grey sun"} <= set(classifier.labels)
+    last = {name: points[-1][1] for name, points in read_metrics(finished / "metrics.jsonl").items()}
+    card = (finished / "README.md").read_text(encoding="utf-8")
+    assert f"| validation | classification top-1 | en | {last['val top-1']:.3f} | 0.0500 | 12 |" in card
+    assert f"| validation | classification top-5 | en | {last['val top-5']:.3f} | 0.2500 | 12 |" in card
+    assert recipe.read_text().strip() in card
+    assert "train_vit" in card
+    assert "load_classifier" in card
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_numbers_of_the_card_are_those_of_the_saved_model_on_the_images_themselves(finished, run_folder):
+    from vlm.training.data.rows import open_rows
+
+    classifier = load_classifier(finished)
+    assert classifier.preprocess is not None
+    rows = open_rows(run_folder / "data.parquet", ["validation"], {"label": "concept"})
+    right = 0
+    with torch.no_grad():
+        for i in range(len(rows)):
+            pixels = classifier.preprocess(rows.image(i))
+            right += classifier.labels[int(classifier(pixels[None]).argmax())] == rows.label(i)
+    assert read_metrics(finished / "metrics.jsonl")["val top-1"][-1][1] == pytest.approx(right / len(rows))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_path, monkeypatch, number):
+    def stop_and_measure(*arguments: Any) -> dict[str, float]:
+        os.kill(os.getpid(), number)
+        return measure(*arguments)
+
+    measure = classification.accuracy
+    monkeypatch.setattr(classification, "accuracy", stop_and_measure)
+    out = tmp_path / "model"
+    assert train(recipe, out, ALONE) == 75
+    assert not (out / "model.safetensors").exists()
+    monkeypatch.setattr(classification, "accuracy", measure)
+    torch.manual_seed(12345)
+    assert train(recipe, out, ALONE, resume=True) == 0
+    assert bytes_of(out) == bytes_of(finished)
+
+
+def test_loader_processes_change_nothing(finished, run_folder, tmp_path):
+    assert train(write_vit_recipe(run_folder, data={"workers": 2}), tmp_path / "model", ALONE) == 0
+    assert bytes_of(tmp_path / "model")[:2] == bytes_of(finished)[:2]
+
+
+def test_an_earlier_run_is_not_overwritten(finished, recipe):
+    with pytest.raises(ValueError, match=r"holds an earlier run's checkpoints. Add --resume auto"):
+        train(recipe, finished, ALONE)
+
+
+def test_a_run_that_starts_from_words_keeps_its_zero_shot_start(tiny_embedder, run_folder, tmp_path):
+    save(tiny_embedder, tmp_path / "clip")
+    model = {"source": str(tmp_path / "clip"), "vision": None, "head": "names"}
+    recipe = write_vit_recipe(run_folder, model=model, data={"patch_dropout": 0.0}, run={"steps": 1})
+    assert train(recipe, tmp_path / "out", ALONE) == 0
+    start, end = load_classifier(tmp_path / "out/start"), load_classifier(tmp_path / "out")
+    image = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8).numpy()
+    assert start.preprocess is not None
+    with torch.no_grad():
+        ours = start(start.preprocess(image)[None]).softmax(1)
+    torch.testing.assert_close(ours, vlm.classify(tiny_embedder, [image], list(start.labels)), rtol=0, atol=1e-5)
+    assert start.labels == end.labels
+    assert not torch.equal(start.head.weight, end.head.weight)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "recipe.toml").write_text("[data]\ntrain = 'nowhere'\nheld_out = 5\n")
+    monkeypatch.setattr(sys, "argv", ["train_vit", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")])
+    assert train_vit.main() == 1
+    assert capsys.readouterr().err.startswith("train_vit: error: ")
+
+
+def test_help_begins_with_the_words_of_the_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_vit", "--help"])
+    with pytest.raises(SystemExit):
+        train_vit.main()
+    assert (train_vit.__doc__ or "nothing").strip() in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_vit", str(recipe), "--dry-run"])
+    monkeypatch.chdir(tmp_path)
+    assert train_vit.main() == 0
+    assert "samples/s" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_a_killed_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_path):
+    out = tmp_path / "model"
+    command = [sys.executable, "-m", "training.train_vit", str(recipe), "--out", str(out), "--resume", "auto"]
+    for _ in range(2):
+        run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while run.poll() is None and not list((out / "checkpoints").glob("step-*")):
+            pass
+        run.kill()
+        run.wait()
+    assert subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] == [
+        json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert bytes_of(out)[0] == bytes_of(finished)[0]

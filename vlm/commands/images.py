@@ -1,0 +1,136 @@
+"""vlm classify and vlm look: what a model makes of images that are named one by one."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.commands.options import MODEL_HELP, Run, add_backend, add_json, positive, print_rows, user_language
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlm.images.preprocess import Preprocess
+    from vlm.inspect.maps import Score
+    from vlm.models.vision import VisionTransformer, ViTClassifier
+
+
+def classify(parser: ArgumentParser) -> Run:
+    """Which of these labels fits each image?"""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--labels", nargs="+", metavar="LABEL", help="in any language the model reads")
+    which.add_argument("--classifier", metavar="FOLDER", help="a trained ViT, which has labels of its own")
+    parser.add_argument(
+        "--templates", nargs="+", metavar="SENTENCE", help="with {} where the label goes; default: by language"
+    )
+    parser.add_argument("-k", type=positive, help="labels per image; default all of --labels, 5 of a classifier")
+    parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP.replace("%(default)s", "mini"))
+    add_backend(parser)
+    add_json(parser)
+
+    def run(args: Namespace) -> None:
+        from vlm.zero_shot import ZeroShotClassifier, ranked
+
+        if args.classifier:
+            if args.backend != "torch":
+                raise ValueError("--backend runs the model that reads --labels; a classifier has torch. Leave it out.")
+            if args.templates:
+                raise ValueError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
+            if args.model:
+                raise ValueError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
+            classifier, preprocess = _open_classifier(args.classifier)
+            labels, probabilities = classifier.labels, _classify(classifier, preprocess, args.images)
+        else:
+            from vlm.checkpoint.folder import load
+
+            embedder = load(args.model or "mini", backend=args.backend)
+            zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
+            labels, probabilities = zero_shot.labels, zero_shot(args.images)
+        count = args.k or (5 if args.classifier else len(labels))
+        rows = [
+            {"path": str(path), "label": label, "score": score, "rank": rank}
+            for path, row in zip(args.images, probabilities, strict=True)
+            for rank, (label, score) in enumerate(ranked(labels, row, count), 1)
+        ]
+        print_rows(rows, args.json, lambda row: f"{row['path']}\t{row['score']:7.1%}\t{row['label']}")
+
+    return run
+
+
+def look(parser: ArgumentParser) -> Run:
+    """Draw what a model sees in an image: attention, positions, filters, and where in it a text is."""
+    parser.add_argument("image", metavar="IMAGE", type=Path)
+    parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="what to look for; a classifier's labels")
+    parser.add_argument("--out", type=Path, default=Path("look"), metavar="FOLDER", help="default %(default)s")
+    parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the images")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default="mini", help=MODEL_HELP)
+    source.add_argument("--classifier", metavar="MODEL", help="a trained ViT instead; no --text: its own answer")
+    add_json(parser)
+
+    def run(args: Namespace) -> None:
+        from vlm.inspect import figures
+
+        if args.classifier:
+            vision, preprocess, scores = _inside_classifier(args.classifier, args.text, args.image)
+        else:
+            vision, preprocess, scores = _inside_model(args.model, args.text)
+        pixels = preprocess.pixels(args.image)  # (3, H, W)
+        pen = figures.pen(args.lang)
+        if not pen.japanese:
+            japanese = {text: f"text {n}" for n, text in enumerate(scores, 1) if not text.isascii()}
+            scores = {japanese.get(text, text): score for text, score in scores.items()}
+            if args.lang == "ja" or japanese:
+                named = "".join(f"; {caption} is {text}" for text, caption in japanese.items())
+                print(f"vlm: no font with Japanese on this machine: the images are in English{named}", file=sys.stderr)
+        images, image = preprocess.normalize(pixels)[None], figures.image_seen(pixels)
+        args.out.mkdir(parents=True, exist_ok=True)
+        rows: list[dict[str, Any]] = []
+        for name, figure in figures.draw_all(vision, images, image, scores, pen).items():
+            path = args.out / f"look-{name}.png"
+            figure.save(path)
+            rows.append({"path": str(path), "question": pen.words[name]})
+        print_rows(rows, args.json, lambda row: f"{row['path']}\t{row['question']}")
+
+    return run
+
+
+def _open_classifier(source: str) -> tuple["ViTClassifier", "Preprocess"]:
+    from vlm.checkpoint.folder import load_classifier
+
+    classifier = load_classifier(source)
+    if classifier.preprocess is None:
+        raise ValueError(f"{source} came without preprocessing settings, so it cannot read images.")
+    return classifier, classifier.preprocess
+
+
+def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: list[Path]) -> "Tensor":
+    """Probabilities (B, M)."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat([classifier(preprocess(image)[None]).softmax(-1) for image in images])
+
+
+def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
+    """What `vlm look` draws: the image tower, its preprocessing, and for each text what speaks for it."""
+    from vlm.checkpoint.folder import load
+    from vlm.inspect.maps import text_score
+    from vlm.zero_shot import class_embeddings
+
+    embedder = load(source)
+    embeds = class_embeddings(embedder, texts) if texts else ()
+    scores = {text: text_score(embedder.model.vision_proj, embed) for text, embed in zip(texts, embeds, strict=True)}
+    return embedder.model.vision, embedder.preprocess, scores
+
+
+def _inside_classifier(
+    source: str, labels: list[str], image: Path
+) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
+    """The same of a classifier; without labels its own answer to the image."""
+    from vlm.inspect.maps import label_score
+
+    classifier, preprocess = _open_classifier(source)
+    labels = labels or [classifier.labels[int(_classify(classifier, preprocess, [image]).argmax())]]
+    return classifier.vision, preprocess, {label: label_score(classifier, label) for label in labels}
