@@ -71,9 +71,9 @@ def test_classes_are_enough():
         (["image", "caption"], {"label": "lable"}, r"t has no column lable\. It has: image, caption\."),
         (["image", "labels", "x"], {"label": "label"}, r"It has: image, labels, x\. Did you mean labels\?"),
         (
-            ["photo", "images", "caption"],
+            ["pic", "images", "caption"],
             {},
-            r"It has: photo, images, caption\. Did you mean images\? Name it in the recipe: \[data\] columns = "
+            r"It has: pic, images, caption\. Did you mean images\? Name it in the recipe: \[data\] columns = "
             r'\{ image = "\.\.\." \}\.',
         ),
         (["image"], {}, r'captions\. It has: image\. Name it in the recipe: \[data\] columns = { caption = "\.\.\." }'),
