@@ -159,21 +159,21 @@ def one_of(rank: int, size: int, port: int) -> Cost:
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{size}"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     torch.set_num_threads(1)
-    peers = init_from_env("cpu")
+    processes = init_from_env("cpu")
     scale = torch.tensor(math.log(100.0), requires_grad=True)
 
     def rows(n: int) -> list[Tensor]:
         torch.manual_seed(rank)
         return [torch.nn.functional.normalize(torch.randn(n, EMBED_DIM), dim=1).requires_grad_() for _ in range(2)]
 
-    clip_loss(*rows(64), scale, peers=peers).backward()
+    clip_loss(*rows(64), scale, processes=processes).backward()
     given, times = rows(4096 // size), list[float]()
     before = resident()
     for _ in range(REPEATS):
         if size > 1:
             dist.barrier()
         start = time.perf_counter()
-        clip_loss(*given, scale, peers=peers).backward()
+        clip_loss(*given, scale, processes=processes).backward()
         times.append(time.perf_counter() - start)
     cost = Cost(min(times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
     if size > 1:

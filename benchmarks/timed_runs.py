@@ -24,7 +24,7 @@ from benchmarks import open_clip_run
 from benchmarks.machine import about
 from benchmarks.open_clip_run import Settings
 from vlm.embedder import Embedder
-from vlm.training.measure.evaluate import ALONE, embed_all_images, open_unseen, retrieval_rows
+from vlm.training.measure.evaluate import SINGLE_PROCESS, embed_all_images, open_unseen, retrieval_rows
 
 SPLIT = "val_style"
 TASK = "text->image R@1"
@@ -185,7 +185,7 @@ def open_our_checkpoint(recipe_file: Path, checkpoint: Path) -> Embedder:
     from vlm.training.tasks.contrastive import open_embedder, ordinary
 
     recipe = read_recipe(recipe_file)
-    embedder = open_embedder(recipe, ALONE)
+    embedder = open_embedder(recipe, SINGLE_PROCESS)
     tensors = load_file(checkpoint / "tensors.safetensors")
     weights = {}
     for part in ("/model/", "/average/"):  # training/engine/state.py names tensors by their path in `Training.state`

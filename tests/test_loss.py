@@ -217,19 +217,19 @@ def copies_of_each(inputs: list[Tensor]) -> list[Tensor]:
 
 
 class Threads:
-    """`Peers` that are threads of this process: each waits for all others."""
+    """`Collectives` that are threads of this process: each waits for all others."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, table: list[Tensor]):
         self.rank, self.barrier, self.table = rank, barrier, table
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         self.table[self.rank] = rows
         self.barrier.wait(20)
         found = torch.cat(self.table)
         self.barrier.wait(20)
         return found
 
-    def sum_home(self, rows: Tensor) -> Tensor:
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
         n = len(rows) // len(self.table)
         self.table[self.rank] = rows
         self.barrier.wait(20)
@@ -253,8 +253,8 @@ def test_processes_get_the_loss_of_the_whole_batch_and_gradients_to_be_averaged(
     def run(rank: int) -> tuple[Tensor, list[Tensor]]:
         own = slice(rank * n, rank * n + n)
         inputs = copies_of_each([*(t.detach()[own] for t in whole[:2]), *(t.detach() for t in whole[2:])])
-        peers = Threads(rank, barrier, table)
-        value = tiled(*inputs, None if groups is None else groups[own], peers=peers, tile=tile)
+        processes = Threads(rank, barrier, table)
+        value = tiled(*inputs, None if groups is None else groups[own], processes=processes, tile=tile)
         value.backward()
         return value, gradients(inputs)
 

@@ -3,9 +3,9 @@
 image_embeds and text_embeds (N, E), row i of one belongs to row i of the other.  The (N, N) similarities exist one tile
 at a time, and the gradients are computed along with the value.
 
-The rows may lie on several processes.  Each then asks its `peers` for all texts, works on its own rows of similarities,
-and sends the texts' gradients home.  All get the loss of the whole batch, and gradients made for averaging over the
-processes, as DDP and FSDP do: the average is what one process with all rows would have had.
+The rows may be spread over several processes.  Each all-gathers the texts, computes its own rows of similarities and
+reduce-scatters the gradients of the text embeddings.  All get the loss of the whole batch, and gradients made for
+averaging over the processes, as DDP and FSDP do: the average is what one process with all rows would have had.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ TILE = 1024  # rows and columns of similarities held at once: 4 MiB in float32
 _LOWEST = -80.0  # exp(-80) = 2e-35 counts for nothing; soon after, float32 turns denormal and takes twice the time
 
 
-class Peers(Protocol):
+class Collectives(Protocol):
     """The processes that share a batch, n rows each, N in all, in the order of their ranks."""
 
     @property
@@ -30,30 +30,30 @@ class Peers(Protocol):
         """Which of the processes this one is, from 0."""
         ...
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """(n, ...) of this process -> (N, ...) of all."""
         ...
 
-    def sum_home(self, rows: Tensor) -> Tensor:
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
         """(N, ...) of this process -> (n, ...): the sum over all processes, of which each gets its own rows."""
         ...
 
 
-class Alone:
-    """Peers of a single process: its rows are all rows."""
+class _OneProcess:
+    """Collectives of a single process: its rows are all rows."""
 
     rank = 0
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """One process has all the rows."""
         return rows
 
-    def sum_home(self, rows: Tensor) -> Tensor:
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
         """One process has the whole sum."""
         return rows
 
 
-ALONE = Alone()
+_ONE_PROCESS = _OneProcess()
 
 
 def clip_loss(
@@ -62,7 +62,7 @@ def clip_loss(
     logit_scale: Tensor,
     groups: Tensor | None = None,
     *,
-    peers: Peers = ALONE,
+    processes: Collectives = _ONE_PROCESS,
     tile: int = TILE,
 ) -> Tensor:
     """InfoNCE in both directions, averaged; scalar, in nats; log(N) when the embeddings tell nothing apart.
@@ -74,7 +74,7 @@ def clip_loss(
     is uniform over them (UniCL, Yang et al. 2022); None is one group per row.  Radford et al. 2021, figure 3.
     """
     _check(image_embeds, text_embeds, groups)
-    return _differentiable(partial(_clip, groups, peers, tile), image_embeds, text_embeds, logit_scale)
+    return _differentiable(partial(_clip, groups, processes, tile), image_embeds, text_embeds, logit_scale)
 
 
 def siglip_loss(
@@ -84,7 +84,7 @@ def siglip_loss(
     logit_bias: Tensor,
     groups: Tensor | None = None,
     *,
-    peers: Peers = ALONE,
+    processes: Collectives = _ONE_PROCESS,
     tile: int = TILE,
 ) -> Tensor:
     """Each pair on its own: same or not?  Scalar, in nats per row; N log(2) when every logit is 0.
@@ -95,7 +95,9 @@ def siglip_loss(
     sign is +1 on the diagonal, or within one of the `groups` (N,), and -1 elsewhere.  Zhai et al. 2023, algorithm 1.
     """
     _check(image_embeds, text_embeds, groups)
-    return _differentiable(partial(_siglip, groups, peers, tile), image_embeds, text_embeds, logit_scale, logit_bias)
+    return _differentiable(
+        partial(_siglip, groups, processes, tile), image_embeds, text_embeds, logit_scale, logit_bias
+    )
 
 
 @dataclass(frozen=True)
@@ -149,43 +151,50 @@ _Parts = tuple[Tensor, tuple[Tensor, ...]]  # value, gradients
 
 
 def _clip(
-    groups: Tensor | None, peers: Peers, tile: int, needed: bool, x: Tensor, y: Tensor, log_scale: Tensor
+    groups: Tensor | None, processes: Collectives, tile: int, needed: bool, x: Tensor, y: Tensor, log_scale: Tensor
 ) -> _Parts:
-    n, scale, all_y = len(x), log_scale.exp(), peers.gather(y)
-    similarities = _Similarities(x, all_y, scale, n * peers.rank, tile)
-    own = slice(n * peers.rank, n * peers.rank + n)
+    n, scale, all_y = len(x), log_scale.exp(), processes.all_gather(y)
+    similarities = _Similarities(x, all_y, scale, n * processes.rank, tile)
+    own = slice(n * processes.rank, n * processes.rank + n)
 
     # A row costs log(1 + the sum over j != i of exp(s_ij - s_ii)): measured from its own pair, nothing cancels.
     pair = scale * (x * y).sum(1)
-    all_pair = peers.gather(pair)
+    all_pair = processes.all_gather(pair)
     others_by_row, others_by_column = similarities.log_sum_exp_of_others()
-    others_by_column = peers.gather(others_by_column[None]).logsumexp(0)
+    others_by_column = processes.all_gather(others_by_column[None]).logsumexp(0)
     by_row = torch.logaddexp(others_by_row - pair, torch.zeros_like(pair))
     by_column = torch.logaddexp(others_by_column - all_pair, torch.zeros_like(all_pair))
 
     # With groups, the target is the mean of the group in place of the own pair.
     x_apart = y_apart = torch.zeros_like(scale)
     if groups is not None:
-        all_groups = peers.gather(groups)
-        x_apart = _from_group_mean(peers.gather(x), all_groups)[own]
+        all_groups = processes.all_gather(groups)
+        x_apart = _from_group_mean(processes.all_gather(x), all_groups)[own]
         y_apart = _from_group_mean(all_y, all_groups)[own]
-    value = peers.gather((by_row + by_column[own]) / 2 + scale * (x * y_apart).sum(1)).mean()
+    value = processes.all_gather((by_row + by_column[own]) / 2 + scale * (x * y_apart).sum(1)).mean()
     if not needed:
         return value, ()
 
     dx, dy = similarities.pull_of_others(pair + by_row, all_pair + by_column)
     excess = (torch.expm1(-by_row) + torch.expm1(-by_column[own]))[:, None]  # the pair's two probabilities, minus 2
     dx.addcmul_(excess, y).add_(y_apart, alpha=2).mul_(scale / (2 * n))
-    dy = peers.sum_home(dy).addcmul_(excess, x).add_(x_apart, alpha=2).mul_(scale / (2 * n))
+    dy = processes.reduce_scatter(dy).addcmul_(excess, x).add_(x_apart, alpha=2).mul_(scale / (2 * n))
     return value, (dx, dy, (x * dx).sum())
 
 
 def _siglip(
-    groups: Tensor | None, peers: Peers, tile: int, needed: bool, x: Tensor, y: Tensor, log_scale: Tensor, bias: Tensor
+    groups: Tensor | None,
+    processes: Collectives,
+    tile: int,
+    needed: bool,
+    x: Tensor,
+    y: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
 ) -> _Parts:
-    n, scale, all_y = len(x), log_scale.exp(), peers.gather(y)
-    similarities = _Similarities(x, all_y, scale, n * peers.rank, tile)
-    all_groups = None if groups is None else peers.gather(groups)
+    n, scale, all_y = len(x), log_scale.exp(), processes.all_gather(y)
+    similarities = _Similarities(x, all_y, scale, n * processes.rank, tile)
+    all_groups = None if groups is None else processes.all_gather(groups)
 
     def negate_same(r: slice, c: slice, z: Tensor) -> None:
         if groups is None or all_groups is None:
@@ -205,11 +214,11 @@ def _siglip(
             dx[r] += linear(g, all_y[c].T)
             dy[c] += linear(g.T, x[r].T)
             dbias += g.sum()
-    value = peers.gather(value[None] / n).mean()
+    value = processes.all_gather(value[None] / n).mean()
     if not needed:
         return value, ()
     dx.mul_(scale / n)
-    dy = peers.sum_home(dy).mul_(scale / n)
+    dy = processes.reduce_scatter(dy).mul_(scale / n)
     return value, (dx, dy, (x * dx).sum(), dbias / n)
 
 

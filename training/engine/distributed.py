@@ -2,8 +2,8 @@
 
 Every process runs the same code on its own rows of each batch, n = N / size of them, in the order of the ranks:
 
-    peers = init_from_env()
-    loss = clip_loss(image_embeds, text_embeds, logit_scale, groups, peers=peers)
+    processes = init_from_env()
+    loss = clip_loss(image_embeds, text_embeds, logit_scale, groups, processes=processes)
 
 has the negatives of all processes.  All see the loss of the whole batch; the gradients, once averaged over the
 processes (what DDP and FSDP2 do), are those of one process with all N rows: the towers', logit_scale's, logit_bias's.
@@ -20,13 +20,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process, number `rank` of `size`, and its device.  These are the `peers` that `vlm.loss` asks for."""
+    """This process, number `rank` of `size`, and its device.  These are the collectives that `vlm.loss` asks for."""
 
     rank: int
     size: int
     device: torch.device
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """(n, ...) of this process -> (N, ...) of all, in the order of the ranks; n is the same everywhere."""
         if self.size == 1:
             return rows
@@ -34,7 +34,7 @@ class Processes:
         dist.all_gather_into_tensor(everyone, rows.contiguous())
         return everyone
 
-    def sum_home(self, rows: Tensor) -> Tensor:
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
         """(N, ...) of this process -> (n, ...): the sum over all processes, of which each gets its own rows."""
         if self.size == 1:
             return rows
@@ -58,8 +58,11 @@ class Processes:
         rows = function(range(start, start + longest))[own.start - start :][: len(own)]
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(own)] = rows
-        parts = self.gather(padded).split(longest)
+        parts = self.all_gather(padded).split(longest)
         return torch.cat([part[: len(share)] for part, share in zip(parts, shares, strict=True)])
+
+
+SINGLE_PROCESS = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
 def init_from_env(device_type: str | None = None) -> Processes:

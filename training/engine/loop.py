@@ -53,9 +53,9 @@ class Rehearsal(NamedTuple):
 class Training:
     """A model on its way: its weights, their average, the optimizers, and what one step does to them."""
 
-    def __init__(self, model: nn.Module, backward: Backward[Any], recipe: LoopRecipe, peers: Processes):
-        self.weights, self.backward, self.recipe, self.peers = model, backward, recipe, peers
-        self.model = prepare(model, recipe.run, peers)  # the same weights, as this run computes with them
+    def __init__(self, model: nn.Module, backward: Backward[Any], recipe: LoopRecipe, processes: Processes):
+        self.weights, self.backward, self.recipe, self.processes = model, backward, recipe, processes
+        self.model = prepare(model, recipe.run, processes)  # the same weights, as this run computes with them
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizers = optimizers(model, recipe.optim)
         self.peaks = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
@@ -66,13 +66,13 @@ class Training:
     def step(self, step: int, batch: Batch) -> StepNumbers:
         """One optimizer update.  Its random numbers depend on (seed, step, rank) alone, so none need to be saved."""
         run, optim = self.recipe.run, self.recipe.optim
-        torch.manual_seed(int(np.random.SeedSequence([run.seed, step, self.peers.rank]).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence([run.seed, step, self.processes.rank]).generate_state(1)[0]))
         factor = learning_rate_factor(step, run.steps, optim)
         scale = self.loss_scale.value if self.loss_scale else 1.0
-        with precision(run.precision, self.peers.device):
+        with precision(run.precision, self.processes.device):
             loss = self.backward(self.model, batch, scale).item()
-        if run.shard and self.peers.size > 1:
-            average_whole(self.named.values(), self.peers)
+        if run.shard and self.processes.size > 1:
+            average_whole(self.named.values(), self.processes)
         if self.loss_scale:
             for p in self.named.values():
                 if p.grad is not None:
@@ -154,7 +154,7 @@ def fit(
     recipe: LoopRecipe,
     out: Path,
     *,
-    peers: Processes,
+    processes: Processes,
     chance_loss: float,
     resume: bool,
     quarantine: Quarantine | None = None,
@@ -165,23 +165,23 @@ def fit(
     the recipe keeps an average.  `chance_loss`: of a model that tells nothing apart, for the doctor.
     """
     run, checkpoints = recipe.run, out / "checkpoints"
-    training = Training(model, backward, recipe, peers)
-    found = newest(checkpoints, peers, _say_first(peers)) if resume else None
-    first = training.restore(found, _say_first(peers)) if found else 0
+    training = Training(model, backward, recipe, processes)
+    found = newest(checkpoints, processes, _say_first(processes)) if resume else None
+    first = training.restore(found, _say_first(processes)) if found else 0
     doctor = Doctor(
         chance_loss=chance_loss,
         max_logit_scale=recipe.optim.max_logit_scale,
         patience=recipe.optim.warmup_steps + 100,
         workers=recipe.workers,
     )
-    with Record(out if peers.rank == 0 else None, first, run) as record, _StopSignals() as signals:
+    with Record(out if processes.rank == 0 else None, first, run) as record, _StopSignals() as signals:
         clock = time.perf_counter()
-        for step, batch in enumerate(_batches(stream, first, run.steps, recipe, peers), start=first):
+        for step, batch in enumerate(_batches(stream, first, run.steps, recipe, processes), start=first):
             arrived = time.perf_counter()
             if quarantine is not None:
                 quarantine.add(batch.broken, (step + 1) * run.batch_size)
                 record.show(quarantine.shown())
-            numbers = training.step(step, batch.to(peers.device))
+            numbers = training.step(step, batch.to(processes.device))
             temperature = training.temperature()
             done, end = step + 1, time.perf_counter()
             seconds, waiting = (end - clock, arrived - clock) if step > first else (end - arrived, 0.0)  # loaders start
@@ -191,10 +191,12 @@ def fit(
             if done % run.eval_every == 0 or done == run.steps:
                 with training.averaged():
                     record.validation(done, evaluate(model))
-            stop = peers.gather(torch.tensor([bool(signals.seen)], dtype=torch.uint8, device=peers.device)).any()
+            stop = processes.all_gather(
+                torch.tensor([bool(signals.seen)], dtype=torch.uint8, device=processes.device)
+            ).any()
             if done % run.save_every == 0 or done == run.steps or stop:
                 record.to_disk()
-                save_state(checkpoints, done, training.state(), run.keep, peers)
+                save_state(checkpoints, done, training.state(), run.keep, processes)
             if stop:
                 record.say(f"stopped by {signals.seen or 'a signal'} after step {done}; saved. --resume auto goes on.")
                 return False
@@ -204,35 +206,35 @@ def fit(
 
 
 def rehearse(
-    model: nn.Module, backward: Backward[AnyBatch], stream: Stream[AnyBatch], recipe: LoopRecipe, peers: Processes
+    model: nn.Module, backward: Backward[AnyBatch], stream: Stream[AnyBatch], recipe: LoopRecipe, processes: Processes
 ) -> Rehearsal:
     """The first two steps of a run and, where there are dense ones, two of those; nothing is written."""
-    training = Training(model, backward, recipe, peers)
+    training = Training(model, backward, recipe, processes)
 
     def second_of_two(first: int) -> float:
         """Seconds, waiting for data included; the one before compiles, allocates and warms up."""
         clock = seconds = time.perf_counter()
-        for step, batch in enumerate(_batches(stream, first, first + 2, recipe, peers), start=first):
-            training.step(step, batch.to(peers.device))
+        for step, batch in enumerate(_batches(stream, first, first + 2, recipe, processes), start=first):
+            training.step(step, batch.to(processes.device))
             clock, seconds = time.perf_counter(), time.perf_counter() - clock
         return seconds
 
     seconds, dense = second_of_two(0), 1 - recipe.dense_from / recipe.run.steps
     if dense:
         seconds = (1 - dense) * seconds + dense * second_of_two(recipe.dense_from)
-    if peers.device.type == "cuda":
-        return Rehearsal(seconds, torch.cuda.max_memory_allocated(peers.device))
+    if processes.device.type == "cuda":
+        return Rehearsal(seconds, torch.cuda.max_memory_allocated(processes.device))
     return Rehearsal(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def _batches(
-    stream: Stream[AnyBatch], first: int, last: int, recipe: LoopRecipe, peers: Processes
+    stream: Stream[AnyBatch], first: int, last: int, recipe: LoopRecipe, processes: Processes
 ) -> Iterator[AnyBatch]:
-    return batches(stream, first, last, recipe.workers, pin=peers.device.type == "cuda")
+    return batches(stream, first, last, recipe.workers, pin=processes.device.type == "cuda")
 
 
-def _say_first(peers: Processes) -> Callable[[str], object]:
-    return partial(print, file=sys.stderr) if peers.rank == 0 else (lambda text: None)
+def _say_first(processes: Processes) -> Callable[[str], object]:
+    return partial(print, file=sys.stderr) if processes.rank == 0 else (lambda text: None)
 
 
 @contextmanager

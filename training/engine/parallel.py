@@ -21,7 +21,7 @@ from vlm.training.engine.distributed import Processes
 from vlm.training.recipe.config import RunSection
 
 
-def prepare(model: nn.Module, run: RunSection, peers: Processes) -> nn.Module:
+def prepare(model: nn.Module, run: RunSection, processes: Processes) -> nn.Module:
     """What a step calls: `model`, changed in place as the recipe wants; for several processes in DDP, or by FSDP2."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
@@ -29,17 +29,17 @@ def prepare(model: nn.Module, run: RunSection, peers: Processes) -> nn.Module:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         if run.compile:
             block.compile()
-    if peers.size == 1:
+    if processes.size == 1:
         return model
     if run.shard:
-        return _shard(model, blocks, peers)
-    return DistributedDataParallel(model, device_ids=[peers.device] if peers.device.type == "cuda" else None)
+        return _shard(model, blocks, processes)
+    return DistributedDataParallel(model, device_ids=[processes.device] if processes.device.type == "cuda" else None)
 
 
-def _shard(model: nn.Module, blocks: Iterable[nn.Module], peers: Processes) -> nn.Module:
+def _shard(model: nn.Module, blocks: Iterable[nn.Module], processes: Processes) -> nn.Module:
     """FSDP2, block by block.  Scalars, the temperature among them, cannot be cut and stay whole."""
     whole = {p for p in model.parameters() if p.ndim == 0}
-    mesh = init_device_mesh(peers.device.type, (peers.size,))
+    mesh = init_device_mesh(processes.device.type, (processes.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
@@ -49,12 +49,12 @@ def _shard(model: nn.Module, blocks: Iterable[nn.Module], peers: Processes) -> n
     return model
 
 
-def average_whole(parameters: Iterable[Tensor], peers: Processes) -> None:
+def average_whole(parameters: Iterable[Tensor], processes: Processes) -> None:
     """The gradients that FSDP2 leaves alone: those of parameters that are not cut, averaged over the processes."""
     for p in parameters:
         if not isinstance(p, DTensor) and p.grad is not None:
             dist.all_reduce(p.grad)
-            p.grad.div_(peers.size)
+            p.grad.div_(processes.size)
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:

@@ -19,11 +19,16 @@ class Quarantine:
     `resume`: go on with the list that is there.
     """
 
-    def __init__(self, folder: Path, count: int, max_broken: float, peers: Processes, *, resume: bool):
-        self.path, self.count, self.max_broken, self.peers = folder / "quarantine.jsonl", count, max_broken, peers
+    def __init__(self, folder: Path, count: int, max_broken: float, processes: Processes, *, resume: bool):
+        self.path, self.count, self.max_broken, self.processes = (
+            folder / "quarantine.jsonl",
+            count,
+            max_broken,
+            processes,
+        )
         self.known = _read(self.path) if resume else {}
-        peers.gather(torch.zeros(1, device=peers.device))  # all have read it before the first one writes
-        if peers.rank == 0:
+        processes.all_gather(torch.zeros(1, device=processes.device))  # all have read it before the first one writes
+        if processes.rank == 0:
             new = self.path.with_suffix(".new")  # without the line a crash cut off
             new.write_text("".join(self.known.values()), encoding="utf-8")
             new.replace(self.path)
@@ -42,7 +47,7 @@ class Quarantine:
         if not news:
             return
         self.known |= news
-        if self.peers.rank == 0:
+        if self.processes.rank == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(news.values()))
         seen = min(seen, self.count)
@@ -55,15 +60,17 @@ class Quarantine:
 
     def _of_all(self, lines: dict[str, str]) -> dict[str, str]:
         """All processes' lines, in the order of the ranks: one number each, and no more where there is no news."""
-        if self.peers.size == 1:
+        if self.processes.size == 1:
             return lines
         own = torch.frombuffer(bytearray("".join(lines.values()).encode() or b"\n"), dtype=torch.uint8)
-        sizes = self.peers.gather(torch.tensor([len(own) if lines else 0], device=self.peers.device)).tolist()
+        sizes = self.processes.all_gather(
+            torch.tensor([len(own) if lines else 0], device=self.processes.device)
+        ).tolist()
         if not any(sizes):
             return {}
         padded = torch.zeros(1, max(sizes), dtype=torch.uint8)
         padded[0, : len(own)] = own[: max(sizes)]
-        rows = self.peers.gather(padded.to(self.peers.device)).cpu()
+        rows = self.processes.all_gather(padded.to(self.processes.device)).cpu()
         text = b"".join(row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)).decode()
         return {json.loads(line)["uid"]: line + "\n" for line in text.split("\n") if line}
 

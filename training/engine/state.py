@@ -27,21 +27,21 @@ from torch.distributed.tensor import DTensor
 from vlm.training.engine.distributed import Processes
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any], keep: int, peers: Processes) -> Path:
+def save_state(folder: Path, step: int, state: dict[str, Any], keep: int, processes: Processes) -> Path:
     """Write `state`, nested dicts and lists of tensors and plain values, as folder/step-...; keep the last `keep`."""
     final, temporary = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
     tensors: dict[str, Tensor] = {}
     plain = _split(state, "", tensors)
-    if peers.rank == 0:
+    if processes.rank == 0:
         clear(temporary)
         temporary.mkdir(parents=True)
     if _cut(tensors):
         dist.barrier()
         save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
         dist.barrier()
-    elif peers.rank == 0:
+    elif processes.rank == 0:
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary / "tensors.safetensors")
-    if peers.rank == 0:
+    if processes.rank == 0:
         (temporary / "state.json").write_text(json.dumps({"step": step, "state": plain}), encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(sums), encoding="utf-8")
@@ -55,13 +55,13 @@ def save_state(folder: Path, step: int, state: dict[str, Any], keep: int, peers:
     return final
 
 
-def newest(folder: Path, peers: Processes, say: Callable[[str], object]) -> Path | None:
+def newest(folder: Path, processes: Processes, say: Callable[[str], object]) -> Path | None:
     """The last checkpoint that is whole, or None; a damaged one is named aloud and the one before it taken.
 
     Process 0 looks, and the others follow it.
     """
     step = -1
-    if peers.rank == 0:
+    if processes.rank == 0:
         for leftover in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):  # by a run that was killed
             shutil.rmtree(leftover)
         for path in saved(folder):
@@ -69,7 +69,7 @@ def newest(folder: Path, peers: Processes, say: Callable[[str], object]) -> Path
                 step = int(path.name.removeprefix("step-"))
                 break
             say(f"checkpoint {path} is damaged ({problem}); going back to the one before it.")
-    step = int(peers.gather(torch.tensor([step], device=peers.device))[0])
+    step = int(processes.all_gather(torch.tensor([step], device=processes.device))[0])
     return folder / f"step-{step:08d}" if step >= 0 else None
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from vlm.embedder import Embedder
 from vlm.metrics import mean_average_precision, median_rank, ndcg, recall_at_k, top_k_accuracy
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.zero_shot import ZeroShotClassifier
 
 PICTURE_WORDS = Path(__file__).parents[1] / "picture_words"
@@ -37,7 +37,6 @@ _RETRIEVAL: dict[str, Callable[[Tensor, Tensor], float]] = {
     "mAP": mean_average_precision,
     "nDCG": ndcg,
 }
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
 class Row(NamedTuple):
@@ -117,12 +116,12 @@ def open_unseen(embedder: Embedder, splits: tuple[str, ...]) -> Pairs:
 
 
 def retrieval_rows(
-    embedder: Embedder, pairs: Pairs, images: Tensor, split: str, label: str, peers: Processes = ALONE
+    embedder: Embedder, pairs: Pairs, images: Tensor, split: str, label: str, processes: Processes = SINGLE_PROCESS
 ) -> list[Row]:
     rows = []
     for language in pairs.languages:
         texts, correct = concept_texts(pairs, language)  # (Q, G)
-        scores = _embed_texts(embedder, texts, peers) @ images.T  # (Q, G)
+        scores = _embed_texts(embedder, texts, processes) @ images.T  # (Q, G)
         described = correct.any(0)
         for direction, s, c in (
             ("text->image", scores, correct),
@@ -135,9 +134,9 @@ def retrieval_rows(
     return rows
 
 
-def retrieval_recall(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE) -> dict[str, float]:
+def retrieval_recall(embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS) -> dict[str, float]:
     """text->image recall by name, for the progress line of a training run; the processes share the embedding."""
-    rows = retrieval_rows(embedder, pairs, embed_all_images(embedder, pairs, peers), "", "", peers)
+    rows = retrieval_rows(embedder, pairs, embed_all_images(embedder, pairs, processes), "", "", processes)
     return {f"val R@{k} {row.language}": row.value for row in rows for k in (1, 5) if row.task == f"text->image R@{k}"}
 
 
@@ -165,21 +164,25 @@ def classification_rows(embedder: Embedder, pairs: Pairs, images: Tensor, split:
     return rows
 
 
-def embed_all_images(embedder: Embedder, pairs: Pairs, peers: Processes = ALONE, batch_size: int = 128) -> Tensor:
+def embed_all_images(
+    embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS, batch_size: int = 128
+) -> Tensor:
     """(n, E)."""
     dtype = embedder.model.logit_scale.dtype
 
     def embed(share: range) -> Tensor:
         parts = torch.tensor(share).split(batch_size)
         pixels = (embedder.preprocess.normalize(pairs.images(part.tolist())).to(dtype) for part in parts)
-        return torch.cat([embedder.embed_pixels(part) for part in pixels]).to(peers.device)
+        return torch.cat([embedder.embed_pixels(part) for part in pixels]).to(processes.device)
 
-    return peers.map(embed, len(pairs)).cpu()
+    return processes.map(embed, len(pairs)).cpu()
 
 
-def _embed_texts(embedder: Embedder, texts: Sequence[str], peers: Processes) -> Tensor:
+def _embed_texts(embedder: Embedder, texts: Sequence[str], processes: Processes) -> Tensor:
     """(Q, E)."""
-    return peers.map(lambda share: embedder.embed_texts([texts[i] for i in share]).to(peers.device), len(texts)).cpu()
+    return processes.map(
+        lambda share: embedder.embed_texts([texts[i] for i in share]).to(processes.device), len(texts)
+    ).cpu()
 
 
 def concept_texts(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:

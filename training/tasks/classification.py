@@ -33,15 +33,15 @@ from vlm.training.recipe.config import LossSection, VitRecipe, VitSection, read_
 from vlm.zero_shot import zero_shot_head
 
 
-def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = False, push: str | None = None) -> int:
+def train(recipe_file: Path, out: Path, processes: Processes, *, resume: bool = False, push: str | None = None) -> int:
     """Exit code 0 when the model is trained and saved in `out`, 75 when a signal stopped it."""
     recipe = read_recipe(recipe_file, VitRecipe)
     check_run(out, resume=resume, push=push)
     classes = open_classes(recipe)
-    classifier, preprocess = open_classifier(recipe, classes, peers)
+    classifier, preprocess = open_classifier(recipe, classes, processes)
     images, validation = open_images(recipe, classes, preprocess)
     validation.say_broken("validation")
-    if peers.rank == 0:
+    if processes.rank == 0:
         begin_run(out, recipe_file)
         if recipe.model.head == "names" and not (out / "start").exists():
             save(classifier, out / "start")  # the zero-shot end of WiSE-FT
@@ -53,10 +53,10 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
         )
 
     def evaluate(_: nn.Module) -> dict[str, float]:
-        return accuracy(classifier, preprocess, validation, peers.device)
+        return accuracy(classifier, preprocess, validation, processes.device)
 
-    stream = open_stream(recipe, classifier, images, peers)
-    quarantine = Quarantine(out, len(images), recipe.data.max_broken, peers, resume=resume)
+    stream = open_stream(recipe, classifier, images, processes)
+    quarantine = Quarantine(out, len(images), recipe.data.max_broken, processes, resume=resume)
     done = fit(
         classifier,
         classifying(recipe, classifier, preprocess),
@@ -64,20 +64,20 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
         evaluate,
         recipe,
         out,
-        peers=peers,
+        processes=processes,
         chance_loss=math.log(len(classes.keys)),
         resume=resume,
         quarantine=quarantine,
     )
-    if peers.rank == 0:
+    if processes.rank == 0:
         draw_curves(out)
     if not done:
         return STOPPED
     weights = whole_weights(classifier)  # of all processes, so before the others leave
-    if peers.rank == 0:
+    if processes.rank == 0:
         trained = plain(classifier)
         trained.load_state_dict(weights)
-        trained.to(peers.device)
+        trained.to(processes.device)
         rows = final_rows(recipe, trained, preprocess, validation)
         place(trained, out, classifier_card(out, recipe_file.read_text(encoding="utf-8"), len(images), trained, rows))
         if push is not None:
@@ -85,15 +85,15 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
     return 0
 
 
-def dry_run(recipe_file: Path, peers: Processes) -> None:
+def dry_run(recipe_file: Path, processes: Processes) -> None:
     """A few steps of the recipe, and what they say about all of it, on standard output."""
     recipe = read_recipe(recipe_file, VitRecipe)
     classes = open_classes(recipe)
-    classifier, preprocess = open_classifier(recipe, classes, peers)
+    classifier, preprocess = open_classifier(recipe, classes, processes)
     images, _ = open_images(recipe, classes, preprocess)
-    stream = open_stream(recipe, classifier, images, peers)
-    found = rehearse(classifier, classifying(recipe, classifier, preprocess), stream, recipe, peers)
-    if peers.rank == 0:
+    stream = open_stream(recipe, classifier, images, processes)
+    found = rehearse(classifier, classifying(recipe, classifier, preprocess), stream, recipe, processes)
+    if processes.rank == 0:
         print(forecast(found, recipe.run))
 
 
@@ -116,7 +116,7 @@ def open_images(recipe: VitRecipe, classes: ClassSet, preprocess: Preprocess) ->
     return ClassImages(training, preprocess, data.cache), ClassImages(validation, preprocess, data.cache)
 
 
-def open_classifier(recipe: VitRecipe, classes: ClassSet, peers: Processes) -> tuple[ViTClassifier, Preprocess]:
+def open_classifier(recipe: VitRecipe, classes: ClassSet, processes: Processes) -> tuple[ViTClassifier, Preprocess]:
     """The model at its start, the same on every process, on this one's device."""
     section, labels = recipe.model, classes.words(recipe.data.language)
     torch.manual_seed(recipe.run.seed)
@@ -131,7 +131,7 @@ def open_classifier(recipe: VitRecipe, classes: ClassSet, peers: Processes) -> t
         classifier = from_source(section, labels)
     if section.train_blocks is not None:
         learn_from_above(classifier, section.train_blocks)
-    classifier.to(peers.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
+    classifier.to(processes.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
     assert classifier.preprocess is not None
     return classifier, classifier.preprocess
 
@@ -178,14 +178,16 @@ def learn_from_above(classifier: ViTClassifier, blocks: int) -> None:
                 part.requires_grad_(True)
 
 
-def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImages, peers: Processes) -> ClassStream:
+def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImages, processes: Processes) -> ClassStream:
     run, data, config = recipe.run, recipe.data, classifier.vision.config
-    if run.batch_size % (peers.size * run.accumulate):
+    if run.batch_size % (processes.size * run.accumulate):
         raise ValueError(
             f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
-            f"{peers.size} processes."
+            f"{processes.size} processes."
         )
-    order = EndlessOrder(len(images), seed=run.seed, batch_size=run.batch_size, rank=peers.rank, world=peers.size)
+    order = EndlessOrder(
+        len(images), seed=run.seed, batch_size=run.batch_size, rank=processes.rank, world=processes.size
+    )
     return ClassStream(
         images,
         Transform(recipe.transform, config.image_shape, run.seed),

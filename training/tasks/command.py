@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class Train(Protocol):
     def __call__(
-        self, recipe_file: Path, out: Path, peers: "Processes", *, resume: bool = False, push: str | None = None
+        self, recipe_file: Path, out: Path, processes: "Processes", *, resume: bool = False, push: str | None = None
     ) -> int: ...
 
 
@@ -77,12 +77,12 @@ def run(name: str, description: str, actions: Callable[[], Actions]) -> int:
             machine = (arguments.gpus, arguments.gpu, arguments.tflops, arguments.efficiency)
             able.plan(arguments.recipe, *machine, arguments.caption_tokens)
             return 0
-        peers = init_from_env(arguments.device)
+        processes = init_from_env(arguments.device)
         if arguments.dry_run or arguments.out is None:
-            able.dry_run(arguments.recipe, peers)
+            able.dry_run(arguments.recipe, processes)
             return 0
         resume = arguments.resume == "auto"
-        return able.train(arguments.recipe, arguments.out, peers, resume=resume, push=arguments.push)
+        return able.train(arguments.recipe, arguments.out, processes, resume=resume, push=arguments.push)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1

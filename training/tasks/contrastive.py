@@ -39,14 +39,14 @@ from vlm.training.measure.evaluate import (
 from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
 
 
-def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = False, push: str | None = None) -> int:
+def train(recipe_file: Path, out: Path, processes: Processes, *, resume: bool = False, push: str | None = None) -> int:
     """Exit code 0 when the model is trained and saved in `out`, 75 when a signal stopped it."""
     recipe = read_recipe(recipe_file)
     check_run(out, resume=resume, push=push)
-    embedder = open_embedder(recipe, peers)
+    embedder = open_embedder(recipe, processes)
     pairs = open_training_pairs(recipe, embedder)
     validation = open_validation_pairs(recipe, embedder)
-    if peers.rank == 0:
+    if processes.rank == 0:
         begin_run(out, recipe_file)
         print(
             f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}",
@@ -54,29 +54,29 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
         )
 
     def recall(_: nn.Module) -> dict[str, float]:
-        return retrieval_recall(embedder, validation, peers)
+        return retrieval_recall(embedder, validation, processes)
 
-    stream = open_stream(recipe, embedder, pairs, peers)
-    quarantine = Quarantine(out, len(pairs), recipe.data.max_broken, peers, resume=resume)
+    stream = open_stream(recipe, embedder, pairs, processes)
+    quarantine = Quarantine(out, len(pairs), recipe.data.max_broken, processes, resume=resume)
     done = fit(
         embedder.model,
-        contrastive(recipe, embedder, peers),
+        contrastive(recipe, embedder, processes),
         stream,
         recall,
         recipe,
         out,
-        peers=peers,
+        processes=processes,
         chance_loss=chance_loss(recipe),
         resume=resume,
         quarantine=quarantine,
     )
-    if peers.rank == 0:
+    if processes.rank == 0:
         draw_curves(out)
     if not done:
         return STOPPED
     weights = whole_weights(embedder.model)  # of all processes, so before the others leave
-    if peers.rank == 0:
-        model = ordinary(embedder.model.config, recipe.model, weights).to(peers.device)
+    if processes.rank == 0:
+        model = ordinary(embedder.model.config, recipe.model, weights).to(processes.device)
         trained = Embedder(model, embedder.tokenizer, embedder.preprocess, name=out.name)
         rows = final_rows(recipe, trained, validation)
         place(trained, out, clip_card(out, recipe_file.read_text(encoding="utf-8"), len(pairs), trained, rows))
@@ -85,18 +85,18 @@ def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = Fals
     return 0
 
 
-def dry_run(recipe_file: Path, peers: Processes) -> None:
+def dry_run(recipe_file: Path, processes: Processes) -> None:
     """A few steps of the recipe, and what they say about all of it, on standard output."""
     recipe = read_recipe(recipe_file)
-    embedder = open_embedder(recipe, peers)
+    embedder = open_embedder(recipe, processes)
     pairs = open_training_pairs(recipe, embedder)
-    stream = open_stream(recipe, embedder, pairs, peers)
-    found = rehearse(embedder.model, contrastive(recipe, embedder, peers), stream, recipe, peers)
-    if peers.rank == 0:
+    stream = open_stream(recipe, embedder, pairs, processes)
+    found = rehearse(embedder.model, contrastive(recipe, embedder, processes), stream, recipe, processes)
+    if processes.rank == 0:
         print(forecast(found, recipe.run))
 
 
-def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
+def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:
     """The model at its start, the same on every process, on this one's device."""
     section = recipe.model
     torch.manual_seed(recipe.run.seed)
@@ -120,7 +120,7 @@ def open_embedder(recipe: Recipe, peers: Processes) -> Embedder:
         embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
     choose_layers(embedder.model, section)
     embedder.model.vision.any_size = recipe.data.coarse_size > 0
-    embedder.model.to(peers.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
+    embedder.model.to(processes.device, torch.float64 if recipe.run.precision == "float64" else torch.float32)
     return embedder
 
 
@@ -185,12 +185,12 @@ def open_order(recipe: Recipe, pairs: Pairs) -> Order:
     return Mixture(orders, [part.weight for part in recipe.data.sources], seed)
 
 
-def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Processes) -> PairStream:
+def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, processes: Processes) -> PairStream:
     run, data = recipe.run, recipe.data
-    if run.batch_size % (peers.size * run.accumulate):
+    if run.batch_size % (processes.size * run.accumulate):
         raise ValueError(
             f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
-            f"{peers.size} processes."
+            f"{processes.size} processes."
         )
     return PairStream(
         pairs,
@@ -209,12 +209,12 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, peers: Process
             per_image=data.captions_per_image,
         ),
         order=open_order(recipe, pairs),
-        rank=peers.rank,
-        world=peers.size,
+        rank=processes.rank,
+        world=processes.size,
     )
 
 
-def contrastive(recipe: Recipe, embedder: Embedder, peers: Processes) -> Backward:
+def contrastive(recipe: Recipe, embedder: Embedder, processes: Processes) -> Backward:
     """The loss of one batch, averaged over the captions of an image, in as many chunks as the recipe says."""
     clip, preprocess = embedder.model, embedder.preprocess
     shared = [clip.logit_scale] if clip.logit_bias is None else [clip.logit_scale, clip.logit_bias]
@@ -228,9 +228,9 @@ def contrastive(recipe: Recipe, embedder: Embedder, peers: Processes) -> Backwar
     def backward(model: nn.Module, batch: Batch, scale: float) -> Tensor:
         def loss(images: Tensor, *captions: Tensor) -> Tensor:
             losses = [
-                clip_loss(images, texts, clip.logit_scale, batch.groups, peers=peers)
+                clip_loss(images, texts, clip.logit_scale, batch.groups, processes=processes)
                 if clip.logit_bias is None
-                else siglip_loss(images, texts, clip.logit_scale, clip.logit_bias, batch.groups, peers=peers)
+                else siglip_loss(images, texts, clip.logit_scale, clip.logit_bias, batch.groups, processes=processes)
                 for texts in captions
             ]
             return scale * torch.stack(losses).mean()

@@ -5,7 +5,7 @@ import torch
 
 from tests.support.tiny_run import write_vit_recipe
 from tests.training.tasks.test_classification import batch
-from tests.training.tasks.test_train_vit import ALONE
+from tests.training.tasks.test_train_vit import SINGLE_PROCESS
 from vlm.training.data.class_stream import ClassStream
 from vlm.training.data.rows import BrokenSample
 from vlm.training.engine.distributed import Processes
@@ -23,7 +23,7 @@ def test_a_batch_goes_to_a_device_with_the_patches_it_keeps():
 def test_what_cannot_be_opened_is_left_out_of_a_measurement(run_folder, monkeypatch, capsys):
     settings = read_recipe(write_vit_recipe(run_folder, data={"validation_split": None, "held_out": 10}), VitRecipe)
     classes = open_classes(settings)
-    _, images = open_images(settings, classes, open_classifier(settings, classes, ALONE)[1])
+    _, images = open_images(settings, classes, open_classifier(settings, classes, SINGLE_PROCESS)[1])
     whole = [torch.cat(part) for part in zip(*images.batches(4), strict=True)]
     pixels = images.pairs.pixels
 
@@ -54,9 +54,9 @@ def test_a_sample_keeps_its_class_and_name_and_its_patches_until_the_dense_steps
         write_vit_recipe(run_folder, data=changes, transform={"padding": 0, "flip": 0, "erase": 0}), VitRecipe
     )
     classes = open_classes(settings)
-    classifier, preprocess = open_classifier(settings, classes, ALONE)
+    classifier, preprocess = open_classifier(settings, classes, SINGLE_PROCESS)
     training, _ = open_images(settings, classes, preprocess)
-    stream = open_stream(settings, classifier, training, ALONE)
+    stream = open_stream(settings, classifier, training, SINGLE_PROCESS)
     rows, numbers = training.rows, {training.rows.uid(i): i for i in range(len(training))}
     for step in range(6):
         some = stream[step]
@@ -64,11 +64,11 @@ def test_a_sample_keeps_its_class_and_name_and_its_patches_until_the_dense_steps
         assert torch.equal(some.images, torch.stack([training.pairs.pixels(numbers[uid]) for uid in some.uids]))
         assert (None if some.keep is None else some.keep.shape) == ((16, 12) if step < 3 else None)  # 4.8 of 16 go
     halves = [
-        open_stream(settings, classifier, training, Processes(rank=rank, size=2, device=ALONE.device))[2]
+        open_stream(settings, classifier, training, Processes(rank=rank, size=2, device=SINGLE_PROCESS.device))[2]
         for rank in (0, 1)
     ]
     assert [uid for half in halves for uid in half.uids] == stream[2].uids
     never = ClassStream(training, stream.transform, stream.order, seed=0, num_patches=16, patch_dropout=0.3)
     assert never[999].keep is not None  # no dense steps
     with pytest.raises(ValueError, match="batch_size 16 cannot be cut into accumulate = 1 equal chunks on each of 3"):
-        open_stream(settings, classifier, training, Processes(rank=0, size=3, device=ALONE.device))
+        open_stream(settings, classifier, training, Processes(rank=0, size=3, device=SINGLE_PROCESS.device))

@@ -67,15 +67,15 @@ def used(model: nn.Module, name: str) -> list[Tensor]:
     return [p for key, p in model.named_parameters() if name == "siglip" or "logit_bias" not in key]
 
 
-def check_losses(peers: Processes) -> None:
-    own = torch.tensor(peers.share(ROWS))
+def check_losses(processes: Processes) -> None:
+    own = torch.tensor(processes.share(ROWS))
     for name in LOSSES:
         for groups in (None, GROUPS):
             truth, reference = whole_batch(name, groups)
             model, images, texts = towers_and_rows()
             model.logit_bias.requires_grad_(name == "siglip")
             ddp = DistributedDataParallel(model)
-            loss = partial(LOSSES[name][0], **model.temperature(name), peers=peers, tile=5)
+            loss = partial(LOSSES[name][0], **model.temperature(name), processes=processes, tile=5)
             loss = loss(*ddp(images[own], texts[own]), groups=None if groups is None else groups[own])
             loss.backward()
             assert_close(loss, truth, 1e-12)
@@ -83,14 +83,14 @@ def check_losses(peers: Processes) -> None:
                 assert_close(ours, theirs, 1e-10)
 
 
-def check_accumulation(peers: Processes) -> None:
-    own = torch.tensor(peers.share(ROWS))
+def check_accumulation(processes: Processes) -> None:
+    own = torch.tensor(processes.share(ROWS))
     for name in LOSSES:
         truth, reference = whole_batch(name, GROUPS)
         model, images, texts = towers_and_rows()
         model.logit_bias.requires_grad_(name == "siglip")
         ddp = DistributedDataParallel(model)
-        loss = partial(LOSSES[name][0], **model.temperature(name), groups=GROUPS[own], peers=peers)
+        loss = partial(LOSSES[name][0], **model.temperature(name), groups=GROUPS[own], processes=processes)
         shared = [*model.temperature(name).values()]
 
         def embed(model: nn.Module, rows: Tensor, images: Tensor = images, texts: Tensor = texts) -> tuple[Tensor, ...]:
@@ -103,9 +103,9 @@ def check_accumulation(peers: Processes) -> None:
                 assert_close(ours, theirs, 1e-10)
 
 
-def check_map(peers: Processes) -> None:
+def check_map(processes: Processes) -> None:
     for count in (1, 3, 10, 12):
-        squares = peers.map(lambda numbers: torch.tensor([[i, i * i] for i in numbers]).reshape(-1, 2), count)
+        squares = processes.map(lambda numbers: torch.tensor([[i, i * i] for i in numbers]).reshape(-1, 2), count)
         assert squares.tolist() == [[i, i * i] for i in range(count)]
 
 
@@ -125,7 +125,7 @@ def small_batch(rows: range) -> Batch:
     return Batch(images[rows], ids[rows], GROUPS[rows], None, [f"{i}" for i in rows])
 
 
-def trained(peers: Processes, *, shard: bool) -> tuple[Training, list[float]]:
+def trained(processes: Processes, *, shard: bool) -> tuple[Training, list[float]]:
     """After two steps of a whole recipe, and the norms of their gradients."""
     run = {"batch_size": ROWS, "precision": "float64", "shard": shard, "ema_decay": 0.5, "steps": 9}
     optim = {"matrices": "adamw", "warmup_steps": 0, "clip_norm": 0.1}
@@ -133,12 +133,12 @@ def trained(peers: Processes, *, shard: bool) -> tuple[Training, list[float]]:
 
     def backward(model: nn.Module, batch: Batch, scale: float) -> Tensor:
         images, texts = model(batch.images.double() / 255, batch.ids[:, 0])
-        loss = clip_loss(images, texts, clip.logit_scale, batch.groups, peers=peers)
+        loss = clip_loss(images, texts, clip.logit_scale, batch.groups, processes=processes)
         loss.backward()
         return loss.detach()
 
-    training = Training(clip, backward, Recipe.from_dict({"run": run, "optim": optim}), peers)
-    return training, [training.step(step, small_batch(peers.share(ROWS))).gradient_norm for step in range(2)]
+    training = Training(clip, backward, Recipe.from_dict({"run": run, "optim": optim}), processes)
+    return training, [training.step(step, small_batch(processes.share(ROWS))).gradient_norm for step in range(2)]
 
 
 def embeds(training: Training, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,33 +149,33 @@ def embeds(training: Training, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Ten
         return clip.encode_image(pixels), clip.encode_text(ids)
 
 
-def check_training(peers: Processes) -> None:
+def check_training(processes: Processes) -> None:
     """Weights, norms and what validation sees, by DDP and by FSDP2; a checkpoint of either opens in the other."""
     whole = small_batch(range(ROWS))
     pixels, ids = whole.images.double() / 255, whole.ids[:, 0]
-    truth, norms = trained(Processes(rank=0, size=1, device=peers.device), shard=False)
+    truth, norms = trained(Processes(rank=0, size=1, device=processes.device), shard=False)
     weights = {name: weight.clone() for name, weight in truth.weights.state_dict().items()}
     expected = embeds(truth, pixels, ids)
     norms.append(truth.step(2, whole).gradient_norm)
     for shard in (False, True):
-        ours, found = trained(peers, shard=shard)
+        ours, found = trained(processes, shard=shard)
         assert found == pytest.approx(norms[:2], rel=1e-9)
         for name, weight in whole_weights(ours.weights).items():
             assert_close(weight, weights[name], 1e-9)
         for embed, wanted in zip(embeds(ours, pixels, ids), expected, strict=True):
             assert_close(embed, wanted, 1e-9)
         folder = Path(os.environ["CHECKPOINTS"]) / f"{shard}"
-        path = save_state(folder, 2, ours.state(), 1, peers)
+        path = save_state(folder, 2, ours.state(), 1, processes)
         dist.barrier()
-        assert newest(folder, peers, pytest.fail) == path
-        again, _ = trained(peers, shard=not shard)
+        assert newest(folder, processes, pytest.fail) == path
+        again, _ = trained(processes, shard=not shard)
         with torch.no_grad():
             for p in again.weights.parameters():
                 p.zero_()
         assert again.restore(path, str) == 2
         for name, weight in whole_weights(again.weights).items():
             assert_close(weight, weights[name], 1e-9)
-        assert again.step(2, small_batch(peers.share(ROWS))).gradient_norm == pytest.approx(norms[2], rel=1e-9)
+        assert again.step(2, small_batch(processes.share(ROWS))).gradient_norm == pytest.approx(norms[2], rel=1e-9)
 
 
 def checks(size: int) -> dict[str, Callable[[Processes], None]]:
@@ -187,10 +187,10 @@ def checks(size: int) -> dict[str, Callable[[Processes], None]]:
 def run_checks(rank: int, size: int, port: int, report: Callable[[str], None]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    peers = init_from_env("cpu")
-    assert (peers.rank, peers.size) == (rank, size)
+    processes = init_from_env("cpu")
+    assert (processes.rank, processes.size) == (rank, size)
     for name, check in checks(size).items():
-        check(peers)
+        check(processes)
         report(f"{rank} {name}")
     leave()
 
@@ -217,13 +217,13 @@ def test_several_processes_give_the_loss_and_gradients_of_one(size, tmp_path, mo
 def test_one_process_is_the_same_code(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    peers = init_from_env("cpu")
-    assert (peers.rank, peers.size, peers.device.type) == (0, 1, "cpu")
-    check_map(peers)
+    processes = init_from_env("cpu")
+    assert (processes.rank, processes.size, processes.device.type) == (0, 1, "cpu")
+    check_map(processes)
     for name in LOSSES:
         truth, _ = whole_batch(name, GROUPS)
         model, images, texts = towers_and_rows()
-        loss = partial(LOSSES[name][0], **model.temperature(name), groups=GROUPS, peers=peers)
+        loss = partial(LOSSES[name][0], **model.temperature(name), groups=GROUPS, processes=processes)
         assert_close(loss(*model(images, texts)), truth, 1e-12)
 
 

@@ -70,10 +70,20 @@ def complaints(model: nn.Module, stream: Vectors, out: Path, capsys: Any, steps:
     torch.manual_seed(0)
     run = {"steps": steps, "batch_size": ROWS, "eval_every": 1000, "save_every": 1000, "log_every": 50}
     sections = {"run": run, "data": {"workers": 0}, "optim": {"matrices": "adamw", "warmup_steps": 0} | optim}
-    peers = Processes(rank=0, size=1, device=torch.device("cpu"))
+    processes = Processes(rank=0, size=1, device=torch.device("cpu"))
     out.mkdir()
     recipe, of_pairs = Recipe.from_dict(sections), cast(PairStream, stream)
-    fit(model, backward, of_pairs, lambda _: {}, recipe, out, peers=peers, chance_loss=math.log(ROWS), resume=False)
+    fit(
+        model,
+        backward,
+        of_pairs,
+        lambda _: {},
+        recipe,
+        out,
+        processes=processes,
+        chance_loss=math.log(ROWS),
+        resume=False,
+    )
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     return [
         line for line in lines if line.startswith("step ") and any(word in line for word in ("guess", "limit", "waits"))

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from tests.training.engine.test_doctor import CLOCK, ROWS, Towers, Vectors, backward
 from vlm.training.data.batches import Batch
 from vlm.training.data.rows import BrokenSample
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.engine.loop import Evaluate, Training, fit, rehearse
 from vlm.training.engine.quarantine import Quarantine
 from vlm.training.engine.state import load_state, saved
 from vlm.training.recipe.config import Recipe
 
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 CHANCE = math.log(ROWS)
 
 
@@ -43,7 +42,7 @@ def run(
     **more: Any,
 ) -> bool:
     out.mkdir(exist_ok=True)
-    of_fit = {"peers": ALONE, "chance_loss": CHANCE, "resume": False} | more
+    of_fit = {"processes": SINGLE_PROCESS, "chance_loss": CHANCE, "resume": False} | more
     return fit(model, step, stream, evaluate, settings, out, **of_fit)
 
 
@@ -59,7 +58,9 @@ def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 
 def test_a_step_is_the_optimizers_step_on_the_clipped_gradients():
     model, reference = towers(), towers()
-    training = Training(model, backward, recipe({"clip_norm": 0.01, "betas": [0.9, 0.98], "weight_decay": 0.1}), ALONE)
+    training = Training(
+        model, backward, recipe({"clip_norm": 0.01, "betas": [0.9, 0.98], "weight_decay": 0.1}), SINGLE_PROCESS
+    )
     norms = []
     decayed = [p for p in reference.parameters() if p.ndim > 1]
     plain = [p for p in reference.parameters() if p.ndim < 2]
@@ -83,7 +84,7 @@ def test_a_step_is_the_optimizers_step_on_the_clipped_gradients():
 
 def test_the_average_is_the_exponential_average_of_the_weights_and_is_what_remains(tmp_path):
     model = towers()
-    training, expected = Training(towers(), backward, recipe(ema_decay=0.7), ALONE), weights(model)
+    training, expected = Training(towers(), backward, recipe(ema_decay=0.7), SINGLE_PROCESS), weights(model)
     for step in range(6):
         training.step(step, Vectors()[step])
         expected = {name: 0.7 * old + 0.3 * training.named[name].detach() for name, old in expected.items()}
@@ -182,7 +183,7 @@ def test_too_many_broken_samples_end_the_run_at_the_step_that_shows_them(tmp_pat
 
     (tmp_path / "run").mkdir()
     for allowed in (0.02, 0.04):
-        quarantine = Quarantine(tmp_path / "run", 2 * ROWS, allowed, ALONE, resume=False)
+        quarantine = Quarantine(tmp_path / "run", 2 * ROWS, allowed, SINGLE_PROCESS, resume=False)
         if allowed < 1 / 32:
             with pytest.raises(ValueError, match="1 of the first 32 samples are broken"):
                 run(towers(), tmp_path / "run", recipe(), stream=Broken(), quarantine=quarantine)
@@ -233,7 +234,7 @@ def test_a_weight_that_no_step_uses_stays(precision):
     torch.manual_seed(0)
     model = Spare()
     before = weights(model)
-    training = Training(model, backward, recipe(precision=precision), ALONE)
+    training = Training(model, backward, recipe(precision=precision), SINGLE_PROCESS)
     if training.loss_scale:
         training.loss_scale.value = 1024.0
     training.step(0, Vectors()[0])
@@ -248,21 +249,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_move():
     batch = Vectors()[0]
     batch.images[3, 3] = math.nan
     with pytest.raises(FloatingPointError, match=r"step 5: loss nan.*Lower the learning rate.*samples: 0/0, 0/1"):
-        Training(model, backward, recipe(), ALONE).step(5, batch)
+        Training(model, backward, recipe(), SINGLE_PROCESS).step(5, batch)
     assert_equal(weights(model), before)
 
 
 def test_the_temperature_stays_within_its_limits():
     for start, limit in ((4.7, math.log(100)), (-0.5, 0.0)):
         model = towers(logit_scale=start)
-        Training(model, backward, recipe({"lr": 1e-6}), ALONE).step(0, Vectors()[0])
+        Training(model, backward, recipe({"lr": 1e-6}), SINGLE_PROCESS).step(0, Vectors()[0])
         assert model.logit_scale.item() == pytest.approx(limit, abs=1e-6)
 
 
 def test_a_changed_recipe_is_said_aloud_and_counts_from_then_on(tmp_path, capsys):
     run(towers(), tmp_path / "run", recipe({"weight_decay": 0.1}, steps=2))
     settings = recipe({"weight_decay": 0.3, "betas": [0.5, 0.6], "lr": 0.5, "final_lr": 1.0}, steps=4)
-    training, said = Training(towers(), backward, settings, ALONE), []
+    training, said = Training(towers(), backward, settings, SINGLE_PROCESS), []
     assert training.restore(saved(tmp_path / "run" / "checkpoints")[0], said.append) == 2
     training.step(2, Vectors()[2])
     (adamw,) = training.optimizers
@@ -278,7 +279,7 @@ def test_a_rehearsal_writes_nothing_and_measures_the_second_step(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vlm.training.engine.loop.time", CLOCK)
     stream: Any = Vectors(seconds=0.25)
-    found = rehearse(towers(), backward, stream, recipe(), ALONE)
+    found = rehearse(towers(), backward, stream, recipe(), SINGLE_PROCESS)
     assert found.seconds == pytest.approx(1.25)  # waiting and working, as tests/test_doctor.py counts them
     assert found.peak_bytes > 50e6  # torch alone
     assert list(tmp_path.iterdir()) == []
@@ -294,7 +295,7 @@ def test_a_rehearsal_weighs_dense_steps_by_their_share(monkeypatch):
     stream: Any = DenserAtTheEnd()
     plan = recipe(steps=5).to_dict()
     plan["data"]["dense_share"] = 0.2
-    found = rehearse(towers(), backward, stream, Recipe.from_dict(plan), ALONE)
+    found = rehearse(towers(), backward, stream, Recipe.from_dict(plan), SINGLE_PROCESS)
     assert found.seconds == pytest.approx(0.8 * 1.25 + 0.2 * 2.75)
 
 
@@ -302,7 +303,7 @@ def test_the_recipe_is_kept_in_the_checkpoint(tmp_path):
     model, settings = towers(), recipe(steps=2)
     run(model, tmp_path / "run", settings)
     path = saved(tmp_path / "run" / "checkpoints")[0]
-    training = Training(towers(), backward, settings, ALONE)
+    training = Training(towers(), backward, settings, SINGLE_PROCESS)
     assert training.restore(path, pytest.fail) == 2
     assert_equal(weights(training.weights), weights(model))
     _, state = load_state(path, training.state())

@@ -17,14 +17,13 @@ from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.lora import merge_adapters
 from vlm.training.engine.optim import Muon, optimizers
 from vlm.training.recipe.config import read_recipe
 from vlm.training.tasks import contrastive
 from vlm.training.tasks.contrastive import choose_layers, open_embedder, train
 
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 NEW = {"tokenizer": None, "embed_dim": None, "vision": None, "text": None}
 ADAPTED = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
@@ -33,7 +32,7 @@ ADAPTED = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.wei
 def source(run_folder, tmp_path_factory) -> Path:
     """Any CLIP of ours: a short run's."""
     out = tmp_path_factory.mktemp("source") / "model"
-    assert train(write_recipe(run_folder, run={"steps": 2, "eval_every": 2}), out, ALONE) == 0
+    assert train(write_recipe(run_folder, run={"steps": 2, "eval_every": 2}), out, SINGLE_PROCESS) == 0
     return out
 
 
@@ -42,7 +41,7 @@ def recipe_from(source: Path, run_folder: Path, model: dict[str, Any], **section
 
 
 def opened(source: Path, run_folder: Path, **model: Any) -> Embedder:
-    return open_embedder(read_recipe(recipe_from(source, run_folder, model)), ALONE)
+    return open_embedder(read_recipe(recipe_from(source, run_folder, model)), SINGLE_PROCESS)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -110,7 +109,7 @@ def test_only_the_adapters_move_and_the_result_is_an_ordinary_folder(source, run
     recipe = recipe_from(
         source, run_folder, {"lora_rank": 2}, optim={"matrices": matrices}, run={"steps": 3, "accumulate": 2}
     )
-    assert train(recipe, tmp_path / "lora", ALONE) == 0
+    assert train(recipe, tmp_path / "lora", SINGLE_PROCESS) == 0
     assert changed(source, tmp_path / "lora") == adapted(source)
     assert vlm.load(tmp_path / "lora").embed_texts(["a red dog"]).norm() == pytest.approx(1)
     (last, *_) = sorted((tmp_path / "lora" / "checkpoints").iterdir(), reverse=True)
@@ -133,7 +132,7 @@ def test_only_the_adapters_move_and_the_result_is_an_ordinary_folder(source, run
 )
 def test_only_the_layers_named_learn(source, run_folder, tmp_path, model, learning):
     recipe = recipe_from(source, run_folder, model, run={"steps": 2, "eval_every": 2})
-    assert train(recipe, tmp_path / "model", ALONE) == 0
+    assert train(recipe, tmp_path / "model", SINGLE_PROCESS) == 0
     moved = changed(source, tmp_path / "model")
     assert {name for name in moved if not name.startswith(learning)} == set()
     assert {part for part in learning if not any(name.startswith(part) for name in moved)} == set()
@@ -152,11 +151,11 @@ def test_adapters_follow_train_and_lock_vision(source, run_folder):
 
 def test_muon_leaves_adapters_to_adamw(source, run_folder):
     recipe = read_recipe(recipe_from(source, run_folder, {"lora_rank": 2}, optim={"matrices": "muon"}))
-    found = optimizers(open_embedder(recipe, ALONE).model, recipe.optim)
+    found = optimizers(open_embedder(recipe, SINGLE_PROCESS).model, recipe.optim)
     assert [type(optimizer) for optimizer in found] == [torch.optim.AdamW]
     assert sum(len(group["params"]) for group in found[0].param_groups) == 2 * len(adapted(source))
     recipe = read_recipe(recipe_from(source, run_folder, {}, optim={"matrices": "muon"}))
-    assert any(isinstance(o, Muon) for o in optimizers(open_embedder(recipe, ALONE).model, recipe.optim))
+    assert any(isinstance(o, Muon) for o in optimizers(open_embedder(recipe, SINGLE_PROCESS).model, recipe.optim))
 
 
 def test_a_stopped_run_with_adapters_goes_on_to_the_same_end_to_the_bit(source, run_folder, tmp_path, monkeypatch):
@@ -166,12 +165,12 @@ def test_a_stopped_run_with_adapters_goes_on_to_the_same_end_to_the_bit(source, 
 
     measure = contrastive.retrieval_recall
     recipe = recipe_from(source, run_folder, {"lora_rank": 2, "train": "last-1"}, run={"accumulate": 2})
-    assert train(recipe, tmp_path / "whole", ALONE) == 0
+    assert train(recipe, tmp_path / "whole", SINGLE_PROCESS) == 0
     monkeypatch.setattr(contrastive, "retrieval_recall", stop_and_measure)
-    assert train(recipe, tmp_path / "stopped", ALONE) == 75
+    assert train(recipe, tmp_path / "stopped", SINGLE_PROCESS) == 75
     monkeypatch.setattr(contrastive, "retrieval_recall", measure)
     torch.manual_seed(12345)
-    assert train(recipe, tmp_path / "stopped", ALONE, resume=True) == 0
+    assert train(recipe, tmp_path / "stopped", SINGLE_PROCESS, resume=True) == 0
     for name in ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -189,7 +188,7 @@ def test_a_model_of_openclip_is_tuned_like_one_of_ours(tiny_clip, tiny_tokenizer
     vlm.export(ours, tmp_path / "openclip", "openclip")
     source = tmp_path / "openclip"
     recipe = recipe_from(source, run_folder, {"lora_rank": 2}, run={"steps": 2, "eval_every": 2})
-    assert train(recipe, tmp_path / "tuned", ALONE) == 0
+    assert train(recipe, tmp_path / "tuned", SINGLE_PROCESS) == 0
     vlm.save(vlm.load(source), tmp_path / "before")
     assert changed(tmp_path / "before", tmp_path / "tuned") == adapted(tmp_path / "before")
 

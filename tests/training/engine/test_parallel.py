@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.training.engine.test_doctor import Vectors
-from tests.training.engine.test_loop import ALONE, recipe, towers
+from tests.training.engine.test_loop import SINGLE_PROCESS, recipe, towers
 from vlm.training.engine.parallel import clip_gradients, prepare
 
 
@@ -24,7 +24,7 @@ def test_clipping_gives_torchs_norm_and_gradients():
 def test_recomputed_activations_give_the_same_gradients(tiny_clip):
     images, ids = torch.randn(4, 3, 32, 32), torch.tensor([[5, 6, 2], [7, 2, 0], [8, 9, 2], [5, 2, 0]])
     reference = copy.deepcopy(tiny_clip)
-    model = prepare(tiny_clip, recipe(checkpoint_activations=True).run, ALONE)
+    model = prepare(tiny_clip, recipe(checkpoint_activations=True).run, SINGLE_PROCESS)
     passes = []
     model.vision.blocks[0].mlp.fc1.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[union-attr]
     for one in (model, reference):
@@ -40,9 +40,9 @@ def test_recomputed_activations_give_the_same_gradients(tiny_clip):
 def test_only_blocks_are_compiled_and_only_if_asked(tiny_clip, monkeypatch):
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
-    prepare(tiny_clip, recipe().run, ALONE)
+    prepare(tiny_clip, recipe().run, SINGLE_PROCESS)
     assert compiled == []
-    prepare(tiny_clip, recipe(compile=True).run, ALONE)
+    prepare(tiny_clip, recipe(compile=True).run, SINGLE_PROCESS)
     assert compiled == [*tiny_clip.vision.blocks, *tiny_clip.text.blocks]
 
 
@@ -51,7 +51,7 @@ def test_only_blocks_are_compiled_and_only_if_asked(tiny_clip, monkeypatch):
 def test_compiled_blocks_give_the_same_embeddings(tiny_clip):
     images, ids = torch.randn(4, 3, 32, 32), torch.tensor([[5, 6, 2], [7, 2, 0], [8, 9, 2], [5, 2, 0]])
     reference = copy.deepcopy(tiny_clip)
-    model = prepare(tiny_clip, recipe(compile=True).run, ALONE)
+    model = prepare(tiny_clip, recipe(compile=True).run, SINGLE_PROCESS)
     assert list(model.state_dict()) == list(reference.state_dict())
     for ours, theirs in zip(model(images, ids), reference(images, ids), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -16,10 +16,9 @@ from vlm.training.data.order import Shuffled
 from vlm.training.data.pairs import Cache, open_pairs
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import batches
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.engine.quarantine import Quarantine
 
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 SAMPLES = [BrokenSample(f"p{n}", "missing", "there is\nno such file") for n in range(50)]
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))
 
@@ -29,26 +28,26 @@ def entries(folder: Path) -> list[dict[str, str]]:
 
 
 def test_each_sample_is_listed_once_also_after_a_crash(tmp_path):
-    quarantine = Quarantine(tmp_path, 1000, 0.5, ALONE, resume=False)
+    quarantine = Quarantine(tmp_path, 1000, 0.5, SINGLE_PROCESS, resume=False)
     quarantine.add(SAMPLES[:2], 8)
     quarantine.add(SAMPLES[1:3], 16)
     assert quarantine.shown() == {"broken": "3"}
     whole = (tmp_path / "quarantine.jsonl").read_bytes()
     (tmp_path / "quarantine.jsonl").write_bytes(whole + b'{"uid": "p3", "rea')
-    again = Quarantine(tmp_path, 1000, 0.5, ALONE, resume=True)
+    again = Quarantine(tmp_path, 1000, 0.5, SINGLE_PROCESS, resume=True)
     assert list(again.known) == ["p0", "p1", "p2"]
     assert (tmp_path / "quarantine.jsonl").read_bytes() == whole
     again.add(SAMPLES[:4], 24)
     assert [entry["uid"] for entry in entries(tmp_path)] == ["p0", "p1", "p2", "p3"]
     assert entries(tmp_path)[0] == {"uid": "p0", "reason": "missing", "detail": "there is no such file"}
-    Quarantine(tmp_path, 1000, 0.5, ALONE, resume=False)
+    Quarantine(tmp_path, 1000, 0.5, SINGLE_PROCESS, resume=False)
     assert entries(tmp_path) == []
     (tmp_path / "quarantine.jsonl").unlink()
-    assert len(Quarantine(tmp_path, 1000, 0.5, ALONE, resume=True)) == 0
+    assert len(Quarantine(tmp_path, 1000, 0.5, SINGLE_PROCESS, resume=True)) == 0
 
 
 def test_the_list_can_be_read_by_people_and_line_by_line(tmp_path):
-    quarantine = Quarantine(tmp_path, 1000, 0.5, ALONE, resume=False)
+    quarantine = Quarantine(tmp_path, 1000, 0.5, SINGLE_PROCESS, resume=False)
     assert (quarantine.shown(), len(quarantine)) == ({}, 0)
     quarantine.add([BrokenSample("犬.png", "missing", "a\u2028b")], 8)
     assert (tmp_path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines() == [
@@ -58,7 +57,7 @@ def test_the_list_can_be_read_by_people_and_line_by_line(tmp_path):
 
 
 def test_too_many_end_the_run_once_there_are_enough_to_tell(tmp_path):
-    quarantine = Quarantine(tmp_path, 10_000, 0.01, ALONE, resume=False)
+    quarantine = Quarantine(tmp_path, 10_000, 0.01, SINGLE_PROCESS, resume=False)
     quarantine.add(SAMPLES[:20], 100)  # 20 %, but few
     with pytest.raises(ValueError, match=r"21 of the first 200 samples .* max_broken = 0.01 .*p20: missing") as caught:
         quarantine.add(SAMPLES[20:21], 200)
@@ -67,7 +66,7 @@ def test_too_many_end_the_run_once_there_are_enough_to_tell(tmp_path):
 
 
 def test_once_all_have_been_seen_the_share_is_exact(tmp_path):
-    quarantine = Quarantine(tmp_path, 100, 0.02, ALONE, resume=False)
+    quarantine = Quarantine(tmp_path, 100, 0.02, SINGLE_PROCESS, resume=False)
     quarantine.add(SAMPLES[:2], 1000)  # 2 of 100
     with pytest.raises(ValueError, match="3 of the first 100 samples"):
         quarantine.add(SAMPLES[2:3], 1000)
@@ -142,11 +141,11 @@ def test_two_processes_write_one_list(rank, own, others, tmp_path):
     gathered = [torch.zeros(1), torch.tensor([len(theirs)]), torch.from_numpy(padded)[None]]
 
     class Two(Processes):
-        def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
             both = [rows, gathered.pop(0).to(rows.dtype)]
             return torch.cat(both[:: 1 if rank == 0 else -1])
 
-    quarantine = Quarantine(tmp_path, 1000, 0.5, Two(rank=rank, size=2, device=ALONE.device), resume=False)
+    quarantine = Quarantine(tmp_path, 1000, 0.5, Two(rank=rank, size=2, device=SINGLE_PROCESS.device), resume=False)
     quarantine.add(own, 8)
     both = [[sample.uid for sample in own], others]
     wanted = [uid for part in both[:: 1 if rank == 0 else -1] for uid in part]
@@ -158,11 +157,11 @@ def test_two_processes_write_one_list(rank, own, others, tmp_path):
 
 def test_no_news_from_anybody_needs_no_second_talk(tmp_path):
     class Two(Processes):
-        def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
             talks.append(len(rows))
             return torch.cat([rows, rows])
 
     talks: list[int] = []
-    quarantine = Quarantine(tmp_path, 1000, 0.5, Two(rank=0, size=2, device=ALONE.device), resume=False)
+    quarantine = Quarantine(tmp_path, 1000, 0.5, Two(rank=0, size=2, device=SINGLE_PROCESS.device), resume=False)
     quarantine.add([], 8)
     assert (talks, len(quarantine)) == ([1, 1], 0)

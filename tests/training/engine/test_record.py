@@ -62,7 +62,14 @@ def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path, monkey
 def test_processes_but_the_first_write_and_say_nothing(tmp_path, capsys):
     other = Processes(rank=1, size=1, device=torch.device("cpu"))
     for resume in (False, True):
-        run(towers(), tmp_path / "run", recipe(steps=2), evaluate=lambda _: {"val x": 1.0}, peers=other, resume=resume)
+        run(
+            towers(),
+            tmp_path / "run",
+            recipe(steps=2),
+            evaluate=lambda _: {"val x": 1.0},
+            processes=other,
+            resume=resume,
+        )
     assert list((tmp_path / "run").iterdir()) == []
     assert capsys.readouterr() == ("", "")
 

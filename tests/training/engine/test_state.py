@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.engine.state import load_state, newest, save_state, saved
-
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
 def state(number: int = 0) -> dict:
@@ -40,15 +38,15 @@ def assert_same(one: dict, two: dict) -> None:
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     for step in (0, 7):
-        path = save_state(tmp_path, step, state(1 + step), 2, ALONE)
-        assert newest(tmp_path, ALONE, pytest.fail) == path
+        path = save_state(tmp_path, step, state(1 + step), 2, SINGLE_PROCESS)
+        assert newest(tmp_path, SINGLE_PROCESS, pytest.fail) == path
         found, back = load_state(path, state(0))
         assert found == step
         assert_same(back, state(1 + step))
 
 
 def test_the_tensors_it_is_loaded_like_receive_the_values(tmp_path):
-    path, like = save_state(tmp_path, 7, state(1), 2, ALONE), state(0)
+    path, like = save_state(tmp_path, 7, state(1), 2, SINGLE_PROCESS), state(0)
     held = tensors(like)
     load_state(path, like)
     assert len(held) == 5
@@ -63,7 +61,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", spy)
-    save_state(tmp_path, 3, state(), 2, ALONE)
+    save_state(tmp_path, 3, state(), 2, SINGLE_PROCESS)
     named = {path: synced.get(path.stat().st_ino) for path in (*final.iterdir(), final, tmp_path)}
     assert named == dict.fromkeys((*final.iterdir(), final), False) | {tmp_path: True}
 
@@ -74,26 +72,26 @@ def test_processes_but_the_first_leave_the_folder_to_it(tmp_path):
     save_state(tmp_path, 1, state(), 1, other)
     assert newest(tmp_path, other, pytest.fail) is None
     assert [path.name for path in tmp_path.iterdir()] == [".deleting-00000001"]
-    assert newest(tmp_path, ALONE, pytest.fail) is None
+    assert newest(tmp_path, SINGLE_PROCESS, pytest.fail) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_last_are_kept(tmp_path):
     for step in (1, 2, 10, 11):
-        save_state(tmp_path, step, state(step), 2, ALONE)
+        save_state(tmp_path, step, state(step), 2, SINGLE_PROCESS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
 def test_an_empty_or_missing_folder_has_none(tmp_path):
-    assert newest(tmp_path, ALONE, pytest.fail) is None
-    assert newest(tmp_path / "nowhere", ALONE, pytest.fail) is None
+    assert newest(tmp_path, SINGLE_PROCESS, pytest.fail) is None
+    assert newest(tmp_path / "nowhere", SINGLE_PROCESS, pytest.fail) is None
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
 def test_any_damage_is_said_aloud_and_the_checkpoint_before_is_used(tmp_path, name, harm):
     for step in (1, 2):
-        save_state(tmp_path, step, state(step), 2, ALONE)
+        save_state(tmp_path, step, state(step), 2, SINGLE_PROCESS)
     file = tmp_path / "step-00000002" / name
     content = file.read_bytes()
     middle = len(content) // 2
@@ -104,7 +102,7 @@ def test_any_damage_is_said_aloud_and_the_checkpoint_before_is_used(tmp_path, na
     else:
         file.write_bytes(content[:middle] if harm == "truncate" else b"")
     said: list[str] = []
-    found = newest(tmp_path, ALONE, said.append)
+    found = newest(tmp_path, SINGLE_PROCESS, said.append)
     assert found is not None
     assert found.name == "step-00000001"
     (line,) = said
@@ -117,15 +115,15 @@ def test_any_damage_is_said_aloud_and_the_checkpoint_before_is_used(tmp_path, na
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", "5", "null", '{"tensors.safetensors": ""}'])
 def test_a_manifest_that_lists_something_else_is_damage(tmp_path, manifest):
-    path = save_state(tmp_path, 1, state(), 1, ALONE)
+    path = save_state(tmp_path, 1, state(), 1, SINGLE_PROCESS)
     (path / "manifest.json").write_text(manifest)
     said: list[str] = []
-    assert newest(tmp_path, ALONE, said.append) is None
+    assert newest(tmp_path, SINGLE_PROCESS, said.append) is None
     assert len(said) == 1 and "is damaged (" in said[0] and "()" not in said[0]
 
 
 def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidies_up(tmp_path, monkeypatch):
-    save_state(tmp_path, 1, state(1), 2, ALONE)
+    save_state(tmp_path, 1, state(1), 2, SINGLE_PROCESS)
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
@@ -138,30 +136,30 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidi
         with monkeypatch.context() as patch:
             patch.setattr(moment, crash)
             with pytest.raises(KeyboardInterrupt):
-                save_state(tmp_path, 2, state(2), 2, ALONE)
+                save_state(tmp_path, 2, state(2), 2, SINGLE_PROCESS)
             with pytest.raises(KeyboardInterrupt):  # nor does what is left of the first hinder another
-                save_state(tmp_path, 2, state(2), 2, ALONE)
-        assert newest(tmp_path, ALONE, pytest.fail) == tmp_path / "step-00000001"
+                save_state(tmp_path, 2, state(2), 2, SINGLE_PROCESS)
+        assert newest(tmp_path, SINGLE_PROCESS, pytest.fail) == tmp_path / "step-00000001"
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path):
-    save_state(tmp_path, 1, state(1), 2, ALONE)
-    path = save_state(tmp_path, 2, state(2), 2, ALONE)
+    save_state(tmp_path, 1, state(1), 2, SINGLE_PROCESS)
+    path = save_state(tmp_path, 2, state(2), 2, SINGLE_PROCESS)
     (path / "state.json").write_text("{")
-    save_state(tmp_path, 2, state(3), 2, ALONE)
+    save_state(tmp_path, 2, state(3), 2, SINGLE_PROCESS)
     assert_same(load_state(path, state(0))[1], state(3))
     assert saved(tmp_path) == [path, tmp_path / "step-00000001"]
 
 
 def test_the_manifest_lists_every_file(tmp_path):
-    path = save_state(tmp_path, 1, state(), 1, ALONE)
+    path = save_state(tmp_path, 1, state(), 1, SINGLE_PROCESS)
     listed = json.loads((path / "manifest.json").read_text())
     assert {"manifest.json", *listed} == {file.name for file in path.iterdir()}
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
-    path = save_state(tmp_path, 1, state(), 1, ALONE)
+    path = save_state(tmp_path, 1, state(), 1, SINGLE_PROCESS)
     other = state()
     other["model"]["b.weight"] = other["model"].pop("a.weight")
     other["model"]["scale"] = torch.zeros(2)
@@ -176,12 +174,12 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
 
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(TypeError, match="/a/b is a set"):
-        save_state(tmp_path, 1, {"a": {"b": {1, 2}}}, 1, ALONE)
+        save_state(tmp_path, 1, {"a": {"b": {1, 2}}}, 1, SINGLE_PROCESS)
 
 
 def test_a_moved_checkpoint_is_whole(tmp_path):
-    path = save_state(tmp_path / "here", 1, state(4), 1, ALONE)
+    path = save_state(tmp_path / "here", 1, state(4), 1, SINGLE_PROCESS)
     shutil.move(path, tmp_path / path.name)
-    found = newest(tmp_path, ALONE, pytest.fail)
+    found = newest(tmp_path, SINGLE_PROCESS, pytest.fail)
     assert found is not None
     assert_same(load_state(found, state(0))[1], state(4))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.engine.test_doctor import Vectors, backward
-from tests.training.engine.test_loop import ALONE, assert_equal, recipe, towers, weights
+from tests.training.engine.test_loop import SINGLE_PROCESS, assert_equal, recipe, towers, weights
 from vlm.training.data.batches import Batch
 from vlm.training.engine.loop import Training, precision
 from vlm.training.engine.state import save_state
@@ -16,7 +16,7 @@ from vlm.training.engine.state import save_state
 def test_float16_finds_its_loss_scale_and_leaves_out_steps_that_overflow():
     model = towers()
     settings = recipe(precision="float16")
-    training = Training(model, backward, settings, ALONE)
+    training = Training(model, backward, settings, SINGLE_PROCESS)
     assert training.loss_scale is not None
     training.loss_scale.value = 2.0**20  # the gradients of the first steps overflow
     before = weights(model)
@@ -32,7 +32,7 @@ def test_float16_finds_its_loss_scale_and_leaves_out_steps_that_overflow():
 
 def test_the_loss_scale_is_that_of_torchs_grad_scaler():
     ours, theirs = (
-        Training(towers(), backward, recipe(precision="float16"), ALONE).loss_scale,
+        Training(towers(), backward, recipe(precision="float16"), SINGLE_PROCESS).loss_scale,
         torch.amp.GradScaler("cpu"),
     )
     assert ours is not None
@@ -55,7 +55,7 @@ def test_the_loss_scale_is_that_of_torchs_grad_scaler():
 
 def test_float16_goes_on_with_the_loss_scale_it_had(tmp_path):
     def opened(precision: str) -> Training:
-        return Training(towers(), backward, recipe(precision=precision), ALONE)
+        return Training(towers(), backward, recipe(precision=precision), SINGLE_PROCESS)
 
     one, whole = opened("float16"), opened("float32")
     assert one.loss_scale is not None
@@ -63,7 +63,7 @@ def test_float16_goes_on_with_the_loss_scale_it_had(tmp_path):
     for training in (one, whole):
         training.step(0, Vectors()[0])
     for training, found in ((one, (64.0, 7)), (whole, (65536.0, 0))):  # a float32 run has none
-        path = save_state(tmp_path, 1, training.state(), 1, ALONE)
+        path = save_state(tmp_path, 1, training.state(), 1, SINGLE_PROCESS)
         other = opened("float16")
         other.restore(path, str)
         assert other.loss_scale is not None
@@ -77,7 +77,7 @@ def test_float16_gives_up_when_gradients_overflow_without_a_loss_scale():
             p.grad = torch.full_like(p, math.inf)
         return loss
 
-    training = Training(towers(), overflow, recipe(precision="float16"), ALONE)
+    training = Training(towers(), overflow, recipe(precision="float16"), SINGLE_PROCESS)
     assert training.loss_scale is not None
     training.loss_scale.value = 2.0
     training.step(0, Vectors()[0])
@@ -89,7 +89,7 @@ def test_float16_gives_up_when_gradients_overflow_without_a_loss_scale():
 def test_float16_gradients_are_those_of_float32_but_for_rounding():
     norms = {}
     for kind in ("float32", "float16", "bfloat16"):
-        training = Training(towers(), backward, recipe(precision=kind), ALONE)
+        training = Training(towers(), backward, recipe(precision=kind), SINGLE_PROCESS)
         if training.loss_scale:
             training.loss_scale.value = 1024.0
         norms[kind] = training.step(0, Vectors()[0]).gradient_norm

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.tiny_run import write_vit_recipe
-from tests.training.tasks.test_train_vit import ALONE
+from tests.training.tasks.test_train_vit import SINGLE_PROCESS
 from vlm.checkpoint.folder import save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.images.preprocess import Preprocess
@@ -114,7 +114,7 @@ def test_without_mixing_nothing_changes_and_a_share_of_the_steps_is_left_alone()
 def test_accuracy_is_the_share_of_right_answers(run_folder):
     settings = read_recipe(write_vit_recipe(run_folder), VitRecipe)
     classes = open_classes(settings)
-    classifier, preprocess = open_classifier(settings, classes, ALONE)
+    classifier, preprocess = open_classifier(settings, classes, SINGLE_PROCESS)
     torch.nn.init.normal_(classifier.head.weight)
     _, validation = open_images(settings, classes, preprocess)
     pixels, targets = next(validation.batches())
@@ -150,9 +150,9 @@ def test_the_best_five_are_asked_for_where_there_are_more(run_folder, classes, n
 def test_held_out_images_are_not_trained_on(run_folder):
     settings = read_recipe(write_vit_recipe(run_folder, data={"validation_split": None, "held_out": 10}), VitRecipe)
     classes = open_classes(settings)
-    classifier, preprocess = open_classifier(settings, classes, ALONE)
+    classifier, preprocess = open_classifier(settings, classes, SINGLE_PROCESS)
     training, validation = open_images(settings, classes, preprocess)
-    seen = {uid for step in range(12) for uid in open_stream(settings, classifier, training, ALONE)[step].uids}
+    seen = {uid for step in range(12) for uid in open_stream(settings, classifier, training, SINGLE_PROCESS)[step].uids}
     held = {validation.rows.uid(i) for i in range(len(validation))}
     assert len(held) == 10
     assert len(seen) == 38
@@ -218,7 +218,7 @@ def test_a_new_model_reads_images_as_the_data_say_and_starts_from_its_seed(run_f
     def opened(seed: int, **run) -> ViTClassifier:
         changes = {"data": {"mean": 0.4, "std": 0.2, "language": "ja"}, "run": {"seed": seed, **run}}
         settings = read_recipe(write_vit_recipe(run_folder, **changes), VitRecipe)
-        return open_classifier(settings, classes, ALONE)[0]
+        return open_classifier(settings, classes, SINGLE_PROCESS)[0]
 
     keys = ("red dog", "grey sun")
     classes = ClassSet(keys=keys, names={"ja": ("赤犬", "灰日")}, column="concept")

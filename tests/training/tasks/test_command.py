@@ -14,13 +14,13 @@ from vlm.training.tasks.command import Actions, run
 CALLS: list[tuple[Any, ...]] = []
 
 
-def train(recipe_file: Path, out: Path, peers: Processes, *, resume: bool = False, push: str | None = None) -> int:
-    CALLS.append(("train", recipe_file, out, peers.device.type, resume, push))
+def train(recipe_file: Path, out: Path, processes: Processes, *, resume: bool = False, push: str | None = None) -> int:
+    CALLS.append(("train", recipe_file, out, processes.device.type, resume, push))
     return 75
 
 
-def dry_run(recipe_file: Path, peers: Processes) -> None:
-    CALLS.append(("dry run", recipe_file, peers.device.type))
+def dry_run(recipe_file: Path, processes: Processes) -> None:
+    CALLS.append(("dry run", recipe_file, processes.device.type))
 
 
 def plan(*words: Any, **_: Any) -> None:

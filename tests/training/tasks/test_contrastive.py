@@ -15,7 +15,7 @@ from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.measure.evaluate import embed_all_images, retrieval_recall
 from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
 from vlm.training.tasks.contrastive import (
@@ -32,7 +32,6 @@ from vlm.training.tasks.contrastive import (
     ordinary,
 )
 
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 NOTHING = {"zoom": [1.0, 1.0], "stretch": 0.0, "rotate": 0.0, "shear": 0.0, "shift": 0.0, "colour": 0.0, "hue": 0.0,
            "gray": 0.0, "line": 0.0, "blur": 0.0, "background": 0.0, "erase": 0.0}  # fmt: skip
 
@@ -49,7 +48,7 @@ def sentences(embedder: Embedder, ids: Tensor) -> list[str]:
 
 def test_a_new_model_fits_its_tokenizer_reads_as_the_data_say_and_starts_from_its_seed(run_folder, tiny_tokenizer):
     one, same, other = (
-        open_embedder(recipe(run_folder, data={"mean": 0.4, "std": 0.2}, run={"seed": seed}), ALONE)
+        open_embedder(recipe(run_folder, data={"mean": 0.4, "std": 0.2}, run={"seed": seed}), SINGLE_PROCESS)
         for seed in (1, 1, 2)
     )
     assert one.preprocess.config == PreprocessConfig(
@@ -62,12 +61,12 @@ def test_a_new_model_fits_its_tokenizer_reads_as_the_data_say_and_starts_from_it
     assert torch.equal(qkv[0], qkv[1]) and not torch.equal(qkv[0], qkv[2])
     assert {p.dtype for p in one.model.parameters()} == {torch.float32}
     assert one.model.vision.any_size is False
-    exact = open_embedder(recipe(run_folder, run={"precision": "float64"}), ALONE)
+    exact = open_embedder(recipe(run_folder, run={"precision": "float64"}), SINGLE_PROCESS)
     assert {p.dtype for p in exact.model.parameters()} == {torch.float64}
-    coarse = open_embedder(recipe(run_folder, data={"coarse_size": 8, "dense_share": 0.5}), ALONE)
+    coarse = open_embedder(recipe(run_folder, data={"coarse_size": 8, "dense_share": 0.5}), SINGLE_PROCESS)
     assert coarse.model.vision.any_size is True
     with pytest.raises(ValueError, match=r"names no \[model\] tokenizer. python -m training.train_tokenizer writes"):
-        open_embedder(recipe(run_folder, model={"tokenizer": None}), ALONE)
+        open_embedder(recipe(run_folder, model={"tokenizer": None}), SINGLE_PROCESS)
 
 
 def test_a_source_may_get_another_tokenizer_but_not_another_loss(run_folder, tiny_clip, tiny_embedder, tmp_path):
@@ -77,7 +76,7 @@ def test_a_source_may_get_another_tokenizer_but_not_another_loss(run_folder, tin
 
     def opened(source: str, **model: Any) -> Embedder:
         shape = {"embed_dim": None, "vision": None, "text": None, "source": str(tmp_path / source)}
-        return open_embedder(recipe(run_folder, model=shape | model), ALONE)
+        return open_embedder(recipe(run_folder, model=shape | model), SINGLE_PROCESS)
 
     assert torch.equal(opened("clip").model.vision.pos_embed, tiny_clip.vision.pos_embed)
     assert opened("clip").tokenizer(["a dog"]).tolist() == tiny_embedder.tokenizer(["a dog"]).tolist()
@@ -164,13 +163,13 @@ def test_a_mixture_goes_on_from_part_to_part_and_is_drawn_by_weight(run_folder):
     values = recipe(run_folder, run={"seed": 5}).to_dict()
     values["data"] |= {"train": parts, "train_splits": [], "shuffle_window": 7}
     settings = Recipe.from_dict(values)
-    embedder = open_embedder(settings, ALONE)
+    embedder = open_embedder(settings, SINGLE_PROCESS)
     pairs = open_training_pairs(settings, embedder)
     assert len(pairs) == 60
     assert [pairs.rows.uid(i) for i in (0, 47, 48, 59)] == [f"{data}: image-{i}" for i in (0, 47, 48, 59)]
     samples = np.array([open_order(settings, pairs).place(number).sample for number in range(1000)])
     assert (samples < 48).sum() == 250
-    stream = open_stream(settings, embedder, pairs, ALONE)
+    stream = open_stream(settings, embedder, pairs, SINGLE_PROCESS)
     assert stream[0].uids == [f"{data}: image-{i}" for i in samples[:16]]
     values["data"] |= {"train": data, "train_splits": ["train"]}
     settings = Recipe.from_dict(values)
@@ -183,7 +182,7 @@ def test_a_mixture_goes_on_from_part_to_part_and_is_drawn_by_weight(run_folder):
 def test_validation_data_are_not_trained_on_by_oversight(run_folder):
     settings = recipe(run_folder, data={"train_splits": []})
     with pytest.raises(ValueError, match=r"data.parquet has validation in it\. Say what to train on: splits ="):
-        open_training_pairs(settings, open_embedder(settings, ALONE))
+        open_training_pairs(settings, open_embedder(settings, SINGLE_PROCESS))
 
 
 def test_validation_samples_that_cannot_be_used_are_counted_and_the_first_is_named(run_folder, tmp_path, capsys):
@@ -195,7 +194,7 @@ def test_validation_samples_that_cannot_be_used_are_counted_and_the_first_is_nam
         recipe(run_folder, data={"validation": str(tmp_path / name), "validation_split": ""})
         for name in ("some.csv", "none.csv")
     )
-    embedder = open_embedder(some, ALONE)
+    embedder = open_embedder(some, SINGLE_PROCESS)
     assert len(open_validation_pairs(some, embedder)) == 1
     assert capsys.readouterr().err.startswith("2 validation samples left out; the first: one.png")
     with pytest.raises(ValueError, match=r"none.csv has no sample that can be used; the first: one.png"):
@@ -210,9 +209,9 @@ def test_validation_samples_that_cannot_be_used_are_counted_and_the_first_is_nam
 def test_steps_are_sparse_and_coarse_until_the_dense_ones(run_folder):
     data = {"coarse_size": 8, "dense_share": 0.5, "patch_dropout": 0.25, "captions_per_image": 2}
     settings = recipe(run_folder, data=data, augment=NOTHING)
-    embedder = open_embedder(settings, ALONE)
+    embedder = open_embedder(settings, SINGLE_PROCESS)
     pairs = open_training_pairs(settings, embedder)
-    stream = open_stream(settings, embedder, pairs, ALONE)
+    stream = open_stream(settings, embedder, pairs, SINGLE_PROCESS)
     for step in range(6):
         batch = stream[step]
         assert batch.images.shape == ((16, 3, 8, 8) if step < 3 else (16, 3, 16, 16))
@@ -221,17 +220,19 @@ def test_steps_are_sparse_and_coarse_until_the_dense_ones(run_folder):
     numbers = {pairs.rows.uid(i): i for i in range(len(pairs))}
     for image, uid in zip(stream[5].images, stream[5].uids, strict=True):
         assert torch.equal(image, pairs.pixels(numbers[uid]))
-    halves = [open_stream(settings, embedder, pairs, Processes(rank=r, size=2, device=ALONE.device)) for r in (0, 1)]
+    halves = [
+        open_stream(settings, embedder, pairs, Processes(rank=r, size=2, device=SINGLE_PROCESS.device)) for r in (0, 1)
+    ]
     assert [uid for half in halves for uid in half[1].uids] == stream[1].uids
     with pytest.raises(ValueError, match="batch_size 16 cannot be cut into accumulate = 1 equal chunks on each of 3"):
-        open_stream(settings, embedder, pairs, Processes(rank=0, size=3, device=ALONE.device))
+        open_stream(settings, embedder, pairs, Processes(rank=0, size=3, device=SINGLE_PROCESS.device))
 
 
 def test_shares_of_the_recipe_choose_the_captions(run_folder):
     def words(**data: Any) -> list[str]:
         settings = recipe(run_folder, data={"keyword_share": 0.0} | data)
-        embedder = open_embedder(settings, ALONE)
-        stream = open_stream(settings, embedder, open_training_pairs(settings, embedder), ALONE)
+        embedder = open_embedder(settings, SINGLE_PROCESS)
+        stream = open_stream(settings, embedder, open_training_pairs(settings, embedder), SINGLE_PROCESS)
         return sentences(embedder, stream[0].ids)
 
     names, keywords, templates = words(), words(keyword_share=1.0), words(template_share=1.0)
@@ -248,9 +249,9 @@ def test_the_loss_of_a_step_is_that_of_all_its_captions_on_average(run_folder, l
         data={"captions_per_image": 2},
         run={"precision": "float64", "accumulate": chunks},
     )
-    embedder = open_embedder(settings, ALONE)
+    embedder = open_embedder(settings, SINGLE_PROCESS)
     clip = embedder.model.eval()
-    batch = open_stream(settings, embedder, open_training_pairs(settings, embedder), ALONE)[0]
+    batch = open_stream(settings, embedder, open_training_pairs(settings, embedder), SINGLE_PROCESS)[0]
     assert len(set(batch.groups.tolist())) < 16  # some images show the same
     pixels = embedder.preprocess.normalize(batch.images).double()
     losses = []
@@ -262,7 +263,7 @@ def test_the_loss_of_a_step_is_that_of_all_its_captions_on_average(run_folder, l
             losses.append(siglip_loss(images, texts, clip.logit_scale, clip.logit_bias, batch.groups))
     truth = (losses[0] + losses[1]) / 2
     gradients = torch.autograd.grad(truth, list(clip.parameters()))
-    found = contrastive(settings, embedder, ALONE)(clip, batch, 8.0)
+    found = contrastive(settings, embedder, SINGLE_PROCESS)(clip, batch, 8.0)
     assert found.item() == pytest.approx(truth.item(), rel=1e-10)
     for p, gradient in zip(clip.parameters(), gradients, strict=True):
         assert p.grad is not None
@@ -276,7 +277,7 @@ def test_of_one_pair_chance_is_right(run_folder, loss):
 
 def test_a_cards_numbers_are_those_of_the_validation_data(run_folder):
     settings = recipe(run_folder)
-    embedder = open_embedder(settings, ALONE)
+    embedder = open_embedder(settings, SINGLE_PROCESS)
     pairs = open_validation_pairs(settings, embedder)
     rows = {(row.task, row.language): row for row in final_rows(settings, embedder, pairs)}
     for name, value in retrieval_recall(embedder, pairs).items():

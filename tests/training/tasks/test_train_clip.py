@@ -17,12 +17,11 @@ import vlm
 from tests.support.tiny_run import write_recipe
 from vlm.loss import clip_loss, siglip_loss
 from vlm.training import train_clip
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.recipe.config import read_recipe
 from vlm.training.tasks import contrastive
 from vlm.training.tasks.contrastive import chance_loss, open_embedder, train
 
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 ROOT = Path(__file__).parents[3]
 
 
@@ -45,7 +44,7 @@ def recipe(run_folder) -> Path:
 def finished(recipe, tmp_path_factory) -> Path:
     """A run from start to end."""
     out = tmp_path_factory.mktemp("finished") / "model"
-    assert train(recipe, out, ALONE) == 0
+    assert train(recipe, out, SINGLE_PROCESS) == 0
     return out
 
 
@@ -79,25 +78,25 @@ def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_
     measure = contrastive.retrieval_recall
     monkeypatch.setattr(contrastive, "retrieval_recall", stop_and_measure)
     out = tmp_path / "model"
-    assert train(recipe, out, ALONE) == 75
+    assert train(recipe, out, SINGLE_PROCESS) == 75
     assert not (out / "model.safetensors").exists()
     assert metrics(out)[-1]["step"] == 3
     monkeypatch.setattr(contrastive, "retrieval_recall", measure)
     torch.manual_seed(12345)
-    assert train(recipe, out, ALONE, resume=True) == 0
+    assert train(recipe, out, SINGLE_PROCESS, resume=True) == 0
     files = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")
     assert bytes_of(out, *files) == bytes_of(finished, *files)
 
 
 def test_a_finished_run_resumed_is_the_same_model(finished, recipe):
     before = bytes_of(finished, "model.safetensors", "metrics.jsonl")
-    assert train(recipe, finished, ALONE, resume=True) == 0
+    assert train(recipe, finished, SINGLE_PROCESS, resume=True) == 0
     assert bytes_of(finished, "model.safetensors", "metrics.jsonl") == before
 
 
 def test_an_earlier_run_is_not_overwritten(finished, recipe):
     with pytest.raises(ValueError, match=r"holds an earlier run's checkpoints. Add --resume auto"):
-        train(recipe, finished, ALONE)
+        train(recipe, finished, SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
@@ -106,7 +105,7 @@ def test_chunks_change_memory_and_nothing_else(run_folder, tmp_path, loss):
     for chunks in (1, 4):
         settings = {"precision": "float64", "accumulate": chunks, "steps": 2, "eval_every": 9, "save_every": 9}
         recipe = write_recipe(run_folder, model={"loss": loss}, run=settings)
-        assert train(recipe, tmp_path / f"{chunks}", ALONE) == 0
+        assert train(recipe, tmp_path / f"{chunks}", SINGLE_PROCESS) == 0
         losses.append([line["loss"] for line in metrics(tmp_path / f"{chunks}") if "loss" in line])
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
 
@@ -133,7 +132,7 @@ def test_a_locked_image_tower_stays_as_it_came(finished, run_folder, tmp_path):
         "text": None,
     }
     recipe = write_recipe(run_folder, model=model, run={"steps": 2, "accumulate": 2, "eval_every": 2})
-    assert train(recipe, tmp_path / "lit", ALONE) == 0
+    assert train(recipe, tmp_path / "lit", SINGLE_PROCESS) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (finished, tmp_path / "lit"))
     changed = {name.split(".")[0] for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert changed == {"text", "text_proj", "logit_scale"}
@@ -141,12 +140,12 @@ def test_a_locked_image_tower_stays_as_it_came(finished, run_folder, tmp_path):
 
 def test_coarse_images_at_first_make_a_model_of_full_size(run_folder, tmp_path):
     data = {"coarse_size": 8, "dense_share": 0.5}
-    assert train(write_recipe(run_folder, data=data), tmp_path / "model", ALONE) == 0
+    assert train(write_recipe(run_folder, data=data), tmp_path / "model", SINGLE_PROCESS) == 0
     model = vlm.load(tmp_path / "model").model
     assert (model.config.vision.image_size, model.vision.any_size) == (16, False)
     for side, message in ((16, "coarse_size is 16; the model's images are"), (6, "image_size")):
         with pytest.raises(ValueError, match=message):
-            train(write_recipe(run_folder, data=data | {"coarse_size": side}), tmp_path / "none", ALONE)
+            train(write_recipe(run_folder, data=data | {"coarse_size": side}), tmp_path / "none", SINGLE_PROCESS)
 
 
 def test_training_goes_on_from_a_source_only_with_its_own_loss(finished, run_folder):
@@ -159,7 +158,7 @@ def test_training_goes_on_from_a_source_only_with_its_own_loss(finished, run_fol
         "text": None,
     }
     with pytest.raises(ValueError, match=r"trained with the other loss. Set \[model\] loss = 'clip'"):
-        open_embedder(read_recipe(write_recipe(run_folder, model=model)), ALONE)
+        open_embedder(read_recipe(write_recipe(run_folder, model=model)), SINGLE_PROCESS)
 
 
 def test_chunks_and_processes_must_divide_the_batch(run_folder, tmp_path):
@@ -227,7 +226,7 @@ class FakeHub:
 def test_push_uploads_the_model_and_nothing_else_of_the_run(finished, recipe, monkeypatch):
     monkeypatch.setattr(FakeHub, "calls", [], raising=False)
     monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    assert train(recipe, finished, ALONE, resume=True, push="somebody/small") == 0
+    assert train(recipe, finished, SINGLE_PROCESS, resume=True, push="somebody/small") == 0
     create, upload = FakeHub.calls
     assert create == ("create", ("somebody/small", True))
     files = [
@@ -250,7 +249,7 @@ def test_a_push_that_fails_says_that_the_model_is_safe(finished, recipe, monkeyp
     with pytest.raises(
         ValueError, match=r"the model is finished, in .*, but did not get to the hub: 401 Unauthorized$"
     ):
-        train(recipe, finished, ALONE, resume=True, push="somebody/small")
+        train(recipe, finished, SINGLE_PROCESS, resume=True, push="somebody/small")
 
 
 def start(recipe: Path, out: Path, processes: int = 1, *more: str) -> subprocess.CompletedProcess[str]:

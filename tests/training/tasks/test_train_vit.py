@@ -15,12 +15,11 @@ import vlm
 from tests.support.tiny_run import write_vit_recipe
 from vlm.checkpoint.folder import load_classifier, save
 from vlm.training import train_vit
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.record import read_metrics
 from vlm.training.tasks import classification
 from vlm.training.tasks.classification import train
 
-ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 ROOT = Path(__file__).parents[3]
 FILES = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")
 
@@ -39,7 +38,7 @@ def recipe(run_folder) -> Path:
 def finished(recipe, tmp_path_factory) -> Path:
     """A run from start to end."""
     out = tmp_path_factory.mktemp("finished") / "model"
-    assert train(recipe, out, ALONE) == 0
+    assert train(recipe, out, SINGLE_PROCESS) == 0
     return out
 
 
@@ -80,29 +79,29 @@ def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_
     measure = classification.accuracy
     monkeypatch.setattr(classification, "accuracy", stop_and_measure)
     out = tmp_path / "model"
-    assert train(recipe, out, ALONE) == 75
+    assert train(recipe, out, SINGLE_PROCESS) == 75
     assert not (out / "model.safetensors").exists()
     monkeypatch.setattr(classification, "accuracy", measure)
     torch.manual_seed(12345)
-    assert train(recipe, out, ALONE, resume=True) == 0
+    assert train(recipe, out, SINGLE_PROCESS, resume=True) == 0
     assert bytes_of(out) == bytes_of(finished)
 
 
 def test_loader_processes_change_nothing(finished, run_folder, tmp_path):
-    assert train(write_vit_recipe(run_folder, data={"workers": 2}), tmp_path / "model", ALONE) == 0
+    assert train(write_vit_recipe(run_folder, data={"workers": 2}), tmp_path / "model", SINGLE_PROCESS) == 0
     assert bytes_of(tmp_path / "model")[:2] == bytes_of(finished)[:2]
 
 
 def test_an_earlier_run_is_not_overwritten(finished, recipe):
     with pytest.raises(ValueError, match=r"holds an earlier run's checkpoints. Add --resume auto"):
-        train(recipe, finished, ALONE)
+        train(recipe, finished, SINGLE_PROCESS)
 
 
 def test_a_run_that_starts_from_words_keeps_its_zero_shot_start(tiny_embedder, run_folder, tmp_path):
     save(tiny_embedder, tmp_path / "clip")
     model = {"source": str(tmp_path / "clip"), "vision": None, "head": "names"}
     recipe = write_vit_recipe(run_folder, model=model, data={"patch_dropout": 0.0}, run={"steps": 1})
-    assert train(recipe, tmp_path / "out", ALONE) == 0
+    assert train(recipe, tmp_path / "out", SINGLE_PROCESS) == 0
     start, end = load_classifier(tmp_path / "out/start"), load_classifier(tmp_path / "out")
     image = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8).numpy()
     assert start.preprocess is not None
