@@ -9,15 +9,17 @@ SIGTERM and Ctrl-C finish the step, save and end with code 75 (torchrun makes it
 """
 
 import sys
+from functools import partial
 
 from vlm.training.tasks.command import Actions, run
 
 
 def actions() -> Actions:
     from vlm.training.measure.cost import print_plan
-    from vlm.training.tasks.contrastive import dry_run, train  # torch is slow to import, and --help does not need it
+    from vlm.training.recipe.config import Recipe
+    from vlm.training.tasks.train import dry_run, train_file  # torch is slow to import, and --help does not need it
 
-    return Actions(train, dry_run, print_plan)
+    return Actions(partial(train_file, Recipe), partial(dry_run, Recipe), print_plan)
 
 
 def main() -> int:

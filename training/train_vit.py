@@ -6,14 +6,16 @@ SIGTERM and Ctrl-C finish the step, save and end with code 75 (torchrun makes it
 """
 
 import sys
+from functools import partial
 
 from vlm.training.tasks.command import Actions, run
 
 
 def actions() -> Actions:
-    from vlm.training.tasks.classification import dry_run, train  # torch is slow to import, and --help does not need it
+    from vlm.training.recipe.config import VitRecipe
+    from vlm.training.tasks.train import dry_run, train_file  # torch is slow to import, and --help does not need it
 
-    return Actions(train, dry_run)
+    return Actions(partial(train_file, VitRecipe), partial(dry_run, VitRecipe))
 
 
 def main() -> int:

@@ -1,7 +1,6 @@
 """The folder of a run: what may begin in it, and the finished model in it."""
 
 import re
-import shutil
 from pathlib import Path
 
 from vlm.checkpoint.folder import save
@@ -21,10 +20,10 @@ def check_run(out: Path, *, resume: bool, push: str | None) -> None:
         raise ValueError(f"--push {push} is no name on the hub; wanted org/name.")
 
 
-def begin_run(out: Path, recipe_file: Path) -> None:
+def begin_run(out: Path, recipe: str) -> None:
+    """Make the folder and write the recipe's TOML text into it."""
     out.mkdir(parents=True, exist_ok=True)
-    if recipe_file.resolve() != (out / "recipe.toml").resolve():
-        shutil.copyfile(recipe_file, out / "recipe.toml")
+    (out / "recipe.toml").write_text(recipe, encoding="utf-8")
 
 
 def forecast(found: Rehearsal, run: RunSection) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,79 +21,47 @@ from vlm.training.data.labelled import ClassSet, classes_of, open_labelled, read
 from vlm.training.data.stream import EndlessOrder
 from vlm.training.data.transforms import Transform
 from vlm.training.engine.distributed import Processes
-from vlm.training.engine.loop import STOPPED, Backward, fit, rehearse
-from vlm.training.engine.parallel import whole_weights
-from vlm.training.engine.quarantine import Quarantine
-from vlm.training.engine.record import draw_curves
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
-from vlm.training.measure.card import classifier_card, push_to_hub
+from vlm.training.engine.loop import Backward
+from vlm.training.measure.card import classifier_card
 from vlm.training.measure.evaluate import Row
-from vlm.training.recipe.config import LossSection, VitRecipe, VitSection, read_recipe
+from vlm.training.recipe.config import LossSection, VitRecipe, VitSection
+from vlm.training.tasks.task import Task
 from vlm.zero_shot import zero_shot_head
 
 
-def train(recipe_file: Path, out: Path, processes: Processes, *, resume: bool = False, push: str | None = None) -> int:
-    """Exit code 0 when the model is trained and saved in `out`, 75 when a signal stopped it."""
-    recipe = read_recipe(recipe_file, VitRecipe)
-    check_run(out, resume=resume, push=push)
+def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
+    """The model, data and loss of a classifier's recipe, on this process."""
     classes = open_classes(recipe)
     classifier, preprocess = open_classifier(recipe, classes, processes)
     images, validation = open_images(recipe, classes, preprocess)
     validation.say_broken("validation")
-    if processes.rank == 0:
-        begin_run(out, recipe_file)
+    size = sum(p.numel() for p in classifier.parameters()) / 1e6
+
+    def prepare_folder(out: Path) -> None:
         if recipe.model.head == "names" and not (out / "start").exists():
             save(classifier, out / "start")  # the zero-shot end of WiSE-FT
-        size = sum(p.numel() for p in classifier.parameters()) / 1e6
-        print(
-            f"{len(images)} training images of {len(classes.keys)} classes, {len(validation)} for validation, "
-            f"{size:.2f} M parameters",
-            file=sys.stderr,
-        )
 
-    def evaluate(_: nn.Module) -> dict[str, float]:
-        return accuracy(classifier, preprocess, validation, processes.device)
-
-    stream = open_stream(recipe, classifier, images, processes)
-    quarantine = Quarantine(out, len(images), recipe.data.max_broken, processes, resume=resume)
-    done = fit(
-        classifier,
-        classifying(recipe, classifier, preprocess),
-        stream,
-        evaluate,
-        recipe,
-        out,
-        processes=processes,
-        chance_loss=math.log(len(classes.keys)),
-        resume=resume,
-        quarantine=quarantine,
-    )
-    if processes.rank == 0:
-        draw_curves(out)
-    if not done:
-        return STOPPED
-    weights = whole_weights(classifier)  # of all processes, so before the others leave
-    if processes.rank == 0:
+    def finish(weights: dict[str, Tensor], out: Path, text: str) -> tuple[ViTClassifier, str]:
         trained = plain(classifier)
         trained.load_state_dict(weights)
         trained.to(processes.device)
         rows = final_rows(recipe, trained, preprocess, validation)
-        place(trained, out, classifier_card(out, recipe_file.read_text(encoding="utf-8"), len(images), trained, rows))
-        if push is not None:
-            push_to_hub(out, push)
-    return 0
+        return trained, classifier_card(out, text, len(images), trained, rows)
 
-
-def dry_run(recipe_file: Path, processes: Processes) -> None:
-    """A few steps of the recipe, and what they say about all of it, on standard output."""
-    recipe = read_recipe(recipe_file, VitRecipe)
-    classes = open_classes(recipe)
-    classifier, preprocess = open_classifier(recipe, classes, processes)
-    images, _ = open_images(recipe, classes, preprocess)
-    stream = open_stream(recipe, classifier, images, processes)
-    found = rehearse(classifier, classifying(recipe, classifier, preprocess), stream, recipe, processes)
-    if processes.rank == 0:
-        print(forecast(found, recipe.run))
+    return Task(
+        recipe=recipe,
+        model=classifier,
+        backward=classifying(recipe, classifier, preprocess),
+        stream=open_stream(recipe, classifier, images, processes),
+        evaluate=lambda _: accuracy(classifier, preprocess, validation, processes.device),
+        samples=len(images),
+        max_broken=recipe.data.max_broken,
+        chance_loss=math.log(len(classes.keys)),
+        summary=f"{len(images)} training images of {len(classes.keys)} classes, {len(validation)} for validation, "
+        f"{size:.2f} M parameters",
+        finish=finish,
+        prepare_folder=prepare_folder,
+    )
 
 
 def open_classes(recipe: VitRecipe) -> ClassSet:
@@ -180,11 +147,6 @@ def learn_from_above(classifier: ViTClassifier, blocks: int) -> None:
 
 def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImages, processes: Processes) -> ClassStream:
     run, data, config = recipe.run, recipe.data, classifier.vision.config
-    if run.batch_size % (processes.size * run.accumulate):
-        raise ValueError(
-            f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
-            f"{processes.size} processes."
-        )
     order = EndlessOrder(
         len(images), seed=run.seed, batch_size=run.batch_size, rank=processes.rank, world=processes.size
     )

@@ -21,13 +21,9 @@ from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import Joined, open_rows
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes
-from vlm.training.engine.loop import STOPPED, Backward, fit, rehearse
+from vlm.training.engine.loop import Backward
 from vlm.training.engine.lora import add_adapters, merge_adapters
-from vlm.training.engine.parallel import whole_weights
-from vlm.training.engine.quarantine import Quarantine
-from vlm.training.engine.record import draw_curves
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
-from vlm.training.measure.card import clip_card, push_to_hub
+from vlm.training.measure.card import clip_card
 from vlm.training.measure.evaluate import (
     PICTURE_WORDS,
     Row,
@@ -36,64 +32,33 @@ from vlm.training.measure.evaluate import (
     retrieval_recall,
     retrieval_rows,
 )
-from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
+from vlm.training.recipe.config import ModelSection, Recipe
+from vlm.training.tasks.task import Task
 
 
-def train(recipe_file: Path, out: Path, processes: Processes, *, resume: bool = False, push: str | None = None) -> int:
-    """Exit code 0 when the model is trained and saved in `out`, 75 when a signal stopped it."""
-    recipe = read_recipe(recipe_file)
-    check_run(out, resume=resume, push=push)
+def open_task(recipe: Recipe, processes: Processes) -> Task[Batch]:
+    """The model, data and loss of a CLIP's recipe, on this process."""
     embedder = open_embedder(recipe, processes)
     pairs = open_training_pairs(recipe, embedder)
     validation = open_validation_pairs(recipe, embedder)
-    if processes.rank == 0:
-        begin_run(out, recipe_file)
-        print(
-            f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}",
-            file=sys.stderr,
-        )
 
-    def recall(_: nn.Module) -> dict[str, float]:
-        return retrieval_recall(embedder, validation, processes)
-
-    stream = open_stream(recipe, embedder, pairs, processes)
-    quarantine = Quarantine(out, len(pairs), recipe.data.max_broken, processes, resume=resume)
-    done = fit(
-        embedder.model,
-        contrastive(recipe, embedder, processes),
-        stream,
-        recall,
-        recipe,
-        out,
-        processes=processes,
-        chance_loss=chance_loss(recipe),
-        resume=resume,
-        quarantine=quarantine,
-    )
-    if processes.rank == 0:
-        draw_curves(out)
-    if not done:
-        return STOPPED
-    weights = whole_weights(embedder.model)  # of all processes, so before the others leave
-    if processes.rank == 0:
+    def finish(weights: dict[str, Tensor], out: Path, text: str) -> tuple[Embedder, str]:
         model = ordinary(embedder.model.config, recipe.model, weights).to(processes.device)
         trained = Embedder(model, embedder.tokenizer, embedder.preprocess, name=out.name)
-        rows = final_rows(recipe, trained, validation)
-        place(trained, out, clip_card(out, recipe_file.read_text(encoding="utf-8"), len(pairs), trained, rows))
-        if push is not None:
-            push_to_hub(out, push)
-    return 0
+        return trained, clip_card(out, text, len(pairs), trained, final_rows(recipe, trained, validation))
 
-
-def dry_run(recipe_file: Path, processes: Processes) -> None:
-    """A few steps of the recipe, and what they say about all of it, on standard output."""
-    recipe = read_recipe(recipe_file)
-    embedder = open_embedder(recipe, processes)
-    pairs = open_training_pairs(recipe, embedder)
-    stream = open_stream(recipe, embedder, pairs, processes)
-    found = rehearse(embedder.model, contrastive(recipe, embedder, processes), stream, recipe, processes)
-    if processes.rank == 0:
-        print(forecast(found, recipe.run))
+    return Task(
+        recipe=recipe,
+        model=embedder.model,
+        backward=contrastive(recipe, embedder, processes),
+        stream=open_stream(recipe, embedder, pairs, processes),
+        evaluate=lambda _: retrieval_recall(embedder, validation, processes),
+        samples=len(pairs),
+        max_broken=recipe.data.max_broken,
+        chance_loss=chance_loss(recipe),
+        summary=f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}",
+        finish=finish,
+    )
 
 
 def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:
@@ -187,11 +152,6 @@ def open_order(recipe: Recipe, pairs: Pairs) -> Order:
 
 def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, processes: Processes) -> PairStream:
     run, data = recipe.run, recipe.data
-    if run.batch_size % (processes.size * run.accumulate):
-        raise ValueError(
-            f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
-            f"{processes.size} processes."
-        )
     return PairStream(
         pairs,
         embedder.tokenizer,

@@ -5,10 +5,9 @@ import torch
 
 from tests.support.tiny_run import write_vit_recipe
 from tests.training.tasks.test_classification import batch
-from tests.training.tasks.test_train_vit import SINGLE_PROCESS
 from vlm.training.data.class_stream import ClassStream
 from vlm.training.data.rows import BrokenSample
-from vlm.training.engine.distributed import Processes
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.recipe.config import VitRecipe, read_recipe
 from vlm.training.tasks.classification import open_classes, open_classifier, open_images, open_stream
 
@@ -70,5 +69,3 @@ def test_a_sample_keeps_its_class_and_name_and_its_patches_until_the_dense_steps
     assert [uid for half in halves for uid in half.uids] == stream[2].uids
     never = ClassStream(training, stream.transform, stream.order, seed=0, num_patches=16, patch_dropout=0.3)
     assert never[999].keep is not None  # no dense steps
-    with pytest.raises(ValueError, match="batch_size 16 cannot be cut into accumulate = 1 equal chunks on each of 3"):
-        open_stream(settings, classifier, training, Processes(rank=0, size=3, device=SINGLE_PROCESS.device))

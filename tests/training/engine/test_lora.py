@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from vlm.models.clip import CLIP
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.lora import merge_adapters
 from vlm.training.engine.optim import Muon, optimizers
-from vlm.training.recipe.config import read_recipe
+from vlm.training.recipe.config import Recipe, read_recipe
 from vlm.training.tasks import contrastive
-from vlm.training.tasks.contrastive import choose_layers, open_embedder, train
+from vlm.training.tasks.contrastive import choose_layers, open_embedder
+from vlm.training.tasks.train import train_file
+
+train = partial(train_file, Recipe)
 
 NEW = {"tokenizer": None, "embed_dim": None, "vision": None, "text": None}
 ADAPTED = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")

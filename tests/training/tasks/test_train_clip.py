@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from tests.support.tiny_run import write_recipe
 from vlm.loss import clip_loss, siglip_loss
 from vlm.training import train_clip
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
-from vlm.training.recipe.config import read_recipe
+from vlm.training.recipe.config import Recipe, read_recipe
 from vlm.training.tasks import contrastive
-from vlm.training.tasks.contrastive import chance_loss, open_embedder, train
+from vlm.training.tasks.contrastive import chance_loss, open_embedder
+from vlm.training.tasks.train import train_file
+
+train = partial(train_file, Recipe)
 
 ROOT = Path(__file__).parents[3]
 

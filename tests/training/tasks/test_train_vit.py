@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from vlm.checkpoint.folder import load_classifier, save
 from vlm.training import train_vit
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.record import read_metrics
+from vlm.training.recipe.config import VitRecipe
 from vlm.training.tasks import classification
-from vlm.training.tasks.classification import train
+from vlm.training.tasks.train import train_file
+
+train = partial(train_file, VitRecipe)
 
 ROOT = Path(__file__).parents[3]
 FILES = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")

@@ -118,9 +118,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     (place / "my-hf-vit.toml").write_text(recipe().replace('"mini"', '"vit"'), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(
-            "vlm.training.tasks.classification.push_to_hub", lambda folder, repo: pushed.append((folder, repo))
-        )
+        patch.setattr("vlm.training.tasks.train.push_to_hub", lambda folder, repo: pushed.append((folder, repo)))
         run(shlex.split("python -m training.train_vit my-hf-vit.toml --out runs/my-hf-vit"), patch)
         for command in commands(text):
             run(shlex.split(command), patch)

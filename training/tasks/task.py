@@ -1,0 +1,45 @@
+"""The part of a training run that depends on the kind of model; `train.py` does the rest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from torch import Tensor, nn
+
+from vlm.embedder import Embedder
+from vlm.errors import RecipeError
+from vlm.models.vision import ViTClassifier
+from vlm.training.data.stream import AnyBatch, Stream
+from vlm.training.engine.distributed import Processes
+from vlm.training.engine.loop import Backward, Evaluate
+from vlm.training.recipe.config import LoopRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Generic[AnyBatch]):
+    """A recipe, opened on this process: its model at the start, its data and its loss."""
+
+    recipe: LoopRecipe
+    model: nn.Module  # on this process's device, the same weights on every process
+    backward: Backward[AnyBatch]
+    stream: Stream[AnyBatch]
+    evaluate: Evaluate  # validation numbers of the model as it is now
+    samples: int  # training images
+    max_broken: float  # share of them that may be unusable
+    chance_loss: float  # of a model that gives all samples the same output
+    summary: str  # one line: what is trained on what
+    finish: Callable[[dict[str, Tensor], Path, str], tuple[Embedder | ViTClassifier, str]]
+    """(trained weights, run folder, recipe text) -> (model to save, text of its model card)."""
+    prepare_folder: Callable[[Path], Any] = lambda out: None
+    """Called once in a new run folder, before the first step."""
+
+
+def check_batch_divides(recipe: LoopRecipe, processes: Processes) -> None:
+    """Raise `RecipeError` where a batch does not divide into equal chunks on all processes."""
+    run = recipe.run
+    if run.batch_size % (processes.size * run.accumulate):
+        raise RecipeError(
+            f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
+            f"{processes.size} processes. Use a multiple of {processes.size * run.accumulate}."
+        )

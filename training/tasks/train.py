@@ -1,0 +1,110 @@
+"""Train what a recipe describes: `train(recipe, out)`, the same for every kind of model."""
+
+import sys
+from pathlib import Path
+
+from vlm.errors import RecipeError
+from vlm.training.engine.distributed import Processes, init_from_env
+from vlm.training.engine.loop import STOPPED, fit, rehearse
+from vlm.training.engine.parallel import whole_weights
+from vlm.training.engine.quarantine import Quarantine
+from vlm.training.engine.record import draw_curves
+from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
+from vlm.training.measure.card import push_to_hub
+from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe, read_recipe
+from vlm.training.recipe.text import recipe_text
+from vlm.training.tasks import classification, contrastive
+from vlm.training.tasks.task import Task, check_batch_divides
+
+
+def train(
+    recipe: LoopRecipe,
+    out: str | Path,
+    processes: Processes | None = None,
+    *,
+    resume: bool = False,
+    push: str | None = None,
+    text: str | None = None,
+) -> int:
+    """Train the model that `recipe` describes and save it in the folder `out`.
+
+    Args:
+        recipe: a `Recipe` (CLIP) or a `VitRecipe` (image classifier).
+        out: folder for the model, its card, metrics.jsonl and checkpoints.
+        processes: this process and its device; None takes what torchrun set up, else one process.
+        resume: go on from the newest checkpoint in `out`, if there is one.
+        push: org/name; upload the finished model to the Hugging Face hub.
+        text: the recipe as its author wrote it, for recipe.toml and the model card; None writes the settings that
+            differ from the defaults.
+
+    Returns:
+        0 when the model is trained and saved, 75 when a signal stopped the run (call again with `resume`).
+
+    Raises:
+        VlmError: for a recipe, a data set, a model or a folder that cannot be used.
+    """
+    out, text = Path(out), recipe_text(recipe) if text is None else text
+    processes = processes or init_from_env(None)
+    check_run(out, resume=resume, push=push)
+    task = open_task(recipe, processes)
+    if processes.rank == 0:
+        begin_run(out, text)
+        task.prepare_folder(out)
+        print(task.summary, file=sys.stderr)
+    done = fit(
+        task.model,
+        task.backward,
+        task.stream,
+        task.evaluate,
+        recipe,
+        out,
+        processes=processes,
+        chance_loss=task.chance_loss,
+        resume=resume,
+        quarantine=Quarantine(out, task.samples, task.max_broken, processes, resume=resume),
+    )
+    if processes.rank == 0:
+        draw_curves(out)
+    if not done:
+        return STOPPED
+    weights = whole_weights(task.model)  # collective: before any process leaves
+    if processes.rank == 0:
+        model, card = task.finish(weights, out, text)
+        place(model, out, card)
+        if push is not None:
+            push_to_hub(out, push)
+    return 0
+
+
+def train_file(
+    kind: type[LoopRecipe],
+    recipe_file: Path,
+    out: Path,
+    processes: Processes,
+    *,
+    resume: bool = False,
+    push: str | None = None,
+) -> int:
+    """`train` with the TOML recipe in `recipe_file`; `kind` is `Recipe` or `VitRecipe`."""
+    recipe = read_recipe(recipe_file, kind)
+    return train(recipe, out, processes, resume=resume, push=push, text=recipe_file.read_text(encoding="utf-8"))
+
+
+def dry_run(kind: type[LoopRecipe], recipe_file: Path, processes: Processes) -> None:
+    """Run a few steps and print the memory, speed and time that the whole run would take; nothing is written."""
+    recipe = read_recipe(recipe_file, kind)
+    task = open_task(recipe, processes)
+    found = rehearse(task.model, task.backward, task.stream, recipe, processes)
+    if processes.rank == 0:
+        print(forecast(found, recipe.run))
+
+
+def open_task(recipe: LoopRecipe, processes: Processes) -> Task:
+    """Open the model, the data and the loss of a recipe on this process."""
+    check_batch_divides(recipe, processes)
+    match recipe:
+        case Recipe():
+            return contrastive.open_task(recipe, processes)
+        case VitRecipe():
+            return classification.open_task(recipe, processes)
+    raise RecipeError(f"{type(recipe).__name__} is no recipe that can be trained; wanted Recipe or VitRecipe.")
