@@ -26,9 +26,9 @@ from torch import nn
 
 import vlm
 from tests.support.foreign_models import randomise
-from vlm.interop import openclip
-from vlm.interop.openclip_config import ModelCfg
-from vlm.interop.timm import named
+from vlm.interop.formats import openclip
+from vlm.interop.formats.openclip_config import ModelCfg
+from vlm.interop.formats.timm import named
 from vlm.models.clip import CLIP
 
 VOCAB = 600

@@ -23,8 +23,8 @@ import vlm.models.linear
 from benchmarks.machine import about
 from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, english_captions, head, in_turns, row
 from vlm.config import named_size
-from vlm.interop.huggingface import write_clip
-from vlm.interop.openclip import write_model
+from vlm.interop.formats.huggingface import write_clip
+from vlm.interop.formats.openclip import write_model
 from vlm.models.clip import CLIP
 from vlm.tokenizers.tokenizer import CLIPTokenizer
 

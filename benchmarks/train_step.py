@@ -105,7 +105,7 @@ def write_case(case: Case, folder: Path) -> float:
     """The same weights for both, and batches; returns the mean number of ids of a caption."""
     from benchmarks.side_by_side import english_captions
     from vlm.config import named_size
-    from vlm.interop.openclip import write_model
+    from vlm.interop.formats.openclip import write_model
     from vlm.models.clip import CLIP
     from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
 
@@ -162,8 +162,8 @@ def measure(case: Case, folder: Path, rounds: int, device: str, threads: int) ->
 def compare(folder: Path) -> float:
     """The largest difference of a weight's gradients, as a share of that weight's largest."""
     from vlm.config import CLIPConfig
-    from vlm.interop.openclip import read_model
-    from vlm.interop.openclip_config import ModelCfg
+    from vlm.interop.formats.openclip import read_model
+    from vlm.interop.formats.openclip_config import ModelCfg
     from vlm.models.clip import CLIP
 
     cfg = json.loads((folder / "theirs.json").read_text())

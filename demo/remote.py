@@ -24,7 +24,7 @@ def is_remote(source: str) -> bool:
 
 def size(source: str) -> int | None:
     """Bytes that loading it would bring, None where nobody says.  Asks the hub; nothing is downloaded."""
-    from vlm.interop import hub
+    from vlm.interop.hub import downloads as hub
 
     with _one_line():
         return hub.about(_checked(source)).size
@@ -32,7 +32,7 @@ def size(source: str) -> int | None:
 
 def download(source: str, *, pause: float = 0.5) -> Iterator[Progress]:
     """Fetch it into the cache that huggingface_hub and OpenCLIP share; the progress every `pause` seconds."""
-    from vlm.interop import hub
+    from vlm.interop.hub import downloads as hub
 
     source = _checked(source)
     with _one_line(), ThreadPoolExecutor(1) as threads:

@@ -85,7 +85,7 @@ def levels(page: str = "CONTRIBUTING.md") -> dict[str, int]:
 
 
 def level_of(module: str, known: dict[str, int]) -> int:
-    """`vlm.interop.timm` has the level of `vlm.interop`."""
+    """`vlm.interop.formats.timm` has the level of `vlm.interop`."""
     parts = module.split(".")
     found = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), None)
     assert found is not None, f"CONTRIBUTING.md gives {module} no level: add its folder to the module map"

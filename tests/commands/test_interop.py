@@ -10,7 +10,7 @@ import vlm
 from tests.support.foreign_models import clip_config, randomise
 from vlm.cli import main
 from vlm.embedder import Embedder
-from vlm.interop import openclip
+from vlm.interop.formats import openclip
 from vlm.models.clip import CLIP
 from vlm.models.vision import ViTClassifier
 

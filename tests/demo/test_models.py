@@ -14,7 +14,7 @@ from vlm.demo.gallery import SAMPLES
 from vlm.demo.models import Shelf, compare, find_models, is_loopback, without_header
 from vlm.demo.texts import NoAnswer
 from vlm.images.preprocess import Preprocess
-from vlm.interop import hub
+from vlm.interop.hub import downloads as hub
 from vlm.models.vision import ViTClassifier
 
 DOG = SAMPLES / "fxemoji" / "dog.webp"

@@ -28,8 +28,8 @@ from vlm.checkpoint.folder import load_classifier
 from vlm.config import CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
-from vlm.interop import load_foreign, load_foreign_classifier
 from vlm.interop.exports import Format, export
+from vlm.interop.loading import load_foreign, load_foreign_classifier
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer

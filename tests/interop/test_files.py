@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.foreign_models import clip_config, randomise
-from vlm.interop import huggingface, load_foreign, load_foreign_classifier, openclip
-from vlm.interop.files import find_weights, read_tensors
+from vlm.interop.formats import huggingface, openclip
+from vlm.interop.loading import load_foreign, load_foreign_classifier
+from vlm.interop.tensor_files import find_weights, read_tensors
 from vlm.models.clip import CLIP
 
 MARKER = Path("marker-of-executed-code")

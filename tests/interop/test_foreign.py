@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlm.config import VisionConfig
-from vlm.interop.foreign import HEADS, Hints, one_line, read_json, skeleton, whole_patches, write_json
+from vlm.interop.formats.foreign import HEADS, Hints, one_line, read_json, skeleton, whole_patches, write_json
 from vlm.models.vision import ViTClassifier
 
 

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlparse
 import open_clip
 import pytest
 
-from vlm.interop import hub, load_foreign
+from vlm.interop.hub import downloads as hub
+from vlm.interop.loading import load_foreign
 
 REPOS = {  # (name, revision) -> its files
     ("org/model", "main"): {

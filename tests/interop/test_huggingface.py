@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.foreign_models import clip_config, pixels, randomise, rows, siglip_config
 from vlm.config import CLIPConfig
-from vlm.interop import huggingface, load_foreign
-from vlm.interop.foreign import Foreign, Hints
+from vlm.interop.formats import huggingface
+from vlm.interop.formats.foreign import Foreign, Hints
+from vlm.interop.loading import load_foreign
 from vlm.models.clip import CLIP
 
 transformers.utils.logging.set_verbosity_error()

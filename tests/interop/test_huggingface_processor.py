@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.foreign_models import odd_images
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
-from vlm.interop.huggingface_processor import crop_pct, full_side, read_processor, whole_image, write_processor
+from vlm.interop.formats.huggingface_processor import crop_pct, full_side, read_processor, whole_image, write_processor
 
 _PROCESSORS = {
     "clip": transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 40, "width": 40}),

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.foreign_models import pixels, randomise
 from vlm.config import VisionConfig
-from vlm.interop import huggingface_vit, load_foreign_classifier
-from vlm.interop.foreign import Hints
+from vlm.interop.formats import huggingface_vit
+from vlm.interop.formats.foreign import Hints
+from vlm.interop.loading import load_foreign_classifier
 from vlm.models.vision import ViTClassifier
 
 transformers.utils.logging.set_verbosity_error()

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 from benchmarks.interop_table import build, compare, inputs, shrunk
 from tests.support.foreign_models import clip_config, pixels, randomise, rows
-from vlm.interop import load_foreign, openclip
-from vlm.interop.foreign import Hints
-from vlm.interop.openclip_config import ModelCfg, TextCfg, VisionCfg
+from vlm.interop.formats import openclip
+from vlm.interop.formats.foreign import Hints
+from vlm.interop.formats.openclip_config import ModelCfg, TextCfg, VisionCfg
+from vlm.interop.loading import load_foreign
 from vlm.models.clip import CLIP
 
 # One of each kind; `python -m benchmarks.interop_table` tries all of OpenCLIP's.

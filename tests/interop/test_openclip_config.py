@@ -14,9 +14,9 @@ from open_clip.transform import PreprocessCfg
 
 from tests.support.foreign_models import clip_config, siglip_config
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.interop import openclip_config
-from vlm.interop.openclip_config import ModelCfg, from_config, to_config, to_preprocess, write_preprocess
-from vlm.interop.timm import named
+from vlm.interop.formats import openclip_config
+from vlm.interop.formats.openclip_config import ModelCfg, from_config, to_config, to_preprocess, write_preprocess
+from vlm.interop.formats.timm import named
 
 # pyright: reportPrivateUsage=false
 

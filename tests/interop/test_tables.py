@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlm.interop.tables import (
+from vlm.interop.formats.tables import (
     BATCH_AXIS,
     JOIN_QKV,
     SCALAR,

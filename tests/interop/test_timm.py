@@ -15,9 +15,9 @@ from torch import nn
 
 from tests.support.foreign_models import pixels, randomise
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.interop import load_foreign_classifier
-from vlm.interop.foreign import Hints
-from vlm.interop.timm import encoder_config, named, read_classifier, write_vision
+from vlm.interop.formats.foreign import Hints
+from vlm.interop.formats.timm import encoder_config, named, read_classifier, write_vision
+from vlm.interop.loading import load_foreign_classifier
 from vlm.models.vision import ViTClassifier
 
 

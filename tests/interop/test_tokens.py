@@ -12,7 +12,7 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from tests.support.foreign_models import captions, sentencepiece_model
-from vlm.interop.tokens import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
+from vlm.interop.tokenizer_files import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
 from vlm.tokenizers.huggingface import JsonTokenizer
 from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer
 

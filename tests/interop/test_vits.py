@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from tests.support.foreign_models import odd_images, pixels, randomise, rows, small_timm
 from vlm.config import VisionConfig
 from vlm.images.preprocess import Preprocess
-from vlm.interop import big_vision, load_foreign, load_foreign_classifier
-from vlm.interop import timm as timm_layout
-from vlm.interop.foreign import ForeignClassifier, Hints
+from vlm.interop.formats import big_vision
+from vlm.interop.formats import timm as timm_layout
+from vlm.interop.formats.foreign import ForeignClassifier, Hints
+from vlm.interop.loading import load_foreign, load_foreign_classifier
 from vlm.models.clip import CLIP
 from vlm.models.vision import ViTClassifier
 

@@ -86,7 +86,7 @@ def load(
     check(backend)
     folder = _own_folder(source)
     if folder is None:
-        from vlm.interop import load_foreign  # only those who need it wait for it
+        from vlm.interop.loading import load_foreign  # only those who need it wait for it
 
         foreign = load_foreign(
             str(source), num_heads=num_heads, activation=activation, norm_eps=norm_eps, image_size=image_size
@@ -128,7 +128,7 @@ def load_classifier(
     """
     folder = _own_folder(source)
     if folder is None:
-        from vlm.interop import load_foreign_classifier
+        from vlm.interop.loading import load_foreign_classifier
 
         foreign = load_foreign_classifier(
             str(source), num_heads=num_heads, activation=activation, norm_eps=norm_eps, image_size=image_size
@@ -180,7 +180,7 @@ def _own_folder(source: str | Path) -> Path | None:
     if str(source) in BUNDLED:
         return BUNDLED[str(source)]
     if str(source).startswith("hf:"):
-        from vlm.interop import hub
+        from vlm.interop.hub import downloads as hub
 
         folder = hub.fetch(str(source).removeprefix("hf:"))
     elif str(source).startswith("openclip:"):

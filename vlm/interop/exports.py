@@ -8,11 +8,12 @@ import safetensors.torch
 from torch import nn
 
 from vlm.embedder import Embedder
-from vlm.interop import huggingface, huggingface_vit, openclip, openclip_config, timm
-from vlm.interop.foreign import write_json
-from vlm.interop.huggingface_processor import full_side, write_processor
-from vlm.interop.tables import State
-from vlm.interop.tokens import write_tokenizer
+from vlm.errors import InputError
+from vlm.interop.formats import huggingface, huggingface_vit, openclip, openclip_config, timm
+from vlm.interop.formats.foreign import write_json
+from vlm.interop.formats.huggingface_processor import full_side, write_processor
+from vlm.interop.formats.tables import State
+from vlm.interop.tokenizer_files import write_tokenizer
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx import towers as onnx_towers
 from vlm.tokenizers.tokenizer import CLIPTokenizer
@@ -29,10 +30,10 @@ def export(model: Embedder | ViTClassifier, folder: str | Path, to: Format) -> N
     onnx:         FOLDER/image.onnx and FOLDER/text.onnx, any batch, any text length
     """
     if to not in get_args(Format):
-        raise ValueError(f"There is no format '{to}'; it must be one of {', '.join(get_args(Format))}.")
+        raise InputError(f"There is no format '{to}'; it must be one of {', '.join(get_args(Format))}.")
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder. Name a new one.")
+        raise InputError(f"{folder} exists and is not an empty folder. Name a new one.")
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -111,7 +112,7 @@ _WRITERS = {"openclip": _openclip, "huggingface": _huggingface, "timm": _timm, "
 
 def _need_clip(model: Embedder | ViTClassifier, library: str) -> Embedder:
     if isinstance(model, ViTClassifier):
-        raise ValueError(
+        raise InputError(
             f"{library} holds images and texts; this is a ViT with classes. Export it to huggingface or timm."
         )
     return model
@@ -119,7 +120,7 @@ def _need_clip(model: Embedder | ViTClassifier, library: str) -> Embedder:
 
 def _need_linear_head(model: ViTClassifier, library: str) -> None:
     if isinstance(model.head, CosineHead):
-        raise ValueError(
+        raise InputError(
             f"{library}'s ViT has a linear head; this classifier compares unit vectors, which no linear head does. "
             "Export it to onnx, or train with a linear head."
         )

@@ -16,7 +16,7 @@ from benchmarks.timed_runs import Point, as_toml
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
-from vlm.interop.openclip import write_model as openclip_weights
+from vlm.interop.formats.openclip import write_model as openclip_weights
 from vlm.models.clip import CLIP
 from vlm.tokenizers.tokenizer import load_tokenizer
 

@@ -8,7 +8,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from vlm.config import Json
-from vlm.interop.foreign import read_json, write_json
+from vlm.errors import CheckpointError, InputError
+from vlm.interop.formats.foreign import read_json, write_json
 from vlm.tokenizers.huggingface import JSON_FILE, JsonTokenizer
 from vlm.tokenizers.tokenizer import (
     BYTE_LETTERS,
@@ -70,7 +71,9 @@ def _open(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{path} is not a tokenizer.json, or is damaged ({' '.join(str(error).split())}).") from error
+        raise CheckpointError(
+            f"{path} is not a tokenizer.json, or is damaged ({' '.join(str(error).split())})."
+        ) from error
 
 
 def _symbol_id(vocabulary: tokenizers.Tokenizer, given: dict[str, Any], names: tuple[str, ...], folder: Path) -> int:
@@ -80,7 +83,7 @@ def _symbol_id(vocabulary: tokenizers.Tokenizer, given: dict[str, Any], names: t
         id = vocabulary.token_to_id(symbol) if isinstance(symbol, str) else None
         if id is not None:
             return id
-    raise ValueError(f"{folder}: no file says which symbol is the {names[0]}.")
+    raise CheckpointError(f"{folder}: no file says which symbol is the {names[0]}.")
 
 
 def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenizers.Tokenizer:
@@ -94,7 +97,9 @@ def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenize
     proto = cast(Any, sentencepiece_model_pb2).ModelProto()  # a class that is made at import
     proto.ParseFromString(model)
     if proto.trainer_spec.model_type != 1:
-        raise ValueError("this SentencePiece model is not of type unigram; only such are written as tokenizer.json.")
+        raise CheckpointError(
+            "this SentencePiece model is not of type unigram; only such are written as tokenizer.json."
+        )
     pieces = [proto.pieces[id] for id in order or range(len(proto.pieces))]
     names = [piece.piece for piece in pieces]
     unknown = next((id for id, piece in enumerate(pieces) if piece.type == 2), None)
@@ -114,7 +119,9 @@ def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenize
     )
     end = proto.trainer_spec.eos_piece
     if end not in controls:
-        raise ValueError(f"this SentencePiece model has no symbol that ends a text ({end}). Train it with eos_id >= 0.")
+        raise CheckpointError(
+            f"this SentencePiece model has no symbol that ends a text ({end}). Train it with eos_id >= 0."
+        )
     vocabulary.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, names.index(end))]
     )
@@ -188,7 +195,7 @@ def write_tokenizer(
             if not cleaned:
                 vocabulary.normalizer = _cleaning(tokenizer.config.clean, vocabulary.normalizer)
         case _:
-            raise ValueError(f"{type(tokenizer).__name__} has no form as a tokenizer.json.")
+            raise InputError(f"{type(tokenizer).__name__} has no form as a tokenizer.json.")
     eot_id, pad_id = ((order.index(id) if order else id) for id in (tokenizer.eot_id, tokenizer.pad_id))
     symbols: dict[str, Any] = {"eos_token": vocabulary.id_to_token(eot_id), "pad_token": vocabulary.id_to_token(pad_id)}
     if kind == "CLIPTokenizer":  # as OpenAI's; padding with "!", id 0, would make every ! of a text a symbol

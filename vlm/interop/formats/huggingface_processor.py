@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from vlm.config import PreprocessConfig
+from vlm.errors import CheckpointError, InputError
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 _NUMBERS = {name: number for number, name in _FILTERS.items()}
@@ -21,9 +22,11 @@ def read_processor(given: dict[str, Any], model_type: str, image_size: int | tup
     defaults = _DEFAULTS[model_type]
     skipped = [name for name in ("do_resize", "do_rescale", "do_normalize") if given.get(name) is False]
     if skipped or given.get("do_pad"):
-        raise ValueError(f"preprocessor_config.json: {', '.join(skipped) or 'do_pad'} is not known here.")
+        raise CheckpointError(f"preprocessor_config.json: {', '.join(skipped) or 'do_pad'} is not known here.")
     if not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
-        raise ValueError(f"preprocessor_config.json: rescale_factor is {given['rescale_factor']}; known here: 1/255.")
+        raise CheckpointError(
+            f"preprocessor_config.json: rescale_factor is {given['rescale_factor']}; known here: 1/255."
+        )
     size = given.get("size", defaults["size"])
     # before transformers 4.20 a number: the shortest side for CLIP, both sides for the others
     square = (
@@ -38,12 +41,14 @@ def read_processor(given: dict[str, Any], model_type: str, image_size: int | tup
     if "shortest_edge" in size:
         crop = _sides(given.get("crop_size", size["shortest_edge"]))
         if not given.get("do_center_crop", defaults["do_center_crop"]) or crop[0] != crop[1]:
-            raise ValueError(
+            raise CheckpointError(
                 "preprocessor_config.json: a shortest_edge without a square centre crop is not known here."
             )
         full, rest = crop, {"resize": "crop", "crop_rounding": "down", "crop_pct": crop[0] / size["shortest_edge"]}
     elif given.get("do_center_crop", defaults["do_center_crop"]):
-        raise ValueError("preprocessor_config.json: do_center_crop with a size of height and width is not known here.")
+        raise CheckpointError(
+            "preprocessor_config.json: do_center_crop with a size of height and width is not known here."
+        )
     else:
         full, rest = _sides(size), {"resize": "squash"}
     return whole_image(PreprocessConfig.from_dict(settings | rest | {"image_size": _one(full)}), image_size)
@@ -61,7 +66,7 @@ def whole_image(preprocess: PreprocessConfig, image_size: int | tuple[int, int])
         or full[0] * wanted[1] != full[1] * wanted[0]
         or wanted[0] > full[0]
     ):
-        raise ValueError(
+        raise CheckpointError(
             f"the model takes {wanted} pixels, its preprocessing makes {full}: they do not belong together."
         )
     settings = {"image_size": image_size, "crop_pct": crop_pct(wanted[0], full[0]), "crop_rounding": "first"}
@@ -85,7 +90,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
     """preprocessor_config.json; a crop becomes CLIP's processor, a squash SigLIP's or ViT's."""
     height, width = (full_side(preprocess, side) for side in preprocess.image_shape)
     if preprocess.resize == "pad":
-        raise ValueError(
+        raise InputError(
             "Hugging Face's processors do not pad; this model's preprocessing does. Use resize 'crop' or 'squash'."
         )
     common = {
@@ -100,7 +105,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
     }
     if preprocess.resize == "squash":
         if preprocess.crop_pct != 1 and preprocess.crop_rounding != "first":
-            raise ValueError(
+            raise InputError(
                 f"Hugging Face's processors do not crop a squashed image; crop_pct is {preprocess.crop_pct}."
             )
         kind = "ViTImageProcessor" if model_type == "vit" else "SiglipImageProcessor"
@@ -110,7 +115,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
             "do_center_crop": False,
         }
     if height != width:
-        raise ValueError("Hugging Face's processors crop squares; this model's images are not.")
+        raise InputError("Hugging Face's processors crop squares; this model's images are not.")
     size = {"shortest_edge": math.floor(height / preprocess.crop_pct)}
     crop = {"height": height, "width": width}
     return common | {

@@ -13,8 +13,20 @@ import safetensors.torch
 import torch
 
 from vlm.config import Activation, Json, PreprocessConfig, VisionConfig
-from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches, write_json
-from vlm.interop.tables import State, Table, expand, fold_layer_scale, layers, mlp_ratio, read, shape, square, write
+from vlm.errors import CheckpointError, InputError
+from vlm.interop.formats.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches, write_json
+from vlm.interop.formats.tables import (
+    State,
+    Table,
+    expand,
+    fold_layer_scale,
+    layers,
+    mlp_ratio,
+    read,
+    shape,
+    square,
+    write,
+)
 
 _STEM = (
     "cls_token",
@@ -72,7 +84,7 @@ def named(name: str) -> Named:
     kinds = match[2].split("_")[1:] if match else []
     size = "" if match is None else match[1] + ("_plus" if "plus" in kinds else "")
     if size not in _SIZES:
-        raise ValueError(
+        raise CheckpointError(
             f"timm's '{name}' is no plain ViT that is known here. Known: vit_base_patch16_224 and its like."
         )
     return Named(
@@ -105,12 +117,12 @@ def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] 
     """Sizes from the weights, the rest from the name."""
     width, channels, patch, across = shape(state, "patch_embed.proj.weight", 4)
     if patch != across:
-        raise ValueError(f"patches are {patch} x {across} pixels; only square patches are known here.")
+        raise CheckpointError(f"patches are {patch} x {across} pixels; only square patches are known here.")
     if name.global_pool not in _POOLS:
-        raise ValueError(f"global_pool is '{name.global_pool}'; only {', '.join(_POOLS)} are known here.")
+        raise CheckpointError(f"global_pool is '{name.global_pool}'; only {', '.join(_POOLS)} are known here.")
     class_token = "cls_token" in state
     if class_token and name.global_pool == "map":
-        raise ValueError(_POOL_AND_TOKEN)
+        raise CheckpointError(_POOL_AND_TOKEN)
     if image_size is None:
         image_size = patch * square(shape(state, "pos_embed", 3)[1] - class_token, "pos_embed")
     return VisionConfig(
@@ -177,10 +189,10 @@ def _named_by_config(info: dict[str, Any], hints: Hints) -> tuple[Named, int | t
     arguments: dict[str, Any] = info.get("model_args") or {}
     unknown = [argument for argument in arguments if argument not in _ARGUMENTS]
     if unknown:
-        raise ValueError(f"timm model_args not known here: {', '.join(unknown)}.")
+        raise CheckpointError(f"timm model_args not known here: {', '.join(unknown)}.")
     activation = arguments.get("act_layer", name.activation)
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"timm act_layer is {activation!r}; known here: {', '.join(_ACTIVATIONS)}.")
+        raise CheckpointError(f"timm act_layer is {activation!r}; known here: {', '.join(_ACTIVATIONS)}.")
     changed = dataclasses.replace(
         name,
         num_heads=hints.num_heads or arguments.get("num_heads", name.num_heads),
@@ -203,7 +215,7 @@ def _preprocess(info: dict[str, Any]) -> PreprocessConfig | None:
     mode = given.get("crop_mode") or "center"
     resize = {"center": "crop", "squash": "squash"}
     if mode not in resize:
-        raise ValueError(f"timm crop_mode is '{mode}'; known here: {', '.join(resize)}.")
+        raise CheckpointError(f"timm crop_mode is '{mode}'; known here: {', '.join(resize)}.")
     return PreprocessConfig.from_dict(
         {
             "image_size": _side(given["input_size"][1:]),
@@ -236,11 +248,11 @@ def write_vision(
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`: the ViT, and its head if it has one."""
     architecture = {1e-5: "vit_base_patch32_clip_224", 1e-6: "vit_base_patch16_224"}.get(config.norm_eps)
     if architecture is None:
-        raise ValueError(f"timm keeps norm_eps 1e-5 or 1e-6; this model has {config.norm_eps}.")
+        raise InputError(f"timm keeps norm_eps 1e-5 or 1e-6; this model has {config.norm_eps}.")
     if config.pool == "attention" and config.class_token:
-        raise ValueError(_POOL_AND_TOKEN)
+        raise InputError(_POOL_AND_TOKEN)
     if config.pre_norm and config.patch_bias:
-        raise ValueError("timm's ViT has no patch bias where it has a norm before the blocks; this model has both.")
+        raise InputError("timm's ViT has no patch bias where it has a norm before the blocks; this model has both.")
     theirs = write(state, encoder_table(config) + _HEAD)
     if not config.pre_norm and not config.patch_bias:
         theirs["patch_embed.proj.bias"] = torch.zeros(config.width)  # timm has no ViT without both
@@ -283,7 +295,7 @@ def _data_config(preprocess: PreprocessConfig | None) -> dict[str, Any]:
     if preprocess is None:
         return {}
     if preprocess.resize == "pad":
-        raise ValueError(
+        raise InputError(
             "timm pads with the mean colour, this model's preprocessing with grey. Use resize 'crop' or 'squash'."
         )
     return {

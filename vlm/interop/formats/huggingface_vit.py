@@ -3,9 +3,10 @@
 from typing import Any
 
 from vlm.config import Json, VisionConfig
-from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches
-from vlm.interop.huggingface import ACTIVATIONS, NAMES, join_qkv, pair
-from vlm.interop.tables import State, Table, expand, layers, read, shape, square, with_prefix, write
+from vlm.errors import CheckpointError, InputError
+from vlm.interop.formats.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches
+from vlm.interop.formats.huggingface import ACTIVATIONS, NAMES, join_qkv, pair
+from vlm.interop.formats.tables import State, Table, expand, layers, read, shape, square, with_prefix, write
 
 _STEM: Table = (
     ("embeddings.cls_token", "vision.cls_token"),
@@ -61,7 +62,7 @@ def _config(state: State, given: dict[str, Any], known: bool, hints: Hints) -> V
     width, channels, patch, _ = shape(state, "embeddings.patch_embeddings.projection.weight", 4)
     activation = given.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"config.json: hidden_act is {activation!r}; known here: {', '.join(ACTIVATIONS)}.")
+        raise CheckpointError(f"config.json: hidden_act is {activation!r}; known here: {', '.join(ACTIVATIONS)}.")
     prefix, fc1 = ("layers", "mlp.fc1") if _is_in_memory(state) else ("encoder.layer", "intermediate.dense")
     qkv_bias = f"{prefix}.0.attention.{'q_proj' if _is_in_memory(state) else 'attention.query'}.bias" in state
     side = (
@@ -94,7 +95,7 @@ def _labels(given: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
 def write_classifier(
     config: VisionConfig, state: State, labels: tuple[str, ...], side: int
 ) -> tuple[dict[str, Any], State]:
-    """(config.json, tensors) of a `ViTForImageClassification`; `ValueError` names everything it cannot express."""
+    """(config.json, tensors) of a `ViTForImageClassification`; `InputError` names everything it cannot express."""
     outside = {
         f"pool '{config.pool}'": config.pool != "class",
         "a norm before the blocks": config.pre_norm,
@@ -102,7 +103,7 @@ def write_classifier(
         "an image that is not square": config.image_shape[0] != config.image_shape[1],
     }
     if problems := [reason for reason, holds in outside.items() if holds]:
-        raise ValueError(
+        raise InputError(
             f"Hugging Face's ViT cannot express this model: {'; '.join(problems)}. Export it to timm: transformers' "
             "AutoModelForImageClassification and pipeline open that folder too."
         )

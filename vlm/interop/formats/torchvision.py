@@ -1,9 +1,9 @@
 """torchvision's `vit_b_16` and its like, read only (torchvision/models/vision_transformer.py: eps 1e-6, GELU)."""
 
 from vlm.config import VisionConfig
-from vlm.interop.foreign import HEADS, ForeignClassifier, Hints, skeleton
-from vlm.interop.huggingface import pair
-from vlm.interop.tables import State, Table, expand, layers, read, shape, square
+from vlm.interop.formats.foreign import HEADS, ForeignClassifier, Hints, skeleton
+from vlm.interop.formats.huggingface import pair
+from vlm.interop.formats.tables import State, Table, expand, layers, read, shape, square
 
 _LAYER = "encoder.layers.encoder_layer_{i}"
 _TABLE: Table = (

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
-from vlm.interop.foreign import ForeignClassifier, Hints, skeleton
-from vlm.interop.tables import (
+from vlm.interop.formats.foreign import ForeignClassifier, Hints, skeleton
+from vlm.interop.formats.tables import (
     SCALAR,
     TRANSPOSE,
     Reshape,

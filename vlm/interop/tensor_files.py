@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm.config import Json
-from vlm.interop.foreign import one_line, read_json
-from vlm.interop.tables import State
+from vlm.errors import CheckpointError
+from vlm.interop.formats.foreign import one_line, read_json
+from vlm.interop.formats.tables import State
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 _PICKLED = (".pt", ".pth", ".bin")
@@ -34,16 +35,16 @@ def find_weights(folder: Path, preferred: tuple[str, ...] = ()) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} holds several weight files: {', '.join(path.name for path in found)}. Name one of them."
         )
-    raise ValueError(f"{folder} holds no weights: wanted a file ending in {', '.join(SUFFIXES)}.")
+    raise CheckpointError(f"{folder} holds no weights: wanted a file ending in {', '.join(SUFFIXES)}.")
 
 
 def read_tensors(path: Path) -> State:
     """{name: tensor} of a .safetensors, .pt, .pth, .bin or .npz file, or of the shards an index.json lists."""
     if not path.is_file():
-        raise ValueError(f"{path} is not a file.")
+        raise CheckpointError(f"{path} is not a file.")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
@@ -52,21 +53,21 @@ def read_tensors(path: Path) -> State:
         return _read_npz(path)
     if path.suffix in _PICKLED:
         return _read_pickled(path)
-    raise ValueError(f"{path.name} is no weight file known here: wanted a name ending in {', '.join(SUFFIXES)}.")
+    raise CheckpointError(f"{path.name} is no weight file known here: wanted a name ending in {', '.join(SUFFIXES)}.")
 
 
 def _read_shards(index: Path) -> State:
     names: Json = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index} has no weight_map.")
+        raise CheckpointError(f"{index} has no weight_map.")
     shards = sorted({str(shard) for shard in names.values()})
     if outside := [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix not in SUFFIXES]:
-        raise ValueError(f"{index} names files outside its folder, or no weight files: {', '.join(outside)}.")
+        raise CheckpointError(f"{index} names files outside its folder, or no weight files: {', '.join(outside)}.")
     state: State = {}
     for shard in shards:
         state |= read_tensors(index.parent / shard)
     if missing := [name for name in names if name not in state]:
-        raise ValueError(f"{index} lists tensors that its files do not hold: {', '.join(missing)}.")
+        raise CheckpointError(f"{index} lists tensors that its files do not hold: {', '.join(missing)}.")
     return state
 
 
@@ -74,7 +75,7 @@ def _read_safetensors(path: Path) -> State:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)}). Get it again.") from error
+        raise CheckpointError(f"{path} is not a whole safetensors file ({one_line(error)}). Get it again.") from error
 
 
 def _read_npz(path: Path) -> State:
@@ -93,7 +94,7 @@ def _read_npz(path: Path) -> State:
         NotImplementedError,
         RuntimeError,
     ) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is not a whole .npz file of plain arrays ({one_line(error)}). Pickled arrays are never opened."
         ) from error
     return state
@@ -101,14 +102,14 @@ def _read_npz(path: Path) -> State:
 
 def _read_pickled(path: Path) -> State:
     if _is_torchscript(path):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is a TorchScript archive, a program: it is not run. OpenAI's weights are on the hub as "
             "safetensors: load openclip:ViT-B-32-quickgelu/openai, hf:openai/clip-vit-base-patch32 or their like."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything here; nothing of the file has been run
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is not a file of plain tensors ({_reason(error)}). Code is never run: get it as safetensors."
         ) from error
     return _tensors(path, content)
@@ -129,10 +130,10 @@ def _tensors(path: Path, content: dict[Any, Any] | list[Any] | Tensor) -> State:
             content = content[key]
             break
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}; wanted a state dict, names and tensors.")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; wanted a state dict, names and tensors.")
     wrong = [str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if wrong:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} holds more than names and tensors: {', '.join(wrong)}. Save model.state_dict() alone."
         )
     return dict(content)

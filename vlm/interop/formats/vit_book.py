@@ -4,9 +4,9 @@ q, k and v have no bias, and the last LayerNorm sits in the head.  Its heads are
 """
 
 from vlm.config import VisionConfig
-from vlm.interop.foreign import ForeignClassifier, Hints, skeleton
-from vlm.interop.huggingface import pair
-from vlm.interop.tables import JOIN_QKV, State, Table, expand, layers, read, shape, square
+from vlm.interop.formats.foreign import ForeignClassifier, Hints, skeleton
+from vlm.interop.formats.huggingface import pair
+from vlm.interop.formats.tables import JOIN_QKV, State, Table, expand, layers, read, shape, square
 
 _TABLE: Table = (
     ("input_layer.cls_token", "vision.cls_token"),

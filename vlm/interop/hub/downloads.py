@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.interop.files import SUFFIXES
-from vlm.interop.foreign import one_line
+from vlm.errors import CheckpointError
+from vlm.interop.formats.foreign import one_line
+from vlm.interop.tensor_files import SUFFIXES
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _SMALL = ("*.json", "*.txt", "*.model", "*.gz", "README.md")  # configs, tokenizers, and a folder of ours
@@ -24,7 +25,7 @@ def fetch(repo: str) -> Path:
         patterns = [*_SMALL, *_weights([file.rfilename for file in found.siblings or []])]
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HfHubHTTPError as error:
-        raise ValueError(
+        raise CheckpointError(
             f"The hub has no {repo} for you ({one_line(error)}). Is the name right, and is it public?"
         ) from error
     except Exception as error:  # out of reach: the hub's HTTP library has errors of its own
@@ -41,7 +42,7 @@ def _cached(name: str, revision: str | None, cause: Exception) -> Path:
         )
         return Path(folder)
     except Exception:
-        raise ValueError(
+        raise CheckpointError(
             f"The hub cannot be reached, and {name} is not in the cache. Go online once, or give a local folder."
         ) from cause
 
@@ -67,7 +68,7 @@ class About:
 def _name_and_revision(repo: str) -> tuple[str, str | None]:
     match = _REPO.fullmatch(repo)
     if match is None:
-        raise ValueError(f"'{repo}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
+        raise CheckpointError(f"'{repo}' is no hub name; wanted hf:org/name, or hf:org/name@revision.")
     return match["repo"], match["revision"]
 
 
@@ -82,7 +83,7 @@ def about(source: str) -> About:
         model, _, tag = source.removeprefix("openclip:").partition("/")
         known = _open_clip().get_pretrained_cfg(model, tag)
         if not known:
-            raise ValueError(f"OpenCLIP has no weights '{tag}' for '{model}'. Wanted openclip:NAME/TAG.")
+            raise CheckpointError(f"OpenCLIP has no weights '{tag}' for '{model}'. Wanted openclip:NAME/TAG.")
         name, revision = "/".join(known.get("hf_hub", "").split("/")[:2]), None
         if not name:
             return About(None, None)
@@ -90,7 +91,9 @@ def about(source: str) -> About:
         files = {file.rfilename: file.size or 0 for file in
                  HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []}  # fmt: skip
     except Exception as error:  # the hub's HTTP library has errors of its own
-        raise ValueError(f"The hub does not answer for {name} ({one_line(error)}). Is this machine online?") from error
+        raise CheckpointError(
+            f"The hub does not answer for {name} ({one_line(error)}). Is this machine online?"
+        ) from error
     wanted = filter_repo_objects(files, allow_patterns=[*_SMALL, *_weights(list(files))])
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     return About(sum(files[file] for file in wanted), folder)
@@ -120,19 +123,19 @@ def openclip(name_and_tag: str) -> OpenCLIPSource:
     name, _, tag = name_and_tag.partition("/")
     model = open_clip.get_model_config(name)
     if model is None:
-        raise ValueError(f"OpenCLIP has no model '{name}'. {_near(name, open_clip.list_models())}")
+        raise CheckpointError(f"OpenCLIP has no model '{name}'. {_near(name, open_clip.list_models())}")
     if Path(tag).expanduser().is_file():
         return OpenCLIPSource(Path(tag).expanduser(), model, None, Path(tag).expanduser().parent)
     known = open_clip.get_pretrained_cfg(name, tag)
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(
+        raise CheckpointError(
             f"OpenCLIP has no weights '{tag}' for {name}, and no such file is here. Known: {', '.join(tags) or 'none'}."
         )
     try:
         weights = Path(open_clip.download_pretrained(known))
     except Exception as error:  # the registry raises what its HTTP libraries raise
-        raise ValueError(
+        raise CheckpointError(
             f"The weights of {name_and_tag} cannot be downloaded ({one_line(error)}), and are not in the cache."
         ) from error
     if not model.get("vision_cfg", {}).get("timm_model_name"):
@@ -148,7 +151,7 @@ def openclip_models() -> list[tuple[str, dict[str, Any]]]:
     """All of OpenCLIP's model configs; none where it is not installed."""
     try:
         open_clip = _open_clip()
-    except ValueError:
+    except CheckpointError:
         return []
     return [(name, open_clip.get_model_config(name)) for name in open_clip.list_models()]
 
@@ -157,7 +160,7 @@ def _open_clip() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise ValueError("openclip: models need OpenCLIP's registry. Run: pip install open_clip_torch") from error
+        raise CheckpointError("openclip: models need OpenCLIP's registry. Run: pip install open_clip_torch") from error
     return open_clip
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm.config import Activation, CLIPConfig, PreprocessConfig, Projection, StrictConfig, TextConfig, VisionConfig
-from vlm.interop import timm
-from vlm.interop.tables import State, mlp_ratio
+from vlm.errors import CheckpointError, InputError
+from vlm.interop.formats import timm
+from vlm.interop.formats.tables import State, mlp_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ _TEXT_POOLS = {"argmax": "eot", "eos": "eot", "last": "last"}
 def to_config(model: ModelCfg, state: State) -> CLIPConfig:
     """OpenCLIP's config in our terms; `state` (standard names) has the last word on sizes."""
     if outside := model.outside():
-        raise ValueError(f"This OpenCLIP model has parts that this library does not: {'; '.join(outside)}.")
+        raise CheckpointError(f"This OpenCLIP model has parts that this library does not: {'; '.join(outside)}.")
     vision, text = model.vision_cfg, model.text_cfg
     bias = model.init_logit_bias
     return CLIPConfig(
@@ -242,11 +243,11 @@ def to_preprocess(given: dict[str, Any], image_size: int | tuple[int, int]) -> P
     """`preprocess_cfg`, with OpenCLIP's defaults (open_clip/transform.py, PreprocessCfg)."""
     unknown = [name for name in given if name not in _PREPROCESS]
     if unknown:
-        raise ValueError(f"OpenCLIP preprocess_cfg has settings not known here: {', '.join(unknown)}.")
+        raise CheckpointError(f"OpenCLIP preprocess_cfg has settings not known here: {', '.join(unknown)}.")
     resize = {"shortest": "crop", "longest": "pad", "squash": "squash"}
     mode = given.get("resize_mode") or "shortest"
     if mode not in resize:
-        raise ValueError(f"OpenCLIP resize_mode is '{mode}'; known here: {', '.join(resize)}.")
+        raise CheckpointError(f"OpenCLIP resize_mode is '{mode}'; known here: {', '.join(resize)}.")
     interpolation = given.get("interpolation") or "bicubic"
     settings = {
         "image_size": image_size,
@@ -270,10 +271,10 @@ _SIGLIP_TRUNKS: dict[tuple[int, int, int], tuple[str, set[tuple[int, int]]]] = {
 
 
 def from_config(config: CLIPConfig) -> dict[str, Any]:
-    """`model_cfg`; raises `ValueError` naming everything OpenCLIP cannot express."""
+    """`model_cfg`; raises `InputError` that names everything OpenCLIP cannot express."""
     trunk = _siglip_trunk(config.vision) if config.vision.pool == "attention" else None
     if problems := _inexpressible(config, trunk):
-        raise ValueError(f"OpenCLIP cannot express this model: {'; '.join(problems)}.")
+        raise InputError(f"OpenCLIP cannot express this model: {'; '.join(problems)}.")
     model: dict[str, Any] = {
         "embed_dim": config.embed_dim,
         "quick_gelu": config.text.activation == "quick_gelu",
@@ -380,11 +381,11 @@ def _text_cfg(config: CLIPConfig) -> dict[str, Any]:
 def write_preprocess(preprocess: PreprocessConfig) -> dict[str, Any]:
     """`preprocess_cfg`."""
     if preprocess.crop_pct != 1:
-        raise ValueError(
+        raise InputError(
             f"OpenCLIP resizes to the crop's size; this model's preprocessing has crop_pct {preprocess.crop_pct}."
         )
     if preprocess.interpolation not in ("bicubic", "bilinear"):
-        raise ValueError(
+        raise InputError(
             f"OpenCLIP resizes bicubic or bilinear; this model's preprocessing is {preprocess.interpolation}."
         )
     return {

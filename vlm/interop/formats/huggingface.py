@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from vlm.config import Activation, CLIPConfig, TextConfig, VisionConfig
-from vlm.interop.foreign import HEADS, Hints, whole_patches
-from vlm.interop.tables import (
+from vlm.errors import CheckpointError, InputError
+from vlm.interop.formats.foreign import HEADS, Hints, whole_patches
+from vlm.interop.formats.tables import (
     BATCH_AXIS,
     JOIN_QKV,
     SCALAR,
@@ -118,7 +119,7 @@ def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any
     eos = text.get("eos_token_id", text_config.vocab_size - 1 if not known else 49407)
     eot_id = text_config.vocab_size - 1 if eos == 2 else eos
     if not isinstance(eot_id, int) or not 0 <= eot_id < text_config.vocab_size:
-        raise ValueError(
+        raise CheckpointError(
             f"config.json: text_config.eos_token_id is {eos}, outside the vocabulary of {text_config.vocab_size} ids."
         )
     return CLIPConfig(
@@ -130,7 +131,7 @@ def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any
 
 def _siglip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints) -> CLIPConfig:
     if vision.get("vision_use_head") is False:
-        raise ValueError(
+        raise CheckpointError(
             "config.json: vision_use_head is false; a SigLIP without its pooling head has no image vectors."
         )
     text_config = _text(state, text, hints, "gelu_pytorch_tanh", 1e-6, known)
@@ -202,7 +203,7 @@ def _activation(given: dict[str, Any], hints: Hints, default: str | None, where:
     if name is None:
         return hints.need_activation(("quick_gelu", "gelu"), "Hugging Face CLIP weights without config.json")
     if name not in ACTIVATIONS:
-        raise ValueError(f"config.json: {where}.hidden_act is {name!r}; known here: {', '.join(ACTIVATIONS)}.")
+        raise CheckpointError(f"config.json: {where}.hidden_act is {name!r}; known here: {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
@@ -214,14 +215,14 @@ def _image_size(given: dict[str, Any], patch: int, positions: int) -> int | tupl
 
 
 def write_clip(config: CLIPConfig, state: State, side: int) -> tuple[dict[str, Any], State]:
-    """(config.json, tensors) of a `CLIPModel` or `SiglipModel`; `ValueError` names everything it cannot express.
+    """(config.json, tensors) of a `CLIPModel` or `SiglipModel`; `InputError` names everything it cannot express.
 
     `side`: the image's size in pixels, a little more than `config.vision.image_size` where patches do not fill it.
     """
     siglip = config.vision.pool == "attention"
     if problems := _inexpressible(config, siglip):
         name = "SiglipModel" if siglip else "CLIPModel"
-        raise ValueError(f"Hugging Face's {name} cannot express this model: {'; '.join(problems)}.")
+        raise InputError(f"Hugging Face's {name} cannot express this model: {'; '.join(problems)}.")
     vision, text = config.vision, config.text
     info: dict[str, Any] = {
         "architectures": ["SiglipModel" if siglip else "CLIPModel"],

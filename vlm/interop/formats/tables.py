@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vlm.errors import CheckpointError, InputError
+
 Names = str | tuple[str, ...]
 State = dict[str, Tensor]
 
@@ -53,7 +55,7 @@ def read(state: State, table: Table, model: nn.Module, *, ignore: Iterable[str] 
     """Their tensors under our names, float32, in `model`'s shapes.
 
     `model` may live on torch's meta device: only its names and shapes count.  `ignore`: patterns of names that carry no
-    weights (old buffers).  Raises `ValueError` listing all that are unknown, missing or of the wrong shape or type.
+    weights (old buffers).  Raises `CheckpointError` listing all that are unknown, missing or of a wrong shape or type.
     """
     left = {name: tensor for name, tensor in state.items() if not any(re.fullmatch(p, name) for p in ignore)}
     _check_types(left)
@@ -67,12 +69,12 @@ def read(state: State, table: Table, model: nn.Module, *, ignore: Iterable[str] 
                 reshaped = (how[0] if how else SAME).read(tensors)
             except (RuntimeError, IndexError) as error:
                 shapes = ", ".join(f"{s} {tuple(t.shape)}" for s, t in zip(sources, tensors, strict=True))
-                raise ValueError(
+                raise CheckpointError(
                     f"Wrong shape: {shapes}. Is the file whole, and does it belong to this config?"
                 ) from error
             ours |= dict(zip(_tuple(names), reshaped, strict=True))
     if left:
-        raise ValueError(
+        raise CheckpointError(
             f"{len(left)} of {len(state)} tensors have names this format does not use: {_listing(left)}. "
             "Is this the right format for this file?"
         )
@@ -84,27 +86,27 @@ def read(state: State, table: Table, model: nn.Module, *, ignore: Iterable[str] 
         if n in wanted and t.shape != wanted[n].shape
     ]
     if missing:
-        raise ValueError(
+        raise CheckpointError(
             f"{len(missing)} of {len(wanted)} tensors are missing (our names): {_listing(missing)}. Is the file whole?"
         )
     if extra:
-        raise ValueError(f"{len(extra)} tensors do not belong to this config (our names): {_listing(extra)}.")
+        raise CheckpointError(f"{len(extra)} tensors do not belong to this config (our names): {_listing(extra)}.")
     if wrong:
-        raise ValueError(
+        raise CheckpointError(
             f"{len(wrong)} tensors have the wrong shape (our names): {_listing(wrong)}. Is the config the file's?"
         )
     return {name: ours[name].to(torch.float32).contiguous() for name in wanted}
 
 
 def write(state: State, table: Table) -> State:
-    """Our tensors under their names; raises `ValueError` listing ours that the table does not know."""
+    """Our tensors under their names; raises `InputError` that lists ours that the table does not know."""
     left, theirs = dict(state), State()
     for names, ours, *how in table:
         if all(name in left for name in _tuple(ours)):
             tensors = (how[0] if how else SAME).write([left.pop(name) for name in _tuple(ours)])
             theirs |= {name: tensor.contiguous() for name, tensor in zip(_tuple(names), tensors, strict=True)}
     if left:
-        raise ValueError(f"{len(left)} of our tensors have no place in this format: {_listing(left)}.")
+        raise InputError(f"{len(left)} of our tensors have no place in this format: {_listing(left)}.")
     return theirs
 
 
@@ -128,9 +130,11 @@ def fold_layer_scale(state: State, block: str, branches: Iterable[tuple[str, str
 def shape(state: State, name: str, axes: int) -> tuple[int, ...]:
     """The shape of a tensor that must be there, with that many axes."""
     if name not in state:
-        raise ValueError(f"{name} is not in the file. It holds {len(state)} tensors: {_listing(list(state)[:5])} ...")
+        raise CheckpointError(
+            f"{name} is not in the file. It holds {len(state)} tensors: {_listing(list(state)[:5])} ..."
+        )
     if state[name].ndim != axes or 0 in state[name].shape:
-        raise ValueError(f"{name} has shape {tuple(state[name].shape)}; wanted {axes} axes.")
+        raise CheckpointError(f"{name} has shape {tuple(state[name].shape)}; wanted {axes} axes.")
     return tuple(state[name].shape)
 
 
@@ -138,7 +142,9 @@ def square(patches: int, name: str) -> int:
     """The side of a square grid."""
     side = math.isqrt(max(patches, 1))
     if side * side != patches:
-        raise ValueError(f"{name} holds {patches} patch positions, which is no square: its config must lie beside it.")
+        raise CheckpointError(
+            f"{name} holds {patches} patch positions, which is no square: its config must lie beside it."
+        )
     return side
 
 
@@ -146,9 +152,9 @@ def layers(state: State, pattern: str) -> int:
     """Number of layers: `pattern` has one group, the layer's number."""
     found = {int(match[1]) for name in state if (match := re.match(pattern, name))}
     if not found:
-        raise ValueError(f"No layer is in the file: nothing is called {pattern}. It holds {len(state)} tensors.")
+        raise CheckpointError(f"No layer is in the file: nothing is called {pattern}. It holds {len(state)} tensors.")
     if max(found) >= len(found):
-        raise ValueError(f"Of {max(found) + 1} layers only {sorted(found)} are in the file. Is the file whole?")
+        raise CheckpointError(f"Of {max(found) + 1} layers only {sorted(found)} are in the file. Is the file whole?")
     return len(found)
 
 
@@ -163,7 +169,7 @@ def _check_types(state: State) -> None:
         f"{n} {t.dtype}" for n, t in state.items() if t.dtype not in (torch.float32, torch.float16, torch.bfloat16)
     ]
     if wrong:
-        raise ValueError(
+        raise CheckpointError(
             f"{len(wrong)} tensors are not float32, float16 or bfloat16: {_listing(wrong)}. No other is read."
         )
 

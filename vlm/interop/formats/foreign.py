@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.config import Activation, CLIPConfig, Json, PreprocessConfig, VisionConfig
+from vlm.errors import CheckpointError, InputError
 from vlm.models.vision import VisionTransformer, ViTClassifier
 from vlm.tokenizers.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ class Hints:
         heads = self.num_heads or known.get(width)
         if heads is None:
             divisors = ", ".join(str(n) for n in range(1, width // 16 + 1) if width % n == 0)
-            raise ValueError(
+            raise InputError(
                 f"{where}: the number of heads is not in the weights; width {width} fits {divisors}. "
                 "Say num_heads (--num-heads)."
             )
@@ -58,7 +59,7 @@ class Hints:
         if self.activation is None and len(candidates) == 1:
             return candidates[0]
         if self.activation is None:
-            raise ValueError(
+            raise InputError(
                 f"{where}: the activation is not in the weights; it may be {' or '.join(candidates)}. "
                 "Say activation (--activation)."
             )
@@ -89,11 +90,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing.") from error
+        raise CheckpointError(f"{path} is missing.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON ({one_line(error)}).") from error
+        raise CheckpointError(f"{path} is not readable JSON ({one_line(error)}).") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; wanted a JSON object.")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; wanted a JSON object.")
     return content
 
 

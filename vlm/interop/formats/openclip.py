@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from vlm.config import CLIPConfig
-from vlm.interop import timm
-from vlm.interop.foreign import HEADS, Hints
-from vlm.interop.openclip_config import ModelCfg, from_config, to_config, trunk_projection
-from vlm.interop.tables import (
+from vlm.errors import CheckpointError
+from vlm.interop.formats import timm
+from vlm.interop.formats.foreign import HEADS, Hints
+from vlm.interop.formats.openclip_config import ModelCfg, from_config, to_config, trunk_projection
+from vlm.interop.formats.tables import (
     BATCH_AXIS,
     SCALAR,
     TOKEN_AXES,
@@ -96,7 +97,7 @@ def _check_depth(config: CLIPConfig, state: State, blocks: str) -> None:
     for tower, prefix in ((config.vision, blocks), (config.text, "text.transformer.resblocks")):
         found = layers(state, re.escape(prefix) + r"\.(\d+)\.")
         if found != tower.depth:
-            raise ValueError(
+            raise CheckpointError(
                 f"the config says {tower.depth} layers, the file holds {found} ({prefix}). They do not belong together."
             )
 
@@ -148,7 +149,7 @@ def guess(state: State, models: Iterable[tuple[str, ModelCfg]], hints: Hints) ->
         return fitting[0][1]
     if fitting:
         names = ", ".join(f"{name} ({to_config(model, state).vision.activation})" for name, model in fitting)
-        raise ValueError(
+        raise CheckpointError(
             f"These OpenCLIP weights fit more than one model: {names}. The weights cannot tell which: say activation "
             f"(--activation), or name the model: openclip:NAME/FILE."
         )
@@ -169,7 +170,7 @@ def _fits(state: State, model: ModelCfg) -> bool:
 
 def _from_sizes(state: State, hints: Hints) -> ModelCfg:
     if "visual.conv1.weight" not in state or "visual.ln_pre.weight" not in state:
-        raise ValueError(
+        raise CheckpointError(
             "These OpenCLIP weights fit no known model, and their pooling and mask are not in them. Put their "
             "open_clip_config.json beside them, or name the model: openclip:NAME/FILE."
         )
@@ -209,7 +210,7 @@ def _from_sizes(state: State, hints: Hints) -> ModelCfg:
 
 
 def write_model(config: CLIPConfig, state: State) -> tuple[dict[str, Any], State]:
-    """(`model_cfg`, tensors) for OpenCLIP; raises `ValueError` naming everything OpenCLIP cannot express."""
+    """(`model_cfg`, tensors) for OpenCLIP; raises `InputError` that names everything OpenCLIP cannot express."""
     model = from_config(config)
     theirs = write(state, table(config, trunk_projection(ModelCfg.from_dict(model).vision_cfg)))
     if not model["custom_text"]:  # `CLIP`, not `CustomTextCLIP`: text at the root
