@@ -1,4 +1,4 @@
-"""The tiled losses against their dense definitions, written out here in the plainest way."""
+"""The tiled losses against their dense definitions."""
 
 import math
 import threading
@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vlm.loss import clip_loss, siglip_loss
+import vlm.loss
+from benchmarks.operations import count
+from vlm.errors import InputError
+from vlm.loss import CPU_TILE, clip_loss, siglip_loss, tile_for, tile_side
 
 
 def dense_clip(x: Tensor, y: Tensor, logit_scale: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -73,6 +76,60 @@ def test_tiled_loss_and_gradients_are_the_dense_definitions(name, n, tile, scale
     assert_close(ours, truth, 1e-12)
     for g, t in zip(gradients(inputs), gradients(reference), strict=True):
         assert_close(g, t, 1e-10)
+
+
+@both_losses
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_formulas_of_a_gpu_give_the_dense_definitions_too(name, grouped, monkeypatch):
+    monkeypatch.setattr(vlm.loss, "_on_cpu", lambda z: False)
+    for n, scale in ((7, 14.0), (64, 100.0)):
+        inputs = example(name, n, scale)
+        reference = copies(inputs, torch.float64)
+        groups = torch.randint(0, n // 3 + 1, (n,)) if grouped else None
+        ours, truth = LOSSES[name][0](*inputs, groups, tile=13), LOSSES[name][1](*reference, groups)
+        ours.backward()
+        truth.backward()
+        assert_close(ours, truth, 1e-12)
+        for g, t in zip(gradients(inputs), gradients(reference), strict=True):
+            assert_close(g, t, 1e-10)
+
+
+@both_losses
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_gpu_launches_few_kernels_at_32768_pairs_and_never_waits(name, grouped):
+    """On the meta device, where any operation that needs a number on the host raises."""
+    n, scalars = 32768, 2 if name == "siglip" else 1
+    embeds = [torch.empty(n, 512, device="meta", requires_grad=True) for _ in range(2)]
+    inputs = [*embeds, *(torch.empty((), device="meta", requires_grad=True) for _ in range(scalars))]
+    groups = torch.empty(n, dtype=torch.int64, device="meta") if grouped else None
+    seen = count(lambda: LOSSES[name][0](*inputs, groups).backward())
+    assert seen.kernels.total() <= 700
+    assert not seen.synchronisations
+    assert seen.largest <= 4 * 8192**2
+
+
+@pytest.mark.parametrize(
+    ("gib", "rows", "columns", "side"),
+    [(0.01, 32768, 32768, 1024), (8, 32768, 32768, 8192), (80, 32768, 32768, 32768), (8, 512, 65536, 32768)],
+)
+def test_a_tile_takes_a_quarter_of_the_free_memory_at_most(gib, rows, columns, side):
+    assert tile_for(int(gib * 2**30), rows, columns) == side
+    copies_of_a_tile = 4 * 4 * min(side, rows) * min(side, columns)
+    assert copies_of_a_tile <= gib * 2**30 / 4 or side == 1024
+
+
+def test_a_cpu_has_its_own_tile():
+    assert tile_side(torch.device("cpu"), 32768, 32768) == CPU_TILE
+
+
+@both_losses
+def test_temperature_and_bias_may_be_numbers(name):
+    inputs = example(name, 12, 20.0)
+    numbers = [t.item() for t in inputs[2:]]
+    value = LOSSES[name][0](*inputs[:2], *numbers)
+    assert value.item() == pytest.approx(LOSSES[name][0](*inputs).item(), rel=1e-12)
+    value.backward()
+    assert inputs[0].grad is not None
 
 
 def test_chance_loss_is_log_n():
@@ -275,12 +332,14 @@ def test_second_derivatives_are_refused_rather_than_wrong(name):
         torch.autograd.grad(LOSSES[name][0](*inputs), inputs, create_graph=True)
 
 
-def test_shapes_that_do_not_fit_are_named():
-    x = torch.eye(4)
-    with pytest.raises(ValueError, match=r"\(4, 4\) and text_embeds \(3, 4\) must both be \(N, E\)"):
-        clip_loss(x, x[:3], torch.tensor(0.0))
-    with pytest.raises(ValueError, match=r"groups \(3,\) must be \(4,\)"):
-        siglip_loss(x, x, torch.tensor(0.0), torch.tensor(0.0), torch.arange(3))
-    for wrong in (torch.zeros(2, 3, 4), torch.zeros(4)):
-        with pytest.raises(ValueError, match=r"must both be \(N, E\)"):
-            clip_loss(wrong, wrong, torch.tensor(0.0))
+@pytest.mark.parametrize("wrong", [(4, 4, 3, 4), (2, 3, 4, 2, 3, 4), (4, 4)])
+def test_shapes_that_do_not_fit_are_named(wrong):
+    first, second = torch.zeros(wrong[: len(wrong) // 2]), torch.zeros(wrong[len(wrong) // 2 :])
+    with pytest.raises(InputError) as error:
+        clip_loss(first, second, 0.0)
+    assert str(tuple(first.shape)) in str(error.value) and str(tuple(second.shape)) in str(error.value)
+
+
+def test_groups_of_another_length_are_named():
+    with pytest.raises(InputError, match=r"\(3,\).*\(4,\)"):
+        siglip_loss(torch.eye(4), torch.eye(4), 0.0, 0.0, torch.arange(3))

@@ -1,7 +1,7 @@
-"""The two contrastive losses, pure functions of two batches of unit vectors: exact, and in constant memory.
+"""The two contrastive losses: pure functions of two batches of unit vectors, exact, in memory linear in N.
 
-image_embeds and text_embeds (N, E), row i of one belongs to row i of the other.  The (N, N) similarities exist one tile
-at a time, and the gradients are computed along with the value.
+image_embeds and text_embeds are (N, E); row i of one belongs to row i of the other.  The (N, N) similarities exist one
+tile at a time, and the gradients are computed along with the value.  `tile_side` chooses the tile by the device.
 
 The rows may be spread over several processes.  Each all-gathers the texts, computes its own rows of similarities and
 reduce-scatters the gradients of the text embeddings.  All get the loss of the whole batch, and gradients made for
@@ -10,46 +10,48 @@ averaging over the processes, as DDP and FSDP do: the average is what one proces
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, cast
+from functools import cache, partial
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vlm.errors import InputError
 from vlm.models.linear import linear
 
-TILE = 1024  # rows and columns of similarities held at once: 4 MiB in float32
-_LOWEST = -80.0  # exp(-80) = 2e-35 counts for nothing; soon after, float32 turns denormal and takes twice the time
+CPU_TILE = 1024  # 4 MiB in float32: stays in the cache
+GPU_TILES = (32768, 16384, 8192, 4096, 2048, 1024)  # the first that fits is taken: few, large kernels
+_UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed free on devices that do not say
+_LOWEST = -80.0  # CPU: exp(-80) = 2e-35 counts for nothing; soon after, float32 turns denormal and takes twice the time
 
 
 class Collectives(Protocol):
-    """The processes that share a batch, n rows each, N in all, in the order of their ranks."""
+    """The processes that share a batch: n rows each, N in all, in the order of their ranks."""
 
     @property
     def rank(self) -> int:
-        """Which of the processes this one is, from 0."""
+        """The number of this process, from 0."""
         ...
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """(n, ...) of this process -> (N, ...) of all."""
+        """Concatenates the rows of all processes, (n, ...) -> (N, ...)."""
         ...
 
     def reduce_scatter(self, rows: Tensor) -> Tensor:
-        """(N, ...) of this process -> (n, ...): the sum over all processes, of which each gets its own rows."""
+        """Sums (N, ...) over all processes and keeps this process's rows, (n, ...)."""
         ...
 
 
 class _OneProcess:
-    """Collectives of a single process: its rows are all rows."""
+    """Collectives of a single process."""
 
     rank = 0
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """One process has all the rows."""
         return rows
 
     def reduce_scatter(self, rows: Tensor) -> Tensor:
-        """One process has the whole sum."""
         return rows
 
 
@@ -59,19 +61,31 @@ _ONE_PROCESS = _OneProcess()
 def clip_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
-    logit_scale: Tensor,
+    logit_scale: Tensor | float,
     groups: Tensor | None = None,
     *,
     processes: Collectives = _ONE_PROCESS,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Tensor:
-    """InfoNCE in both directions, averaged; scalar, in nats; log(N) when the embeddings tell nothing apart.
+    """InfoNCE in both directions, averaged (Radford et al. 2021, figure 3).
 
         logits = exp(logit_scale) * image_embeds @ text_embeds.T
         loss = (cross_entropy(logits, arange(N)) + cross_entropy(logits.T, arange(N))) / 2
 
-    `logit_scale` is the log of 1 / temperature.  `groups` (N,): rows of one group show the same thing, and the target
-    is uniform over them (UniCL, Yang et al. 2022); None is one group per row.  Radford et al. 2021, figure 3.
+    Args:
+        image_embeds: (N, E), unit vectors.
+        text_embeds: (N, E), unit vectors; row i belongs to row i of image_embeds.
+        logit_scale: log of 1 / temperature, a scalar.
+        groups: (N,) integers; rows of one group show the same thing, and the target is uniform over them (UniCL, Yang
+            et al. 2022).  None: one group per row.
+        processes: the processes that share the batch; N rows then mean the rows of this one.
+        tile: rows and columns of similarities held at once.  None: chosen by `tile_side`.
+
+    Returns:
+        Scalar, in nats; log(N) when the embeddings tell nothing apart.
+
+    Raises:
+        InputError: the shapes do not fit.
     """
     _check(image_embeds, text_embeds, groups)
     return _differentiable(partial(_clip, groups, processes, tile), image_embeds, text_embeds, logit_scale)
@@ -80,24 +94,73 @@ def clip_loss(
 def siglip_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
     groups: Tensor | None = None,
     *,
     processes: Collectives = _ONE_PROCESS,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Tensor:
-    """Each pair on its own: same or not?  Scalar, in nats per row; N log(2) when every logit is 0.
+    """Binary cross-entropy of every image with every text (Zhai et al. 2023, algorithm 1).
 
         logits = exp(logit_scale) * image_embeds @ text_embeds.T + logit_bias
         loss = -logsigmoid(sign * logits).sum() / N
 
-    sign is +1 on the diagonal, or within one of the `groups` (N,), and -1 elsewhere.  Zhai et al. 2023, algorithm 1.
+    sign is +1 on the diagonal, or within one of the `groups`, and -1 elsewhere.
+
+    Args:
+        image_embeds: (N, E), unit vectors.
+        text_embeds: (N, E), unit vectors; row i belongs to row i of image_embeds.
+        logit_scale: log of 1 / temperature, a scalar.
+        logit_bias: a scalar added to all logits.
+        groups: (N,) integers; rows of one group are pairs of each other.  None: one group per row.
+        processes: the processes that share the batch; N rows then mean the rows of this one.
+        tile: rows and columns of similarities held at once.  None: chosen by `tile_side`.
+
+    Returns:
+        Scalar, in nats per row; N log(2) when every logit is 0.
+
+    Raises:
+        InputError: the shapes do not fit.
     """
     _check(image_embeds, text_embeds, groups)
     return _differentiable(
         partial(_siglip, groups, processes, tile), image_embeds, text_embeds, logit_scale, logit_bias
     )
+
+
+@cache
+def tile_side(device: torch.device, rows: int, columns: int) -> int:
+    """How many rows and columns of similarities to hold at once.
+
+    A CPU is fastest with tiles that stay in its cache.  On any other device each tile costs some 20 kernel launches, so
+    tiles are as large as a quarter of the free memory allows.  The answer is kept for the rest of the process, so that
+    all steps of a run add in the same order.
+
+    Args:
+        device: where the embeddings are.
+        rows: similarities computed by this process, n.
+        columns: N.
+
+    Returns:
+        1024 on a CPU; elsewhere a power of two from 1024 to 32768.
+    """
+    if device.type == "cpu":
+        return CPU_TILE
+    free = _UNKNOWN_MEMORY
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    return tile_for(free, rows, columns)
+
+
+def tile_for(free_bytes: int, rows: int, columns: int) -> int:
+    """The largest of GPU_TILES of which four float32 copies, cut to (rows, columns), fit in a quarter of free_bytes."""
+
+    def fits(side: int) -> bool:
+        return 4 * 4 * min(side, rows) * min(side, columns) <= free_bytes // 4
+
+    return next((side for side in GPU_TILES if fits(side)), GPU_TILES[-1])
 
 
 @dataclass(frozen=True)
@@ -108,42 +171,46 @@ class _Similarities:
     y: Tensor  # (N, E)
     scale: Tensor
     first: int
-    tile: int
+    tile: int | None
 
     def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, columns and the similarities between them."""
-        for i in range(0, len(self.x), self.tile):
-            rows = self.scale * self.x[i : i + self.tile]
-            for j in range(0, len(self.y), self.tile):
-                yield slice(i, i + self.tile), slice(j, j + self.tile), linear(rows, self.y[j : j + self.tile])
+        """Yields (rows, columns, the similarities between them)."""
+        side = self.tile or tile_side(self.x.device, len(self.x), len(self.y))
+        for i in range(0, len(self.x), side):
+            rows = self.scale * self.x[i : i + side]
+            for j in range(0, len(self.y), side):
+                yield slice(i, i + side), slice(j, j + side), linear(rows, self.y[j : j + side])
 
     def tiles_of_others(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The same, with the pairs out of the running."""
+        """Yields tiles whose positive pairs are masked."""
         for r, c, z in self.tiles():
             self.pairs(r, c, z).fill_(torch.finfo(z.dtype).min)
             yield r, c, z
 
     def pairs(self, r: slice, c: slice, z: Tensor) -> Tensor:
-        """The pairs among the tile z, a view, often empty."""
+        """The positive pairs of the tile z: a view, often empty."""
         return z.diagonal(r.start + self.first - c.start)
 
     def log_sum_exp_of_others(self) -> tuple[Tensor, Tensor]:
-        """By row (n,) and by column (N,)."""
+        """log of the sum of exp over the negatives, by row (n,) and by column (N,)."""
         by_row = self.x.new_full((len(self.x),), -torch.inf)
         by_column = self.x.new_full((len(self.y),), -torch.inf)
         for r, c, z in self.tiles_of_others():
-            by_row[r] = torch.logaddexp(by_row[r], _log_sum_exp(z, 1))
-            by_column[c] = torch.logaddexp(by_column[c], _log_sum_exp(z, 0))
+            torch.logaddexp(by_row[r], _log_sum_exp(z, 1), out=by_row[r])
+            torch.logaddexp(by_column[c], _log_sum_exp(z, 0), out=by_column[c])
         return by_row, by_column
 
-    def pull_of_others(self, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
-        """G y and G^T x, G the softmax by row plus that by column; given are the logarithms of the denominators."""
+    def gradients_of_others(self, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
+        """G y and G^T x, where G (n, N) is the softmax by row plus the softmax by column.
+
+        `by_row` (n,) and `by_column` (N,) are the logarithms of the denominators.
+        """
         dx, dy = torch.zeros_like(self.x), torch.zeros_like(self.y)
         for r, c, z in self.tiles_of_others():
-            g = (z - by_row[r, None]).clamp_(min=_LOWEST).exp_()
-            g += z.sub_(by_column[c]).clamp_(min=_LOWEST).exp_()
-            dx[r] += linear(g, self.y[c].T)
-            dy[c] += linear(g.T, self.x[r].T)
+            g = _exp_(z - by_row[r, None])
+            g += _exp_(z.sub_(by_column[c]))
+            _add_product(dx[r], g, self.y[c])
+            _add_product(dy[c], g.T, self.x[r])
         return dx, dy
 
 
@@ -151,7 +218,13 @@ _Parts = tuple[Tensor, tuple[Tensor, ...]]  # value, gradients
 
 
 def _clip(
-    groups: Tensor | None, processes: Collectives, tile: int, needed: bool, x: Tensor, y: Tensor, log_scale: Tensor
+    groups: Tensor | None,
+    processes: Collectives,
+    tile: int | None,
+    needed: bool,
+    x: Tensor,
+    y: Tensor,
+    log_scale: Tensor,
 ) -> _Parts:
     n, scale, all_y = len(x), log_scale.exp(), processes.all_gather(y)
     similarities = _Similarities(x, all_y, scale, n * processes.rank, tile)
@@ -175,7 +248,7 @@ def _clip(
     if not needed:
         return value, ()
 
-    dx, dy = similarities.pull_of_others(pair + by_row, all_pair + by_column)
+    dx, dy = similarities.gradients_of_others(pair + by_row, all_pair + by_column)
     excess = (torch.expm1(-by_row) + torch.expm1(-by_column[own]))[:, None]  # the pair's two probabilities, minus 2
     dx.addcmul_(excess, y).add_(y_apart, alpha=2).mul_(scale / (2 * n))
     dy = processes.reduce_scatter(dy).addcmul_(excess, x).add_(x_apart, alpha=2).mul_(scale / (2 * n))
@@ -185,7 +258,7 @@ def _clip(
 def _siglip(
     groups: Tensor | None,
     processes: Collectives,
-    tile: int,
+    tile: int | None,
     needed: bool,
     x: Tensor,
     y: Tensor,
@@ -211,8 +284,8 @@ def _siglip(
         if needed:
             g = z.sigmoid_()
             negate_same(r, c, g)
-            dx[r] += linear(g, all_y[c].T)
-            dy[c] += linear(g.T, x[r].T)
+            _add_product(dx[r], g, all_y[c])
+            _add_product(dy[c], g.T, x[r])
             dbias += g.sum()
     value = processes.all_gather(value[None] / n).mean()
     if not needed:
@@ -222,40 +295,65 @@ def _siglip(
     return value, (dx, dy, (x * dx).sum(), dbias / n)
 
 
+def _on_cpu(z: Tensor) -> bool:
+    """Whether to use the formulas that save time on CPUs; elsewhere each of their steps is a kernel launch."""
+    return z.device.type == "cpu"
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, (n, E) += (n, m) (m, E)."""
+    if _on_cpu(total):
+        total += linear(a, b.T)
+    else:
+        total.addmm_(a, b)
+
+
+def _exp_(z: Tensor) -> Tensor:
+    """exp(z), in place; a CPU never computes with denormal numbers."""
+    return (z.clamp_(min=_LOWEST) if _on_cpu(z) else z).exp_()
+
+
 def _log_sum_exp(z: Tensor, dim: int) -> Tensor:
+    """log of the sum of exp(z) along `dim`."""
+    if not _on_cpu(z):
+        return z.logsumexp(dim)
     highest = z.amax(dim, keepdim=True)
-    return (z - highest).clamp_(min=_LOWEST).exp_().sum(dim).log_() + highest.squeeze(dim)
+    return _exp_(z - highest).sum(dim).log_() + highest.squeeze(dim)
 
 
 def _sum_softplus(z: Tensor) -> Tensor:
-    """Sum of log(1 + exp(z)) = max(z, 0) - log(1 - sigmoid(-|z|)).
-
-    F.softplus takes longer than the product that made z: CPUs have a fast log, but no fast log1p.
-    """
+    """Sum of log(1 + exp(z)); on a CPU as max(z, 0) - log(1 - sigmoid(-|z|)), which takes half the time there."""
+    if not _on_cpu(z):
+        return -F.logsigmoid(-z).sum()
     p = z.abs().clamp_(max=-_LOWEST).neg_().sigmoid_()
     q = 1 - p
-    lost = p.sub_(1 - q)  # what rounding took from q, and to first order from its log
+    lost = p.sub_(1 - q)  # the rounding error of q, which is to first order that of its logarithm
     return z.relu().sum() - q.log_().sum() + lost.sum()
 
 
 def _from_group_mean(rows: Tensor, groups: Tensor) -> Tensor:
-    """(N, E) less the mean of each row's group."""
-    _, member, count = cast(tuple[Tensor, ...], groups.unique(return_inverse=True, return_counts=True))
-    means = rows.new_zeros(len(count), rows.shape[1]).index_add_(0, member, rows).div_(count[:, None])
-    return rows - means[member]
+    """(N, E) minus the mean of each row's group; no shape depends on the number of groups, so no device waits."""
+    ordered, order = groups.sort()
+    starts = F.pad((ordered[1:] != ordered[:-1]).long(), (1, 0))
+    member = torch.empty_like(order).scatter_(0, order, starts.cumsum(0))  # (N,), numbers of the groups from 0
+    totals = torch.zeros_like(rows).index_add_(0, member, rows)
+    count = rows.new_zeros(len(rows)).index_add_(0, member, rows.new_ones(len(rows)))
+    return rows - (totals / count[:, None].clamp(min=1))[member]
 
 
-def _differentiable(parts: Callable[..., _Parts], *inputs: Tensor) -> Tensor:
-    """The value of parts(needed, *inputs), with the gradients it returns; all in float32 at least, autocast or not."""
+def _differentiable(parts: Callable[..., _Parts], x: Tensor, y: Tensor, *scalars: Tensor | float) -> Tensor:
+    """The value of parts(needed, x, y, *scalars) and its gradients, in float32 at least, autocast or not."""
+    inputs = (x, y, *(torch.as_tensor(number, device=x.device) for number in scalars))
     dtype = torch.promote_types(torch.promote_types(inputs[0].dtype, inputs[1].dtype), torch.float32)
     needed = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+    kind = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # the meta device has none
+    with torch.no_grad(), torch.autocast(kind, enabled=False):
         value, gradients = parts(needed, *(t.to(dtype) for t in inputs))
     return _WithGradients.apply(value, gradients, *inputs) if needed else value  # type: ignore[no-any-return]
 
 
 class _WithGradients(torch.autograd.Function):
-    """A value whose gradients are known already."""
+    """A value whose gradients were computed along with it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
@@ -273,8 +371,9 @@ class _WithGradients(torch.autograd.Function):
 
 def _check(image_embeds: Tensor, text_embeds: Tensor, groups: Tensor | None) -> None:
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
-        raise ValueError(
-            f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} must both be (N, E)."
+        raise InputError(
+            f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} must both be (N, E): "
+            "one row per pair."
         )
     if groups is not None and groups.shape != image_embeds.shape[:1]:
-        raise ValueError(f"groups {tuple(groups.shape)} must be ({len(image_embeds)},): one number per row.")
+        raise InputError(f"groups {tuple(groups.shape)} must be ({len(image_embeds)},): one number per row.")

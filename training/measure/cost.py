@@ -12,7 +12,7 @@ import torch
 
 from vlm.checkpoint.folder import load
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
-from vlm.loss import TILE
+from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
 from vlm.tokenizers.tokenizer import load_tokenizer
 from vlm.training.engine.optim import parameter_groups
@@ -162,7 +162,7 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
     cut = gpus if run.shard else 1
     kept_rows = rows / run.accumulate
     keeps = kept_rows * _row_bytes(recipe, config, fullest + config.vision.class_token, tokens, half=half) * size / 4
-    embeds = size * config.embed_dim * run.batch_size * (1 + 2 * captions) + 3 * size * TILE**2
+    embeds = size * config.embed_dim * run.batch_size * (1 + 2 * captions) + 3 * size * CPU_TILE**2
     memory = {
         "weights": size * parameters / cut + (2 * parameters / cut if half else 0),
         "gradients": size * trained / cut * (2 if gpus > 1 and not run.shard else 1),  # DDP sends them in buckets
