@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all test-lowest check docs train bench clean
 
 demo: $(READY)  ## the demo on the bundled model, in the browser
-	$(BIN)/python -m demo
+	VLM_CONFIG= VLM_MODEL= $(BIN)/python -m demo
 
 test: $(READY)  ## at most 5 minutes on 2 cores
 	$(BIN)/python -m pytest

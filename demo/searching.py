@@ -21,7 +21,7 @@ from vlm.demo.gallery import SAMPLES, Sample, sample, samples
 from vlm.demo.texts import NoAnswer
 from vlm.images.finding import find_images
 from vlm.index.query import Term, unit_sum
-from vlm.onnx.backends import cache_folder
+from vlm.user_folders import cache_folder
 
 THUMBNAIL = 192  # pixels
 computing = RLock()  # one computation at a time on the device, whichever page asks

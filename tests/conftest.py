@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.demo_pages"]  # its fixtures
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its maker unless told before its import
+os.environ["VLM_CONFIG"] = ""  # no test reads the user's config file ...
+os.environ.pop("VLM_MODEL", None)  # ... or default model
 
 SENTENCES = [
     "a dog", "a cat", "a bird in the sky", "a red apple", "the sun over the sea", "a drawing of a house",

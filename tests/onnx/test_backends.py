@@ -24,8 +24,9 @@ from vlm.index.embedding_index import EmbeddingIndex
 from vlm.models.clip import CLIP
 from vlm.onnx import backends
 from vlm.onnx import towers as onnx_towers
-from vlm.onnx.backends import OnnxCLIP, cache_folder, run_by
+from vlm.onnx.backends import OnnxCLIP, run_by
 from vlm.serving.embedding_cache import CachedEmbedder
+from vlm.user_folders import cache_folder
 
 TEXTS = ["犬", "a drawing of a house", "car", "海に沈む夕日", "a dog", "a red apple on a table"]
 

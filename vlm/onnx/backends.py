@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlm.config import VisionConfig
 from vlm.models.clip import CLIP
 from vlm.onnx import towers as onnx_towers
+from vlm.user_folders import cache_folder
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -104,19 +105,6 @@ def whole_bits() -> int:
     """
     able = torch.cpu.get_capabilities()
     return 8 if able["architecture"] != "x86_64" or able.get("avx512_vnni") or able.get("avx_vnni") else 7
-
-
-def cache_folder() -> Path:
-    """What can be made again: $XDG_CACHE_HOME/vlm, else the system's place for it.  It may be deleted at any time."""
-    home = Path.home()
-    match sys.platform:
-        case "darwin":
-            place = home / "Library" / "Caches"
-        case "win32":
-            place = Path(os.environ.get("LOCALAPPDATA", home))
-        case _:
-            place = home / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or place).absolute() / "vlm"
 
 
 def _cached(name: str, write: Callable[[Path], None], backend: str) -> Path:
