@@ -29,8 +29,8 @@ import torch.utils.tensorboard.writer  # imported here so that no life needs to
 from benchmarks.machine import about
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.state import saved
-from vlm.training.recipe.config import Recipe
-from vlm.training.tasks.train import train_file
+from vlm.training.recipe.config import read_recipe
+from vlm.training.tasks.train import train
 
 STEPS, SAVE_EVERY = 200, 5
 MOMENTS = ("saving", "step", "saving", "start", "step", "saving", "step", "saving", "start", "saving")
@@ -132,7 +132,7 @@ def live(out: Path, recipe: Path) -> int:
     os.dup2(log, 2)
     code = 70
     try:
-        code = train_file(Recipe, recipe, out, Processes(rank=0, size=1, device=torch.device("cpu")), resume=True)
+        code = train(read_recipe(recipe), out, Processes(rank=0, size=1, device=torch.device("cpu")), resume=True)
     except BaseException:
         traceback.print_exc()  # _exit says nothing
     finally:

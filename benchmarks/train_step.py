@@ -216,7 +216,7 @@ def _serve(
 
 
 def start_vlm(case: Case, folder: Path, device: str) -> Worker:
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")  # as training/tasks/command.py
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")  # as vlm train does
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     from vlm.config import CLIPConfig
     from vlm.loss import clip_loss

@@ -12,11 +12,23 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "commands.md"
 INTRO = """# The command vlm
 
-Exit code 0: done. 1: something you can put right, one line on stderr says what. 2: wrong usage. Results go to stdout,
-progress to stderr. `vlm COMMAND --help` says the same as this page.
+Results go to stdout, progress to stderr. Every command takes `--debug` (or `VLM_DEBUG=1`), which shows the traceback of
+an error. `vlm --version` prints the versions of vlm, torch and Python and the device that is used. `vlm COMMAND --help`
+says the same as this page.
 
-終了コードは、0 が成功、1 が利用者側で直せる問題(標準エラー出力に 1 行で説明)、2 が使い方の誤りです。結果は標準出力に、
-進み具合は標準エラー出力に出ます。内容は `vlm COMMAND --help` と同じです。"""
+結果は標準出力に、進み具合は標準エラー出力に出ます。どのコマンドも `--debug`(または `VLM_DEBUG=1`)を付けると、エラーの
+トレースバックを表示します。`vlm --version` は vlm、torch、Python の版と、使うデバイスを表示します。内容は
+`vlm COMMAND --help` と同じです。
+
+| exit code | meaning | 意味 |
+|---|---|---|
+| 0 | done | 成功 |
+| 1 | something you can put right: one line on stderr says what | 利用者側で直せる問題(標準エラー出力に 1 行で説明) |
+| 2 | wrong usage | 使い方の誤り |
+| 70 | a defect of vlm, with its traceback; please report it | vlm の不具合(トレースバックつき)。ご報告ください |
+| 75 | a training run was stopped and saved: `--resume auto` goes on | 学習が止まり、保存済み(`--resume auto` で再開) |
+| 130 | Ctrl-C | Ctrl-C による中断 |
+| 141 | nobody reads stdout any more, as after `head -1` | 標準出力の読み手がいない(`head -1` の後など) |"""
 WRITTEN = "Written by `python docs/write_command_reference.py`."
 
 
@@ -39,7 +51,7 @@ def _section(name: str, command: argparse.ArgumentParser) -> str:
         f"| {_written(action)}{', one of these' if action in either else ''} "
         f"| {_cell(formatter._expand_help(action)) if action.help else ''} |"
         for action in command._actions
-        if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS
+        if not isinstance(action, argparse._HelpAction) and action.dest != "debug" and action.help != argparse.SUPPRESS
     ]
     table = "\n".join(["| argument | meaning |", "|---|---|", *rows])
     return f"## vlm {name}\n\n{command.description}\n\n{table}"

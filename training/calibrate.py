@@ -1,8 +1,9 @@
-"""What a cosine of a model is worth: the probability that an image answers a text, fitted on validation pairs."""
+"""Fit the probability that an image matches a text: `python -m training.calibrate ...`."""
 
 import sys
 
-from vlm.training.measure.calibrate import main
+from vlm.cli import run_alone
+from vlm.commands.release import calibrate
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(calibrate, "python -m training.calibrate"))

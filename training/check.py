@@ -1,8 +1,8 @@
-"""Look at a data set before paying for a GPU: python -m training.check DATA [DATA ...]"""
+"""Check a data set before training: `python -m training.check ...` in a checkout is `vlm check ...`."""
 
 import sys
 
-from vlm.training.audit.check import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["check", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""Embed the images of any data set: python -m training.embed MODEL DATA --out SHARDS"""
+"""Embed the images of a data set: `python -m training.embed ...` in a checkout is `vlm embed ...`."""
 
 import sys
 
-from vlm.training.measure.embed import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["embed", *sys.argv[1:]]))

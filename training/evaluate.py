@@ -1,8 +1,8 @@
-"""What a CLIP knows of a data set, in each language, with chance beside every number."""
+"""Measure a CLIP on a data set: `python -m training.evaluate ...` in a checkout is `vlm evaluate ...`."""
 
 import sys
 
-from vlm.training.measure.evaluate import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

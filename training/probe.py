@@ -1,8 +1,8 @@
-"""What the frozen features of a model are worth: linear probe, few-shot and zero-shot, in one table with chance."""
+"""Measure the frozen features of a model: `python -m training.probe ...` in a checkout is `vlm probe ...`."""
 
 import sys
 
-from vlm.training.measure.probe import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["probe", *sys.argv[1:]]))

@@ -1,8 +1,9 @@
-"""Pack a finished run for others: float16 weights and a model card whose numbers are measured on what is packed."""
+"""Pack a finished run: `python -m training.release ...`."""
 
 import sys
 
-from vlm.training.measure.release import main
+from vlm.cli import run_alone
+from vlm.commands.release import release
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(release, "python -m training.release"))

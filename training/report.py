@@ -1,8 +1,8 @@
-"""How good and how honest a classifier is, as numbers and as images."""
+"""Measure a classifier: `python -m training.report ...` in a checkout is `vlm report ...`."""
 
 import sys
 
-from vlm.training.measure.report import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""Train a SentencePiece tokenizer on captions, English and Japanese alike."""
+"""Train a tokenizer: `python -m training.train_tokenizer ...` in a checkout is `vlm tokenizer ...`."""
 
 import sys
 
-from vlm.training.tasks.tokenizer import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["tokenizer", *sys.argv[1:]]))

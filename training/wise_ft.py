@@ -1,8 +1,8 @@
-"""Between a classifier before and after fine-tuning, weight by weight (WiSE-FT, Wortsman et al. 2022)."""
+"""Interpolate two classifiers: `python -m training.wise_ft ...` in a checkout is `vlm wise-ft ...`."""
 
 import sys
 
-from vlm.training.measure.wise_ft import main
+from vlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["wise-ft", *sys.argv[1:]]))

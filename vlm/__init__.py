@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vlm.tokenizers.tokenizer import Tokenizer, load_tokenizer
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
 
+__version__ = "0.1.0"  # pyproject.toml reads it from here
+
 _HOME = {  # public name -> its module; the imports above say the same to type checkers
     "CLIP": "models.clip",
     "CLIPConfig": "config",

@@ -20,8 +20,8 @@ def note(event, values):
         print("DIALLED OUT", values[0], file=sys.stderr, flush=True)
 
 sys.addaudithook(note)
-from vlm.demo.__main__ import main
-sys.exit(main())
+from vlm.cli import main
+sys.exit(main(["demo", *sys.argv[1:]]))
 """
 
 

@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.training.engine.distributed import Processes
+from vlm.training.recipe.config import read_any_recipe
+from vlm.training.tasks.train import train
 
 COLOURS = {"red": "赤", "green": "緑", "blue": "青", "black": "黒", "grey": "灰"}
 SHAPES = {"dog": "犬", "cat": "猫", "bird": "鳥", "sun": "日"}
@@ -81,16 +84,21 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
     """recipe.toml for the data in `folder`, each section of RECIPE with its changes; None takes a setting out."""
     data = str(folder / "data.parquet")
     places = {"model": {"tokenizer": str(folder / "tokenizer")}, "data": {"train": data, "validation": data}}
-    return _write(folder, RECIPE, places, changes)
+    return _write(folder, "clip", RECIPE, places, changes)
 
 
 def write_vit_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
     """The same for a classifier: VIT_RECIPE."""
-    return _write(folder, VIT_RECIPE, {"data": {"train": str(folder / "data.parquet")}}, changes)
+    return _write(folder, "vit", VIT_RECIPE, {"data": {"train": str(folder / "data.parquet")}}, changes)
 
 
-def _write(folder: Path, recipe: Sections, places: Sections, changes: Sections) -> Path:
-    lines = []
+def train_file(recipe: Path, out: Path, processes: Processes, **options: Any) -> int:
+    """Train as `vlm train` does, in this process."""
+    return train(read_any_recipe(recipe), out, processes, text=recipe.read_text(encoding="utf-8"), **options)
+
+
+def _write(folder: Path, task: str, recipe: Sections, places: Sections, changes: Sections) -> Path:
+    lines = [f'task = "{task}"']
     for section in ("model", "data", "augment", "transform", "loss", "optim", "run"):
         values = recipe.get(section, {}) | places.get(section, {}) | changes.get(section, {})
         lines += [f"[{section}]"] * bool(values)

@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +8,9 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 
+from vlm.cli import main
 from vlm.tokenizers.tokenizer import load_tokenizer
-from vlm.training.tasks.tokenizer import describe, main, read_captions, train_tokenizer
+from vlm.training.tasks.tokenizer import describe, read_captions, train_tokenizer
 
 CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]
 CAPTIONS += [first + second for first in ("", "赤い", "大きな") for second in ("りんご", "犬", "顔", "犬の顔")]
@@ -84,12 +83,12 @@ def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
 def test_the_same_captions_give_the_same_file(tmp_path: Path) -> None:
     captions = write_txt(tmp_path / "a.txt")
     for out in ("x", "y"):
-        assert main([str(captions), "--out", str(tmp_path / out), "--vocab-size", "290"]) == 0
+        assert main(["tokenizer", str(captions), "--out", str(tmp_path / out), "--vocab-size", "290"]) == 0
     assert (tmp_path / "x/tokenizer.model").read_bytes() == (tmp_path / "y/tokenizer.model").read_bytes()
     tokenizer = load_tokenizer(tmp_path / "x")
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eot_id, tokenizer.context_length) == (290, 0, 2, 32)
     both = [str(captions), str(write_txt(tmp_path / "b.txt", ["鯨の顔"]))]
-    assert main([*both, "--vocab-size", "290", "--context-length", "9", "--out", str(tmp_path / "z")]) == 0
+    assert main(["tokenizer", *both, "--vocab-size", "290", "--context-length", "9", "--out", str(tmp_path / "z")]) == 0
     assert load_tokenizer(tmp_path / "z").context_length == 9
     assert (tmp_path / "z/tokenizer.model").read_bytes() != (tmp_path / "x/tokenizer.model").read_bytes()
 
@@ -171,23 +170,16 @@ def test_the_report_counts_bytes_and_cuts() -> None:
 
 def test_the_command_answers_in_one_line_and_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     captions, out = str(write_txt(tmp_path / "a.txt")), str(tmp_path / "out")
-    assert main([captions, "--out", out, "--vocab-size", "9000"]) == 1
+    assert main(["tokenizer", captions, "--out", out, "--vocab-size", "9000"]) == 1
     error = capfd.readouterr().err
-    assert error.startswith("train_tokenizer: error: vocab_size 9000 is more than these captions can fill")
+    assert error.startswith("vlm: error: vocab_size 9000 is more than these captions can fill")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    assert main([captions, "--out", captions, "--vocab-size", "290"]) == 1
+    assert main(["tokenizer", captions, "--out", captions, "--vocab-size", "290"]) == 1
     assert capfd.readouterr().err.count("\n") == 1
     with pytest.raises(SystemExit) as usage:
-        main([captions])
+        main(["tokenizer", captions])
     assert usage.value.code == 2
-
-
-def test_help_needs_neither_torch_nor_sentencepiece() -> None:
-    code = "import sys, training.train_tokenizer as t\ntry: t.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print(sorted({'torch', 'sentencepiece', 'pyarrow', 'datasets'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
 
 
 def test_the_report_says_how_long_captions_are() -> None:

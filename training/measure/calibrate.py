@@ -1,7 +1,5 @@
 """What a cosine of a model is worth: the probability that an image answers a text, fitted on validation pairs.
 
-    python -m training.calibrate runs/mini                  fit, write into the folder, print how reliable it is
-
 All three validation splits of picture-words, concepts shuffled and cut in two: each half is a gallery, the first
 captions of its concepts are the queries, in each language.  The best 10 images of each query are pairs (cosine, is it
 correct), and a logistic regression of them (Platt 1999) gives P = sigmoid(scale cos + bias): for what a search shows,
@@ -9,8 +7,6 @@ not for the many pairs that nobody sees.  How reliable that is, is measured on t
 way.  The numbers stored come from both.  Test splits are never read.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,22 +54,13 @@ class MatchReliability(NamedTuple):
     refused_without: float  # queries whose correct images are taken out, that are told so
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path, help="a model folder of ours, which is written to")
-    arguments = parser.parse_args()
-    try:
-        calibration, found = calibrate(load(arguments.model))
-        readme = arguments.model / "README.md"
-        card = readme.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[0].rstrip() + "\n\n"
-        save_calibration(arguments.model, calibration, card + section(calibration, found))
-    except (ValueError, OSError) as error:
-        print(f"calibrate: error: {error}", file=sys.stderr)
-        return 1
-    print(section(calibration, found))
-    return 0
+def calibrate_folder(folder: Path) -> str:
+    """Calibrate the model in `folder`, write calibration and card into it, and return the card's section."""
+    calibration, found = calibrate(load(folder))
+    readme = folder / "README.md"
+    card = readme.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[0].rstrip() + "\n\n"
+    save_calibration(folder, calibration, card + section(calibration, found))
+    return section(calibration, found)
 
 
 def calibrate(embedder: Embedder) -> tuple[Calibration, list[MatchReliability]]:
@@ -184,7 +171,3 @@ image is in the gallery; of those whose first hit is correct; and when the corre
 For a first hit the probability is too low where a correct image is known to be there: that it came first is evidence
 too, and a cosine does not hold it. All this is about drawings like these, a few correct among hundreds.
 """
-
-
-if __name__ == "__main__":
-    sys.exit(main())

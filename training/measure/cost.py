@@ -16,7 +16,7 @@ from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
 from vlm.tokenizers.tokenizer import load_tokenizer
 from vlm.training.engine.optim import parameter_groups
-from vlm.training.recipe.config import Recipe, read_recipe
+from vlm.training.recipe.config import Recipe
 
 GIB = 2**30
 
@@ -248,7 +248,7 @@ def plan(
 
 
 def print_plan(
-    recipe_file: Path,
+    recipe: Recipe,
     gpus: int,
     gpu: str | None = None,
     tflops: float | None = None,
@@ -256,7 +256,6 @@ def print_plan(
     caption_tokens: int | None = None,
 ) -> None:
     """`plan` of a recipe on GPUs of a kind in `GPUS`, or of `tflops` each; `tflops` counts more."""
-    recipe = read_recipe(recipe_file)
     kind = GPUS[gpu] if gpu else None
     if tflops is None and kind is None:
         raise ValueError(f"Which GPUs? Name one of {', '.join(GPUS)} (--gpu a100), or their peak (--tflops 312).")

@@ -1,10 +1,5 @@
 """What a CLIP knows of a data set, in each language, with chance beside every number.
 
-    python -m training.evaluate mini                        the validation splits of picture-words
-    python -m training.evaluate mini --split val_style      one split, for tuning
-    python -m training.evaluate mini --split test_style     test splits only by name: once per released model
-    python -m training.evaluate mini --data photos --split validation     your own data, in any format of docs/data.md
-
 Retrieval: a text query is the first caption of each concept, every image of that concept is correct; an image query
 is each image, the correct texts are its concept's.  Recall@k: any correct item among the first k; median rank: of the
 first correct one; mAP and nDCG: of all of them.  Equal scores count as the mean over every order of them, so chance is
@@ -12,7 +7,6 @@ what a model gets that answers everything alike.  Classification: the class sets
 split.  A few images whose pixels also occur in the training data are left out.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -48,35 +42,6 @@ class Row(NamedTuple):
     value: float
     chance: float
     n: int  # queries
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="mini, a model folder, or anything else vlm.load reads")
-    parser.add_argument(
-        "--split", nargs="+", metavar="SPLIT", help="default: the three of validation; with --data all rows"
-    )
-    parser.add_argument("--data", help="other than picture-words: a folder, .csv, .jsonl, ...; retrieval only")
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
-    arguments = parser.parse_args()
-    from vlm.checkpoint.folder import load
-
-    try:
-        embedder = load(arguments.model)
-        if arguments.data is None:
-            rows = evaluate(embedder, arguments.split or VALIDATION)
-        else:
-            rows = evaluate_own(embedder, arguments.data, arguments.split or ())
-    except (ValueError, OSError) as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1))
-    else:
-        print(table(rows))
-    return 0
 
 
 def evaluate(embedder: Embedder, splits: Sequence[str]) -> list[Row]:
@@ -221,7 +186,3 @@ def _unseen(pairs: Pairs) -> list[int]:
     """Rows whose pixels are not those of a training image (the data has five such)."""
     known = set(json.loads((PICTURE_WORDS / "seen_pixels.json").read_text(encoding="utf-8")))
     return [i for i, uid in enumerate(pairs.uids) if uid not in known]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,8 @@
 """Pack a finished run for others: float16 weights and a model card whose numbers are measured on what is packed.
 
-    python -m training.release vlm/assets/mini runs/mini
-
 Test splits are scored here and nowhere else: once per released model.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,21 +16,6 @@ from vlm.training.measure.card import markdown_table, minutes_of_steps
 from vlm.training.measure.evaluate import PICTURE_WORDS, VALIDATION, Row, evaluate
 
 TEST = ("test_style", "test_concept", "test_both", "test_oca_artist", "test_photo_gc")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path, help="folder for the packed model; a model already there is replaced")
-    parser.add_argument("run", type=Path, help="folder of the finished run")
-    arguments = parser.parse_args()
-    try:
-        release(arguments.out, arguments.run)
-    except (ValueError, OSError) as error:
-        print(f"release: error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def release(out: Path, run: Path) -> None:
@@ -92,7 +74,7 @@ card, and nothing was chosen by them. Authors and licences: `training/picture_wo
 
 ## Recipe
 
-About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps) of `training.train_clip` with this
+About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps) of `vlm train` with this
 recipe; `make train` runs it again:
 
 ```toml
@@ -108,7 +90,3 @@ training are left out.
 
 {markdown_table(rows)}
 """
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,21 +1,10 @@
-"""How good and how honest a classifier is, as numbers and as images.
+"""The measurement of `vlm report`: how good and how well calibrated a classifier is, as numbers and as figures."""
 
-    python -m training.report my-vit training/picture_words --classes emoji_group8 --split val_style --out report
-    ... --split test_style --fit-split val_style            a test split: once per released model
-    ... --split test --fit-split train --held-out 5000      where validation was held out of the training images
-
-metrics.json     top-1, top-5, balanced accuracy, calibration error before and after temperature, per class, confusion
-README.md        the part of a model card
-confusion.png, reliability.png, most-wrong.png     in the user's language (--lang)
-"""
-
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.commands.options import positive, user_language
+from vlm.errors import CheckpointError
 
 if TYPE_CHECKING:
     from vlm.images.preprocess import Preprocess
@@ -23,57 +12,61 @@ if TYPE_CHECKING:
     from vlm.training.data.labelled import Answers, ClassSet, Labelled
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("classifier", help="a folder, or anything else vlm.load_classifier reads")
-    parser.add_argument("data", help="what vlm.training.data.rows.open_rows reads")
-    parser.add_argument("--split", required=True, help="that is measured")
-    parser.add_argument("--fit-split", metavar="SPLIT", help="validation, fits the temperature; default: --split")
-    parser.add_argument(
-        "--held-out", type=positive, metavar="N", help="of --fit-split: as the recipe of train_vit says"
-    )
-    parser.add_argument("--classes", metavar="NAME", help="a class set of DATA/classes.json; default: its own labels")
-    parser.add_argument("--label", metavar="COLUMN", help="that holds the classes, where --classes does not say it")
-    parser.add_argument("--wrong", type=positive, default=24, metavar="N", help="images to show, default %(default)s")
-    parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the images")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--json", action="store_true", help="print metrics.json")
-    args = parser.parse_args()
+def report(
+    classifier: str,
+    data: str,
+    out: Path,
+    *,
+    split: str,
+    fit_split: str | None = None,
+    held_out: int | None = None,
+    classes: str | None = None,
+    label: str | None = None,
+    wrong: int = 24,
+    language: "Language" = "en",
+) -> dict[str, Any]:
+    """Measure a classifier on a split and write the report.
+
+    Args:
+        classifier: what `vlm.load_classifier` reads.
+        data: what `open_rows` reads.
+        out: folder for the report.
+        split: is measured.
+        fit_split: fits the temperature; None is `split`.
+        held_out: only this many images of `fit_split` fit it, those that a recipe's `held_out` keeps from training.
+        classes: a class set of the data's classes.json; None takes the classifier's own labels.
+        label: column that holds the classes, where `classes` does not say it.
+        wrong: mistakes to draw.
+        language: of the words in the figures.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        CheckpointError: the classifier came without preprocessing settings.
+    """
     from vlm.checkpoint.folder import load_classifier
-    from vlm.training.data.labelled import ask, classes_of_classifier, open_labelled  # torch is slow to import
+    from vlm.training.data.labelled import ask, classes_of_classifier, open_labelled
     from vlm.training.measure.report_numbers import fit_temperature
 
-    try:
-        classifier = load_classifier(args.classifier)
-        preprocess = classifier.preprocess
-        if preprocess is None:
-            raise ValueError(f"{args.classifier} came without preprocessing settings, so it cannot read images.")
-        classes = classes_of_classifier(classifier.labels, args.data, args.classes, args.label)
-        data = open_labelled(args.data, args.split, classes)
-        answers = ask(classifier, preprocess, data, what=args.split)
-        fitted, fit_split = answers, args.fit_split or args.split
-        if args.held_out or fit_split != args.split:
-            validation = open_labelled(args.data, fit_split, classes)
-            if args.held_out:
-                validation, fit_split = validation.hold_out(args.held_out)[1], f"{fit_split}, {args.held_out} held out"
-            fitted = ask(classifier, preprocess, validation, what=fit_split)
-        source = {
-            "classifier": str(args.classifier),
-            "data": str(args.data),
-            "split": args.split,
-            "temperature_fitted_on": fit_split,
-        }
-        temperature = fit_temperature(fitted.outputs, fitted.targets)
-        found = write_report(
-            args.out, source, answers, temperature, data, preprocess, classes, language=args.lang, wrong=args.wrong
-        )
-    except (ValueError, OSError) as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(found, ensure_ascii=False, indent=1) if args.json else summary(found, args.out))
-    return 0
+    opened = load_classifier(classifier)
+    preprocess = opened.preprocess
+    if preprocess is None:
+        raise CheckpointError(f"{classifier} came without preprocessing settings, so it cannot read images.")
+    class_set = classes_of_classifier(opened.labels, data, classes, label)
+    images = open_labelled(data, split, class_set)
+    answers = ask(opened, preprocess, images, what=split)
+    fitted, fitted_on = answers, fit_split or split
+    if held_out or fitted_on != split:
+        validation = open_labelled(data, fitted_on, class_set)
+        if held_out:
+            validation, fitted_on = validation.hold_out(held_out)[1], f"{fitted_on}, {held_out} held out"
+        fitted = ask(opened, preprocess, validation, what=fitted_on)
+    source = {"classifier": str(classifier), "data": str(data), "split": split, "temperature_fitted_on": fitted_on}
+    temperature = fit_temperature(fitted.outputs, fitted.targets)
+    return write_report(
+        out, source, answers, temperature, images, preprocess, class_set, language=language, wrong=wrong
+    )
 
 
 def write_report(
@@ -135,7 +128,3 @@ def summary(found: dict[str, Any], out: Path) -> str:
     )
     lines.append(f"{found['n']} images of {found['split']}; all of it in {out}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

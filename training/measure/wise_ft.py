@@ -1,19 +1,11 @@
-"""Between a classifier before and after fine-tuning, weight by weight (WiSE-FT, Wortsman et al. 2022).
+"""The measurement of `vlm wise-ft`: a classifier before and after fine-tuning, interpolated weight by weight.
 
-    python -m training.wise_ft START END DATA --choose val_style --out runs/wise
-    python -m training.wise_ft mini END DATA --zero-shot --choose val_style --out runs/wise
-
-The second starts from the zero-shot classifier of END's own labels.  alpha is the best on the split of --choose, of
-equals the one nearest to START.
+WiSE-FT, Wortsman et al. 2022.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-from vlm.commands.options import positive
 
 if TYPE_CHECKING:
     from vlm.models.vision import ViTClassifier
@@ -26,51 +18,53 @@ class Point(NamedTuple):
     n: int
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.wise_ft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("start", help="the classifier before fine-tuning; with --zero-shot a CLIP")
-    parser.add_argument("end", help="the classifier after it")
-    parser.add_argument("data", help="what vlm.training.data.rows.open_rows reads")
-    parser.add_argument("--zero-shot", action="store_true", help="START is a CLIP, END began as its zero-shot head")
-    parser.add_argument("--templates", nargs="+", metavar="SENTENCE", help="of --zero-shot; default: by language")
-    parser.add_argument("--classes", metavar="NAME", help="a class set of DATA/classes.json; default: END's labels")
-    parser.add_argument("--label", metavar="COLUMN", help="that holds the classes, where --classes does not say it")
-    parser.add_argument("--choose", required=True, metavar="SPLIT", help="validation: chooses alpha")
-    parser.add_argument("--held-out", type=positive, metavar="N", help="of --choose: as the recipe of train_vit says")
-    parser.add_argument("--steps", type=positive, default=10, help="alpha in steps of 1 / STEPS, default %(default)s")
-    parser.add_argument("--out", metavar="FOLDER", help="write the classifier of the best alpha")
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
-    args = parser.parse_args()
+def wise_ft(
+    start: str,
+    end: str,
+    data: str,
+    *,
+    choose: str,
+    zero_shot: bool = False,
+    templates: Sequence[str] | None = None,
+    classes: str | None = None,
+    label: str | None = None,
+    held_out: int | None = None,
+    steps: int = 10,
+    out: str | Path | None = None,
+) -> tuple[list[Point], Point]:
+    """Measure every mixture of two classifiers and, with `out`, write the best.
+
+    Args:
+        start: the classifier before fine-tuning; with `zero_shot` a CLIP.
+        end: the classifier after it.
+        data: what `open_rows` reads.
+        choose: the split that chooses alpha.
+        zero_shot: `start` is a CLIP, and the start is its zero-shot classifier of the labels of `end`.
+        templates: sentences of that classifier; None chooses them by language.
+        classes: a class set of the data's classes.json; None takes the labels of `end`.
+        label: column that holds the classes, where `classes` does not say it.
+        held_out: only this many images of `choose` choose, those that a recipe's `held_out` keeps from training.
+        steps: alpha goes from 0 to 1 in so many steps.
+        out: folder for the classifier of the best alpha.
+
+    Returns:
+        The points of the curve and the best of them; of equals the one nearest to `start`.
+    """
     from vlm.checkpoint.folder import load, load_classifier, save
-    from vlm.training.data.labelled import classes_of_classifier, open_labelled  # torch is slow to import
+    from vlm.training.data.labelled import classes_of_classifier, open_labelled
     from vlm.zero_shot import classifier_from_names
 
-    try:
-        if args.templates and not args.zero_shot:
-            raise ValueError("--templates make sentences of --zero-shot; a classifier reads none. Leave them out.")
-        end = load_classifier(args.end)
-        if args.zero_shot:
-            start = classifier_from_names(load(args.start), end.labels, args.templates)
-        else:
-            start = load_classifier(args.start)
-        classes = classes_of_classifier(end.labels, args.data, args.classes, args.label)
-        data = open_labelled(args.data, args.choose, classes)
-        if args.held_out:
-            data = data.hold_out(args.held_out)[1]
-        points = curve(start, end, data, [step / args.steps for step in range(args.steps + 1)])
-        best = max(points, key=lambda point: point.top_1)  # of equals the first
-        if args.out:
-            save(interpolate(start, end, best.alpha), args.out, _card(args, points, best))
-    except (ValueError, OSError) as error:
-        print(f"wise_ft: error: {error}", file=sys.stderr)
-        return 1
-    if args.json:
-        print(json.dumps([point._asdict() for point in points], indent=1))
-    else:
-        print(*(f"alpha {p.alpha:4.2f}   top-1 {p.top_1:.4f}{'   best' * (p is best)}" for p in points), sep="\n")
-    return 0
+    after = load_classifier(end)
+    before = classifier_from_names(load(start), after.labels, templates) if zero_shot else load_classifier(start)
+    class_set = classes_of_classifier(after.labels, data, classes, label)
+    images = open_labelled(data, choose, class_set)
+    if held_out:
+        images = images.hold_out(held_out)[1]
+    points = curve(before, after, images, [step / steps for step in range(steps + 1)])
+    best = max(points, key=lambda point: point.top_1)  # of equals the first
+    if out:
+        save(interpolate(before, after, best.alpha), Path(out), _card(start, end, choose, points, best))
+    return points, best
 
 
 def interpolate(start: "ViTClassifier", end: "ViTClassifier", alpha: float) -> "ViTClassifier":
@@ -129,23 +123,19 @@ def _check_alike(start: "ViTClassifier", end: "ViTClassifier") -> None:
             raise ValueError(f"START and END have different {what}: {'; '.join(sorted(differing))}.")
 
 
-def _card(args: argparse.Namespace, points: Sequence[Point], best: Point) -> str:
+def _card(start: str, end: str, choose: str, points: Sequence[Point], best: Point) -> str:
     lines = "\n".join(f"| {point.alpha:.2f} | {point.top_1:.4f} |" for point in points)
     return f"""---
 library_name: vlm
 pipeline_tag: image-classification
 ---
 
-# A classifier between {args.start} and {args.end}
+# A classifier between {start} and {end}
 
 Every weight is {1 - best.alpha:g} times that before and {best.alpha:g} times that after fine-tuning (WiSE-FT, Wortsman
-et al. 2022). alpha was chosen on `{args.choose}`, {best.n} images, so the best of these numbers is a little too good:
+et al. 2022). alpha was chosen on `{choose}`, {best.n} images, so the best of these numbers is a little too good:
 
 | alpha | top-1 |
 |---|---|
 {lines}
 """
-
-
-if __name__ == "__main__":
-    sys.exit(main())

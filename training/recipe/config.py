@@ -22,6 +22,7 @@ from vlm.config import (
     check_share,
     named_size,
 )
+from vlm.errors import RecipeError
 from vlm.training.data.augment import AugmentConfig
 from vlm.training.data.transforms import TransformConfig
 
@@ -222,6 +223,7 @@ class LoopRecipe(StrictConfig, ABC):
         return [
             f"{section}.{name}: {value!r}, was {was!r}"
             for section, settings in _plain(self.to_dict()).items()
+            if isinstance(settings, dict)
             for name, value in settings.items()
             if (was := _plain(other.get(section, {}).get(name))) != value
         ]
@@ -231,6 +233,7 @@ class LoopRecipe(StrictConfig, ABC):
 class Recipe(LoopRecipe):
     """Of a CLIP."""
 
+    task: Literal["clip"] = "clip"
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen)
@@ -314,6 +317,7 @@ class LossSection(Section):
 class VitRecipe(LoopRecipe):
     """Of an image classifier."""
 
+    task: Literal["vit"] = "vit"
     model: VitSection = VitSection()
     data: LabelledSection = LabelledSection()
     transform: TransformConfig = TransformConfig()  # noqa: RUF009 (frozen)
@@ -363,10 +367,30 @@ AnyRecipe = TypeVar("AnyRecipe", bound=LoopRecipe)
 
 
 def read_recipe(path: Path, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
-    """Parse and check a TOML recipe of a CLIP, or of another kind; `ValueError` in one line naming the file."""
+    """Read a TOML recipe of one kind; `RecipeError` names the file where it is of another kind."""
+    recipe = read_any_recipe(path)
+    if not isinstance(recipe, kind):
+        raise RecipeError(f'{path} has task = "{recipe.task}", which is another kind of recipe.')
+    return recipe
+
+
+def read_any_recipe(path: Path) -> Recipe | VitRecipe:
+    """Read and check a TOML recipe.
+
+    Args:
+        path: the file; `task = "clip"` or `task = "vit"` stands at its top.
+
+    Raises:
+        RecipeError: in one line that names the file: it is missing, is not TOML, has no task, or a setting is wrong.
+    """
     try:
-        return kind.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        task = settings.get("task")
+        if task not in ("clip", "vit"):
+            came = "has no task" if task is None else f"has task = {task!r}"
+            raise RecipeError(f'{came}. Write task = "clip" (images and texts) or task = "vit" (classes) at its top.')
+        return (Recipe if task == "clip" else VitRecipe).from_dict(settings)
     except FileNotFoundError:
-        raise ValueError(f"There is no recipe {path}.") from None
-    except (OSError, ValueError) as error:  # what is no TOML or no UTF-8 is a ValueError too
-        raise ValueError(f"{path}: {error}") from None
+        raise RecipeError(f"There is no recipe {path}. Give the path of a TOML file.") from None
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise RecipeError(f"{path}: {error}") from None

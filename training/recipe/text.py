@@ -10,12 +10,12 @@ from vlm.training.recipe.config import LoopRecipe
 
 
 def recipe_text(recipe: LoopRecipe) -> str:
-    """TOML of the settings that differ from the defaults; `read_recipe` reads an equal recipe from it."""
+    """TOML of the task and of the settings that differ from the defaults; reading it gives an equal recipe."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if not isinstance(value, StrictConfig):
-            if value != field.default:
+            if value != field.default or field.name == "task":
                 values[field.name] = value
         elif changed := _changed(value):
             values[field.name] = changed

@@ -1,16 +1,11 @@
-"""Train a SentencePiece tokenizer on captions, English and Japanese alike.
+"""Train a SentencePiece tokenizer on captions, English and Japanese alike."""
 
-python -m training.train_tokenizer captions.txt train.parquet --out my-tokenizer
-"""
-
-import argparse
 import csv
 import io
 import json
 import random
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,31 +158,3 @@ def describe(tokenizer: "SentencePieceTokenizer", texts: Sequence[str]) -> str:
             f"cut at {tokenizer.context_length:<10}{tokenizer.truncated - cut_before} captions",
         )
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.train_tokenizer",
-        description="Train a SentencePiece tokenizer (unigram, NFKC, case folded, byte fallback) on captions.",
-    )
-    parser.add_argument("captions", nargs="+", type=Path, help=".txt (one a line), .csv, .tsv, .jsonl or .parquet")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--vocab-size", type=int, default=4096, help="pieces, bytes included (default: %(default)s)")
-    parser.add_argument("--context-length", type=int, default=32, help="most ids per caption (default: %(default)s)")
-    parser.add_argument(
-        "--columns", nargs="+", default=[], help="columns of tables (default: caption*, keyword*, text, title)"
-    )
-    args = parser.parse_args(argv)
-    try:
-        texts = [text for path in args.captions for text in read_captions(path, args.columns)]
-        tokenizer = train_tokenizer(texts, args.vocab_size, args.context_length)
-        tokenizer.save(args.out)
-    except (ValueError, OSError) as error:
-        print(f"train_tokenizer: error: {error}", file=sys.stderr)
-        return 1
-    print(describe(tokenizer, texts))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from vlm.training.engine.quarantine import Quarantine
 from vlm.training.engine.record import draw_curves
 from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
 from vlm.training.measure.card import push_to_hub
-from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe, read_recipe
+from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
 from vlm.training.recipe.text import recipe_text
 from vlm.training.tasks import classification, contrastive
 from vlm.training.tasks.task import Task, check_batch_divides
@@ -76,23 +76,8 @@ def train(
     return 0
 
 
-def train_file(
-    kind: type[LoopRecipe],
-    recipe_file: Path,
-    out: Path,
-    processes: Processes,
-    *,
-    resume: bool = False,
-    push: str | None = None,
-) -> int:
-    """`train` with the TOML recipe in `recipe_file`; `kind` is `Recipe` or `VitRecipe`."""
-    recipe = read_recipe(recipe_file, kind)
-    return train(recipe, out, processes, resume=resume, push=push, text=recipe_file.read_text(encoding="utf-8"))
-
-
-def dry_run(kind: type[LoopRecipe], recipe_file: Path, processes: Processes) -> None:
+def dry_run(recipe: LoopRecipe, processes: Processes) -> None:
     """Run a few steps and print the memory, speed and time that the whole run would take; nothing is written."""
-    recipe = read_recipe(recipe_file, kind)
     task = open_task(recipe, processes)
     found = rehearse(task.model, task.backward, task.stream, recipe, processes)
     if processes.rank == 0:

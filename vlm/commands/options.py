@@ -7,9 +7,10 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any
 
-Run = Callable[[Namespace], None]  # what a command returns when it has declared its arguments
+Run = Callable[[Namespace], int | None]  # what a command returns: it runs, and gives the exit code, None for 0
 
 MODEL_HELP = "mini, a folder, openclip:NAME/TAG or hf:ORG/NAME; default %(default)s"
+DATA_HELP = "a folder, .csv, .jsonl, .parquet, .tar, or the name of a data set on the hub"
 
 
 def add_model(parser: ArgumentParser) -> None:

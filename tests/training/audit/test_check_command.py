@@ -10,16 +10,15 @@ from PIL import Image
 
 from tests.support.check_sets import THINGS, encoded, examine, noise_image, row, sound
 from vlm.checkpoint.folder import BUNDLED
+from vlm.cli import main
 from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
-from vlm.training.audit import check as command
 from vlm.training.audit.check import SAMPLE, check, open_tokenizer
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["check", *map(str, words), "--workers", "0"])
-        code = command.main()
+        code = main(["check", *map(str, words), "--workers", "0"])
         output = capsys.readouterr()
         return code, output.out, output.err
 
@@ -45,7 +44,7 @@ def folder(place: Path, captions: list[str]) -> Path:
 
 def test_findings_are_numbered_below_the_table_or_it_says_there_are_none(run, data: Path, tmp_path: Path):
     code, out, _ = run(data)
-    assert (code, out.splitlines()[-2:]) == (0, ["", "Nothing to complain about."])
+    assert (code, out.splitlines()[-2:]) == (0, ["", "No problems found."])
     assert out.startswith("rows ")
     odd = folder(tmp_path / "odd", ["<b>a dog</b>", "IMG_1.png", "a cat"])
     found = check([str(odd)], open_tokenizer("mini"))["findings"]
@@ -157,7 +156,7 @@ def test_what_the_user_can_put_right_is_one_line(run, data: Path, tmp_path: Path
     ):
         code, out, error = run(*words)
         assert (code, out, error.count("\n")) == (1, "", 1)
-        assert error.startswith("check: error: ") and message in error
+        assert error.startswith("vlm: error: ") and message in error
     for words, message in (
         (["--columns", "image=photo", "note", "more"], "ROLE=NAME, got note"),
         (["--sample", "0"], "got 0"),
@@ -169,9 +168,8 @@ def test_what_the_user_can_put_right_is_one_line(run, data: Path, tmp_path: Path
 
 
 def test_the_number_looked_at_at_most_is_the_one_that_is_promised(capsys: pytest.CaptureFixture[str], monkeypatch):
-    monkeypatch.setattr("sys.argv", ["check", "--help"])
     with pytest.raises(SystemExit):
-        command.main()
+        main(["check", "--help"])
     docs = Path(__file__).parents[3] / "docs"
     assert f"at random ({SAMPLE:,})" in " ".join(capsys.readouterr().out.split())
     assert f"**At most {SAMPLE:,} samples**" in (docs / "data.md").read_text(encoding="utf-8")

@@ -13,13 +13,12 @@ import pytest
 from tests.support.data_formats import CAPTIONED, LABELLED, sample_images, texts_beside_images
 from tests.support.tiny_run import write_recipe
 from tests.training.data.test_tars import damaged_tars
-from vlm.training import train_clip
+from vlm.cli import main
 
 
 def run(monkeypatch, recipe: Path, out: Path, *more: str) -> int:
-    arguments = ["train_clip", str(recipe), "--out", str(out), "--device", "cpu", *more]
-    monkeypatch.setattr("sys.argv", arguments)
-    return train_clip.main()
+    arguments = ["train", str(recipe), "--out", str(out), "--device", "cpu", *more]
+    return main(arguments)
 
 
 def recipe_for(run_folder: Path, source: Path, steps: int = 20, **data: Any) -> Path:
@@ -78,7 +77,7 @@ def test_damaged_tars_train_on_and_are_listed_to_the_sample(tmp_path, run_folder
     strict = recipe_for(run_folder, tmp_path / "tars", **places)
     assert run(monkeypatch, strict, tmp_path / "strict") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("train_clip: error: ")
+    assert error.startswith("vlm: error: ")
     assert "samples are broken, more than max_broken = 0.01 allows" in error
 
 

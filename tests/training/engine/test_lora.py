@@ -3,7 +3,6 @@
 import os
 import signal
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import vlm
+from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_recipe
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
@@ -21,12 +21,9 @@ from vlm.models.clip import CLIP
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.lora import merge_adapters
 from vlm.training.engine.optim import Muon, optimizers
-from vlm.training.recipe.config import Recipe, read_recipe
+from vlm.training.recipe.config import read_recipe
 from vlm.training.tasks import contrastive
 from vlm.training.tasks.contrastive import choose_layers, open_embedder
-from vlm.training.tasks.train import train_file
-
-train = partial(train_file, Recipe)
 
 NEW = {"tokenizer": None, "embed_dim": None, "vision": None, "text": None}
 ADAPTED = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")

@@ -12,6 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from vlm.calibration import Calibration
 from vlm.checkpoint.folder import load, save, save_calibration
+from vlm.cli import run_alone
+from vlm.commands.release import calibrate as declare
 from vlm.embedder import Embedder
 from vlm.metrics import calibration_bins, calibration_error
 from vlm.training.data.pairs import open_pairs
@@ -22,7 +24,6 @@ from vlm.training.measure.calibrate import (
     best,
     calibrate,
     fit,
-    main,
     match_reliability,
     section,
     validation_answers,
@@ -227,13 +228,13 @@ def test_the_command_writes_it_into_the_model_and_keeps_the_rest_of_the_card(
     monkeypatch.setattr("vlm.training.measure.calibrate.calibrate", lambda embedder: (found, reliable))
     monkeypatch.setattr("sys.argv", ["calibrate", str(folder)])
     for _ in range(2):  # the second time takes the place of the first
-        assert main() == 0
+        assert run_alone(declare, "calibrate") == 0
         assert (folder / "README.md").read_text() == "# a card\n\nwhat it says\n\n" + section(found, reliable)
     assert load(folder).calibration == found
     monkeypatch.setattr("sys.argv", ["calibrate", str(tmp_path / "none")])
-    assert main() == 1
+    assert run_alone(declare, "calibrate") == 1
     output = capsys.readouterr()
-    assert output.err.startswith("calibrate: error: ") and output.err.count("\n") == 1
+    assert output.err.startswith("vlm: error: ") and output.err.count("\n") == 1
     assert output.out == 2 * (section(found, reliable) + "\n")
 
 

@@ -1,7 +1,6 @@
 """Arithmetic against what torch counts, on the meta device where it can: nothing is computed for it."""
 
 import re
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.tiny_run import write_recipe
 from vlm.checkpoint.folder import save
+from vlm.cli import main
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.models.clip import CLIP
 from vlm.models.layers import Block
 from vlm.tokenizers.tokenizer import load_tokenizer
-from vlm.training import train_clip
 from vlm.training.engine.optim import optimizers, orthogonalise
 from vlm.training.measure.cost import (
     Cost,
@@ -294,7 +293,7 @@ def test_a_plan_is_of_the_model_the_recipe_names(tiny_embedder, run_folder, tmp_
         (new | {"size": "B/32"}, named_size("B/32")),
         (shaped, ModelSection(embed_dim=8, vision=shaped["vision"]).architecture(*of_tokenizer)),  # type: ignore[arg-type]
     ):
-        print_plan(write_recipe(run_folder, model=model), 1, "l4")
+        print_plan(read_recipe(write_recipe(run_folder, model=model)), 1, "l4")
         with torch.device("meta"):
             size = sum(p.numel() for p in CLIP(config).parameters())
         assert f"{size / 1e6:.1f} M parameters" in capsys.readouterr().out
@@ -312,7 +311,7 @@ def test_a_plan_is_of_the_model_the_recipe_names(tiny_embedder, run_folder, tmp_
     ],
 )
 def test_the_peak_is_that_of_the_datasheet_for_the_precision_unless_told(run_folder, capsys, precision, words, peak):
-    print_plan(write_recipe(run_folder, run={"precision": precision}), 1, **words)
+    print_plan(read_recipe(write_recipe(run_folder, run={"precision": precision})), 1, **words)
     out = capsys.readouterr().out
     assert f"TFLOP / ({peak} TFLOP/s x 0.4)" in out
     assert (" GiB of " in out) == ("gpu" in words)
@@ -333,8 +332,7 @@ def test_the_plan_is_arithmetic_that_a_reader_can_repeat(run_folder):
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["train_clip", *words])
-    return train_clip.main()
+    return main(["train", *words])
 
 
 def test_a_dry_run_for_gpus_that_are_not_here_trains_nothing(run_folder, tmp_path, monkeypatch, capsys):
@@ -352,9 +350,9 @@ def test_a_dry_run_for_gpus_that_are_not_here_trains_nothing(run_folder, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gpus", "8"], "train_clip: error: Which GPUs? Name one of a100, h100, h200, l4 (--gpu a100)"),
-        (["--gpus", "3", "--gpu", "a100"], "train_clip: error: batch_size 16 cannot be cut into"),
-        (["--gpus", "0", "--gpu", "a100"], "train_clip: error: batch_size 16 cannot be cut into"),
+        (["--gpus", "8"], "vlm: error: Which GPUs? Name one of a100, h100, h200, l4 (--gpu a100)"),
+        (["--gpus", "3", "--gpu", "a100"], "vlm: error: batch_size 16 cannot be cut into"),
+        (["--gpus", "0", "--gpu", "a100"], "vlm: error: batch_size 16 cannot be cut into"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_one_line_and_code_1(run_folder, monkeypatch, capsys, words, message):

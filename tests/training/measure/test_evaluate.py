@@ -1,7 +1,6 @@
 """The numbers against models that know everything or nothing, on the real validation data."""
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from tests.support.check_sets import encoded
 from vlm.checkpoint.folder import save
+from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.measure import evaluate as module
@@ -121,8 +121,7 @@ def test_the_progress_line_is_the_same_recall(tiny_embedder, both):
 
 
 def run(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
-    code = module.main()
+    code = main(["evaluate", *words])
     return code, *capsys.readouterr()
 
 
@@ -144,7 +143,7 @@ def test_an_unknown_split_or_model_is_one_line(tiny_embedder, tmp_path, capsys, 
     assert "has no split val_stile. It has: val_both, val_concept, val_style" in error
     code, _, error = run(capsys, monkeypatch, str(tmp_path / "none"))
     assert code == 1
-    assert error.startswith("evaluate: error: There is no model")
+    assert error.startswith("vlm: error: There is no model")
 
 
 def test_own_data_gets_the_recall_that_training_shows(tiny_embedder, run_folder, tmp_path, capsys, monkeypatch):
@@ -167,7 +166,7 @@ def test_own_data_of_which_nothing_can_be_used_is_one_line(tiny_embedder, tmp_pa
     (tmp_path / "data.csv").write_text("filepath,title\nnone.png,a dog\n")
     code, _, error = run(capsys, monkeypatch, str(tmp_path / "model"), "--data", str(tmp_path / "data.csv"))
     assert code == 1
-    assert error.splitlines()[-1].startswith("evaluate: error: ") and "has no sample that can be used" in error
+    assert error.splitlines()[-1].startswith("vlm: error: ") and "has no sample that can be used" in error
 
 
 THINGS = {"dog": "犬", "cat": "猫", "bird": "鳥", "flag": "旗"}

@@ -9,12 +9,13 @@ import torch
 
 from vlm.calibration import Calibration
 from vlm.checkpoint.folder import load, save
+from vlm.cli import run_alone
+from vlm.commands.release import release as declare
 from vlm.embedder import Embedder
 from vlm.training.measure import release as module
 from vlm.training.measure.calibrate import section
 from vlm.training.measure.card import markdown_table
 from vlm.training.measure.evaluate import Row, evaluate
-from vlm.training.measure.release import main
 
 SPLITS = ("val_both", "test_both")
 CALIBRATION = Calibration(scale=20.5, bias=-12.25, data="what a model that knows something would get")
@@ -30,7 +31,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Release:
 
     def run(*words: Path) -> int:
         monkeypatch.setattr("sys.argv", ["release", *map(str, words)])
-        return main()
+        return run_alone(declare, "release")
 
     return run
 
@@ -76,6 +77,6 @@ def test_a_run_that_is_not_there_is_one_line_and_writes_nothing(
 ):
     assert release(tmp_path / "out", tmp_path / "none") == 1
     error = capsys.readouterr().err
-    assert error.startswith("release: error: ")
+    assert error.startswith("vlm: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

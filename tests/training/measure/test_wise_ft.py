@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import pytest
 import torch
 
 from vlm.checkpoint.folder import load_classifier, save
+from vlm.cli import main
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import ClassSet, open_labelled
-from vlm.training.measure.wise_ft import curve, interpolate, main
+from vlm.training.measure.wise_ft import curve, interpolate
 from vlm.zero_shot import classifier_from_names
 
 TINY = VisionConfig(image_size=16, patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=16)
@@ -97,8 +97,7 @@ def test_what_cannot_read_images_has_no_curve(run_folder: Path):
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["wise_ft", *map(str, words)])
-    return main()
+    return main(["wise-ft", *map(str, words)])
 
 
 def test_the_command_tries_every_alpha_and_writes_the_best(
@@ -155,6 +154,6 @@ def test_the_command_starts_from_a_clips_zero_shot_classifier(
     assert one["top_1"] == other["top_1"]  # the very sentences that the end began with
     assert run(monkeypatch, *words[:-1], "--choose", "train", "--templates", "{}!") == 1
     said = "--templates make sentences of --zero-shot; a classifier reads none. Leave them out."
-    assert capsys.readouterr() == ("", f"wise_ft: error: {said}\n")
+    assert capsys.readouterr() == ("", f"vlm: error: {said}\n")
     assert run(monkeypatch, tmp_path / "none", *words[1:], "--choose", "train") == 1
-    assert capsys.readouterr().err.startswith("wise_ft: error: ")
+    assert capsys.readouterr().err.startswith("vlm: error: ")

@@ -32,6 +32,6 @@ def test_the_text_of_every_recipe_here_is_read_as_an_equal_recipe(path: Path, tm
     assert read_recipe(tmp_path / "recipe.toml", kind) == recipe
 
 
-def test_only_what_differs_from_the_defaults_is_written():
-    assert recipe_text(Recipe()) == ""
-    assert recipe_text(Recipe.from_dict({"run": {"steps": 7}})) == "[run]\nsteps = 7\n"
+def test_only_the_task_and_what_differs_from_the_defaults_is_written():
+    assert recipe_text(Recipe()) == 'task = "clip"\n'
+    assert recipe_text(Recipe.from_dict({"run": {"steps": 7}})) == 'task = "clip"\n\n[run]\nsteps = 7\n'

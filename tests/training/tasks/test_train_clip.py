@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 import vlm
+from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_recipe
+from vlm.cli import main
 from vlm.loss import clip_loss, siglip_loss
-from vlm.training import train_clip
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
-from vlm.training.recipe.config import Recipe, read_recipe
+from vlm.training.recipe.config import read_recipe
 from vlm.training.tasks import contrastive
 from vlm.training.tasks.contrastive import chance_loss, open_embedder
-from vlm.training.tasks.train import train_file
-
-train = partial(train_file, Recipe)
 
 ROOT = Path(__file__).parents[3]
 
@@ -173,8 +170,7 @@ def test_chunks_and_processes_must_divide_the_batch(run_folder, tmp_path):
 
 
 def test_a_dry_run_says_what_to_expect_and_writes_nothing(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_clip", str(recipe), "--out", str(tmp_path / "model"), "--dry-run"])
-    assert train_clip.main() == 0
+    assert main(["train", str(recipe), "--out", str(tmp_path / "model"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"memory +\d+\.\d+ GiB", out)
     assert re.search(r"speed +\d+\.\d samples/s, \d+\.\d+ s a step", out)
@@ -185,34 +181,25 @@ def test_a_dry_run_says_what_to_expect_and_writes_nothing(recipe, tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none.toml", "--out", "x"], "train_clip: error: There is no recipe none.toml."),
-        (["RECIPE", "--out", "x", "--push", "nonsense"], "train_clip: error: --push nonsense is no name on the hub"),
-        (["RECIPE", "--out", "x", "--device", "cuda"], "train_clip: error: device cuda: torch sees no such GPU here"),
+        (["none.toml", "--out", "x"], "vlm: error: There is no recipe none.toml."),
+        (["RECIPE", "--out", "x", "--push", "nonsense"], "vlm: error: --push nonsense is no name on the hub"),
+        (["RECIPE", "--out", "x", "--device", "cuda"], "vlm: error: device cuda: torch sees no such GPU here"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_what_the_user_can_put_right_is_one_line_and_code_1(recipe, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train_clip", *(str(recipe) if word == "RECIPE" else word for word in words)])
-    assert train_clip.main() == 1
+    assert main(["train", *(str(recipe) if word == "RECIPE" else word for word in words)]) == 1
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
 
 
-def test_help_begins_with_the_words_of_the_module(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_clip", "--help"])
-    with pytest.raises(SystemExit):
-        train_clip.main()
-    assert (train_clip.__doc__ or "nothing").strip() in capsys.readouterr().out
-
-
 def test_out_is_asked_for(recipe, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_clip", str(recipe)])
     with pytest.raises(SystemExit) as stopped:
-        train_clip.main()
+        main(["train", str(recipe)])
     assert stopped.value.code == 2
-    assert "--out is needed" in capsys.readouterr().err
+    assert "--out DIR is needed" in capsys.readouterr().err
 
 
 class FakeHub:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,13 @@ import pytest
 import torch
 
 import vlm
+from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_vit_recipe
 from vlm.checkpoint.folder import load_classifier, save
-from vlm.training import train_vit
+from vlm.cli import main
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.record import read_metrics
-from vlm.training.recipe.config import VitRecipe
 from vlm.training.tasks import classification
-from vlm.training.tasks.train import train_file
-
-train = partial(train_file, VitRecipe)
 
 ROOT = Path(__file__).parents[3]
 FILES = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")
@@ -117,23 +113,14 @@ def test_a_run_that_starts_from_words_keeps_its_zero_shot_start(tiny_embedder, r
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
-    (tmp_path / "recipe.toml").write_text("[data]\ntrain = 'nowhere'\nheld_out = 5\n")
-    monkeypatch.setattr(sys, "argv", ["train_vit", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")])
-    assert train_vit.main() == 1
-    assert capsys.readouterr().err.startswith("train_vit: error: ")
-
-
-def test_help_begins_with_the_words_of_the_module(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_vit", "--help"])
-    with pytest.raises(SystemExit):
-        train_vit.main()
-    assert (train_vit.__doc__ or "nothing").strip() in capsys.readouterr().out
+    (tmp_path / "recipe.toml").write_text("task = 'vit'\n[data]\ntrain = 'nowhere'\nheld_out = 5\n")
+    assert main(["train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("vlm: error: ")
 
 
 def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train_vit", str(recipe), "--dry-run"])
     monkeypatch.chdir(tmp_path)
-    assert train_vit.main() == 0
+    assert main(["train", str(recipe), "--dry-run"]) == 0
     assert "samples/s" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

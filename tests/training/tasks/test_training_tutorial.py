@@ -1,7 +1,6 @@
 """docs/tutorial-classification: its commands are run in order, and transformers then says what we say."""
 
 import hashlib
-import importlib
 import io
 import json
 import re
@@ -95,14 +94,10 @@ def write_foreign_vit(folder: Path) -> None:
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
-def run(words: list[str], patch: pytest.MonkeyPatch) -> None:
+def run(words: list[str]) -> None:
     """As the shell would, in this process."""
-    if words[0] == "vlm":
-        assert cli.main(words[1:]) == 0, words
-        return
-    assert words[:2] == ["python", "-m"]
-    patch.setattr("sys.argv", words[2:])
-    assert importlib.import_module(words[2]).main() == 0, words
+    assert words[0] == "vlm"
+    assert cli.main(words[1:]) == 0, words
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +114,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr("vlm.training.tasks.train.push_to_hub", lambda folder, repo: pushed.append((folder, repo)))
-        run(shlex.split("python -m training.train_vit my-hf-vit.toml --out runs/my-hf-vit"), patch)
+        run(shlex.split("vlm train my-hf-vit.toml --out runs/my-hf-vit"))
         for command in commands(text):
-            run(shlex.split(command), patch)
+            run(shlex.split(command))
         yield {"place": place, "pushed": pushed}
 
 

@@ -1,0 +1,111 @@
+"""`vlm train` and `vlm tokenizer`: a recipe becomes a model, captions become a tokenizer."""
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from vlm.commands.options import Run, positive
+from vlm.errors import InputError
+
+
+def train(parser: ArgumentParser) -> Run:
+    """Train a CLIP or an image classifier from a recipe.
+
+    The recipe says at its top which of the two: task = "clip" or task = "vit".
+
+    On several GPUs, or on several machines that share the folder of --out (the same command on each):
+
+        torchrun --nproc-per-node 8 -m vlm train RECIPE.toml --out DIR --resume auto
+        torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \\
+            -m vlm train RECIPE.toml --out DIR --resume auto
+
+    SIGTERM and Ctrl-C finish the step, save and end with exit code 75 (torchrun makes it 1): run the command again with
+    --resume auto to go on. A second Ctrl-C stops at once.
+    """
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, such as training/recipes/mini.toml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the model, metrics.jsonl and checkpoints")
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "never"],
+        default="never",
+        help="auto: go on from the newest checkpoint in --out, if there is one; default %(default)s",
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: cuda where there is one, else cpu")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run a few steps and print memory, samples/s and the time of all steps"
+    )
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload the finished model to the Hugging Face hub")
+    elsewhere = parser.add_argument_group(
+        "--dry-run for other hardware", "Estimate time and memory of a CLIP recipe on other GPUs (nothing is run)."
+    )
+    elsewhere.add_argument("--gpus", type=int, metavar="N", help="number of GPUs")
+    elsewhere.add_argument(
+        "--gpu", choices=["a100", "h100", "h200", "l4"], help="peak and memory are those of the datasheet"
+    )
+    elsewhere.add_argument("--tflops", type=float, help="peak of one GPU, where it is none of these")
+    elsewhere.add_argument("--efficiency", type=float, default=0.4, help="share of the peak that is used (0.4)")
+    elsewhere.add_argument("--caption-tokens", type=int, help="mean length of a caption; default: the maximum")
+
+    def run(args: Namespace) -> int:
+        if args.gpus is not None and not args.dry_run:
+            parser.error("--gpus goes with --dry-run; torchrun starts a run on several GPUs")
+        if args.out is None and not args.dry_run:
+            parser.error("--out DIR is needed: the folder for the model")
+        # torch and oneDNN keep a compiled product for each length of a text batch: memory grows without a limit
+        os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+        from vlm.training.recipe.config import Recipe, read_any_recipe
+
+        recipe = read_any_recipe(args.recipe)
+        if args.gpus is not None:
+            from vlm.training.measure.cost import print_plan
+
+            if not isinstance(recipe, Recipe):
+                raise InputError("--gpus plans CLIP recipes only. Leave it out: a few steps are run here.")
+            print_plan(recipe, args.gpus, args.gpu, args.tflops, args.efficiency, args.caption_tokens)
+            return 0
+        from vlm.training.engine.distributed import init_from_env, leave
+        from vlm.training.tasks.train import dry_run
+        from vlm.training.tasks.train import train as train_model
+
+        try:
+            processes = init_from_env(args.device)
+            if args.dry_run:
+                dry_run(recipe, processes)
+                return 0
+            text = args.recipe.read_text(encoding="utf-8")
+            return train_model(recipe, args.out, processes, resume=args.resume == "auto", push=args.push, text=text)
+        finally:
+            leave()
+
+    return run
+
+
+def tokenizer(parser: ArgumentParser) -> Run:
+    """Train a SentencePiece tokenizer on captions, English and Japanese alike.
+
+    Unigram pieces (Kudo 2018) after NFKC, case folded; characters too rare for a piece are encoded as bytes.
+    """
+    parser.add_argument(
+        "captions", nargs="+", metavar="CAPTIONS", type=Path, help=".txt (one a line), .csv, .tsv, .jsonl or .parquet"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "--vocab-size", type=positive, default=4096, metavar="V", help="pieces, bytes included; default %(default)s"
+    )
+    parser.add_argument(
+        "--context-length", type=positive, default=32, metavar="T", help="ids per caption at most; default %(default)s"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME", help="of tables; default: caption*, keyword*, text, title"
+    )
+
+    def run(args: Namespace) -> None:
+        from vlm.training.tasks.tokenizer import describe, read_captions, train_tokenizer
+
+        texts = [text for path in args.captions for text in read_captions(path, args.columns)]
+        trained = train_tokenizer(texts, args.vocab_size, args.context_length)
+        trained.save(args.out)
+        print(describe(trained, texts))
+
+    return run
