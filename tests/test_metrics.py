@@ -8,14 +8,18 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, ndcg_score, recall_score, top_k_accuracy_score
 
+from vlm.errors import InputError
 from vlm.metrics import (
     balanced_accuracy,
     calibration_error,
+    chance_ranking,
     chance_recall_at_k,
+    embedding_hits,
     expected_calibration_error,
     mean_average_precision,
     median_rank,
     ndcg,
+    rank_queries,
     recall_at_k,
     reliability,
     top_k_accuracy,
@@ -82,6 +86,64 @@ def test_top_k_accuracy_is_that_of_scikit_learn(k: int):
 
 def test_a_model_that_answers_everything_alike_gets_chance_not_luck():
     assert top_k_accuracy(torch.zeros(10, 4), torch.zeros(10, dtype=torch.long)) == pytest.approx(0.25)
+
+
+def embedding_problem(seed: int, queries: int = 40, gallery: int = 60, groups: int = 15) -> list[torch.Tensor]:
+    """Small whole numbers: many scores are equal, in float32 exactly.  Every query's group is in the gallery."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(-1, 2, (n, 5), generator=generator).float() for n in (queries, gallery))
+    of_y = torch.cat([torch.arange(groups), torch.randint(groups, (gallery - groups,), generator=generator)])
+    of_x = torch.randint(groups, (queries,), generator=generator)
+    return [x, y, of_x * 7 - 3, of_y[torch.randperm(gallery, generator=generator)] * 7 - 3]
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 1000])
+def test_hits_from_embeddings_are_the_recall_of_the_score_matrix(block_rows, monkeypatch):
+    x, y, of_x, of_y = embedding_problem(0)
+    monkeypatch.setattr("vlm.metrics._BLOCK_BYTES", block_rows * 4 * len(y))
+    hits, correct = embedding_hits(x, y, of_x, of_y, (1, 4, 60, 99)), of_x[:, None] == of_y[None, :]
+    assert ((hits > 0) & (hits < 1)).any()  # there are ties
+    for column, k in enumerate((1, 4, 60, 99)):
+        assert hits[:, column].mean().item() == pytest.approx(recall_at_k(x @ y.T, correct, k), abs=1e-12)
+
+
+def test_hits_from_embeddings_name_what_does_not_fit():
+    x, y, of_x, of_y = embedding_problem(1)
+    with pytest.raises(InputError, match="1 of 40 queries have no correct item"):
+        embedding_hits(x, y, torch.where(torch.arange(40) == 3, 1, of_x), of_y)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(InputError, match="1 of 40 queries are not finite"):
+            embedding_hits(torch.where(torch.arange(40)[:, None] == 3, bad, x), y, of_x, of_y)
+        with pytest.raises(InputError, match="1 of 60 gallery items are not finite"):
+            embedding_hits(x, torch.where(torch.arange(60)[:, None] == 3, bad, y), of_x, of_y)
+    for wrong in ((x[:, 1:], y, of_x, of_y), (x, y, of_x[1:], of_y), (x, y, of_x, of_y[1:])):
+        with pytest.raises(InputError, match="must be"):
+            embedding_hits(*wrong)
+    with pytest.raises(InputError, match="k must be 1 or more, got 0"):
+        embedding_hits(x, y, of_x, of_y, (0, 1))
+
+
+def test_one_sort_gives_every_metric():
+    scores, correct = random_problem(9)
+    for some in (scores, scores.round()):
+        found = rank_queries(some, correct)
+        assert {k: hits.mean().item() for k, hits in found.recall.items()} == pytest.approx(
+            {k: recall_at_k(some, correct, k) for k in (1, 5, 10)}
+        )
+        assert found.first.quantile(0.5).item() == median_rank(some, correct)
+        assert found.average_precision.mean().item() == pytest.approx(mean_average_precision(some, correct), rel=1e-12)
+        assert found.ndcg.mean().item() == pytest.approx(ndcg(some, correct), rel=1e-12)
+
+
+def test_chance_is_the_ranking_of_equal_scores():
+    scores, correct = random_problem(10)
+    found, truth = chance_ranking(correct), rank_queries(torch.zeros_like(scores), correct)
+    for ours, theirs in zip(
+        (*found.recall.values(), found.first, found.average_precision, found.ndcg),
+        (*truth.recall.values(), truth.first, truth.average_precision, truth.ndcg),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_bad_input_is_one_clear_line():

@@ -9,8 +9,7 @@ split.  A few images whose pixels also occur in the training data are left out.
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,19 +17,13 @@ import torch
 from torch import Tensor
 
 from vlm.embedder import Embedder
-from vlm.metrics import mean_average_precision, median_rank, ndcg, recall_at_k, top_k_accuracy
+from vlm.metrics import Ranking, chance_ranking, embedding_hits, rank_queries, top_k_accuracy
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.zero_shot import ZeroShotClassifier
 
 PICTURE_WORDS = Path(__file__).parents[1] / "picture_words"
 VALIDATION = ("val_style", "val_concept", "val_both")
-_RETRIEVAL: dict[str, Callable[[Tensor, Tensor], float]] = {
-    **{f"R@{k}": partial(recall_at_k, k=k) for k in (1, 5, 10)},
-    "median rank": median_rank,
-    "mAP": mean_average_precision,
-    "nDCG": ndcg,
-}
 
 
 class Row(NamedTuple):
@@ -86,23 +79,57 @@ def retrieval_rows(
     rows = []
     for language in pairs.languages:
         texts, correct = concept_texts(pairs, language)  # (Q, G)
-        scores = _embed_texts(embedder, texts, processes) @ images.T  # (Q, G)
+        scores = _embed_texts(embedder, texts, processes).cpu() @ images.T  # (Q, G)
         described = correct.any(0)
         for direction, s, c in (
             ("text->image", scores, correct),
             ("image->text", scores.T[described], correct.T[described]),
         ):
+            measured, chance = _averages(rank_queries(s, c)), _averages(chance_ranking(c))
             rows += [
-                Row(split, f"{direction} {name}{label}", language, metric(s, c), metric(torch.zeros_like(s), c), len(s))
-                for name, metric in _RETRIEVAL.items()
+                Row(split, f"{direction} {name}{label}", language, value, chance[name], len(s))
+                for name, value in measured.items()
             ]
     return rows
 
 
-def retrieval_recall(embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS) -> dict[str, float]:
-    """text->image recall by name, for the progress line of a training run; the processes share the embedding."""
-    rows = retrieval_rows(embedder, pairs, embed_all_images(embedder, pairs, processes), "", "", processes)
-    return {f"val R@{k} {row.language}": row.value for row in rows for k in (1, 5) if row.task == f"text->image R@{k}"}
+def _averages(ranking: Ranking) -> dict[str, float]:
+    """Means over the queries, by name; of the rank the median."""
+    return {
+        **{f"R@{k}": float(hits.mean()) for k, hits in ranking.recall.items()},
+        "median rank": float(ranking.first.quantile(0.5)),
+        "mAP": float(ranking.average_precision.mean()),
+        "nDCG": float(ranking.ndcg.mean()),
+    }
+
+
+def retrieval_recall(
+    embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS, ks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """text->image recall, for the progress line of a training run; the processes share all of the work.
+
+    Args:
+        embedder: the model, on this process's device.
+        pairs: what to measure on.
+        processes: all must call this.
+        ks: the values of k.
+
+    Returns:
+        "val R@k language" -> recall@k, 0..1.
+    """
+    images, groups = _embed_images(embedder, pairs, processes), pairs.groups.to(processes.device)
+    found = {}
+    for language in pairs.languages:
+        texts, asked = texts_and_groups(pairs, language)
+        queries, asked = _embed_texts(embedder, texts, processes), asked.to(processes.device)
+
+        def hits(share: range, queries: Tensor = queries, asked: Tensor = asked) -> Tensor:
+            own = slice(share.start, share.stop)
+            return embedding_hits(queries[own], images, asked[own], groups, ks)
+
+        recall = processes.map(hits, len(texts)).mean(0)
+        found |= {f"val R@{k} {language}": value for k, value in zip(ks, recall.tolist(), strict=True)}
+    return found
 
 
 def classification_rows(embedder: Embedder, pairs: Pairs, images: Tensor, split: str) -> list[Row]:
@@ -132,7 +159,12 @@ def classification_rows(embedder: Embedder, pairs: Pairs, images: Tensor, split:
 def embed_all_images(
     embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS, batch_size: int = 128
 ) -> Tensor:
-    """(n, E)."""
+    """(n, E), on the CPU."""
+    return _embed_images(embedder, pairs, processes, batch_size).cpu()
+
+
+def _embed_images(embedder: Embedder, pairs: Pairs, processes: Processes, batch_size: int = 128) -> Tensor:
+    """(n, E), on the device of the processes."""
     dtype = embedder.model.logit_scale.dtype
 
     def embed(share: range) -> Tensor:
@@ -140,20 +172,24 @@ def embed_all_images(
         pixels = (embedder.preprocess.normalize(pairs.images(part.tolist())).to(dtype) for part in parts)
         return torch.cat([embedder.embed_pixels(part) for part in pixels]).to(processes.device)
 
-    return processes.map(embed, len(pairs)).cpu()
+    return processes.map(embed, len(pairs))
 
 
 def _embed_texts(embedder: Embedder, texts: Sequence[str], processes: Processes) -> Tensor:
-    """(Q, E)."""
-    return processes.map(
-        lambda share: embedder.embed_texts([texts[i] for i in share]).to(processes.device), len(texts)
-    ).cpu()
+    """(Q, E), on the device of the processes."""
+    return processes.map(lambda share: embedder.embed_texts([texts[i] for i in share]).to(processes.device), len(texts))
 
 
 def concept_texts(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
-    """Q texts and which images each is true of, correct (Q, G).
+    """Q texts and which images each is true of, correct (Q, G)."""
+    texts, groups = texts_and_groups(pairs, language)
+    return texts, groups[:, None] == pairs.groups[None, :]
 
-    Of a concept, the first caption, and every image that shows it; of an image by itself, all its captions.
+
+def texts_and_groups(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
+    """Q texts and the group of images that each is true of, (Q,).
+
+    Of a concept, the first caption; of an image by itself, all its captions.
     """
     texts: list[str] = []
     groups: list[int] = []
@@ -164,7 +200,7 @@ def concept_texts(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
             own = captions if pairs.rows.group(index) == pairs.uids[index] else captions[:1]
             texts += own
             groups += [group] * len(own)
-    return texts, torch.tensor(groups)[:, None] == pairs.groups[None, :]
+    return texts, torch.tensor(groups)
 
 
 def table(rows: list[Row]) -> str:
