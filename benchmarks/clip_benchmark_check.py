@@ -20,7 +20,7 @@ import ftfy
 import torch
 
 import vlm
-from vlm.images.preprocess import open_image
+from vlm.images.open import open_image
 from vlm.metrics import top_k_accuracy
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import Selected

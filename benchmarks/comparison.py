@@ -30,7 +30,7 @@ from transformers.models.auto import modeling_auto
 import vlm
 from benchmarks.machine import about
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
-from vlm.tokenizers.tokenizer import CLIPTokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.training.engine.accumulate import accumulate
 
 PACKAGES = ("open_clip_torch", "transformers", "timm")

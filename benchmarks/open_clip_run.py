@@ -61,7 +61,7 @@ class Window(NamedTuple):
 
 def prepare(folder: Path, images: int | None = None) -> int:
     """Write `folder`/train.csv, images/ and model/; the number of lines.  `images`: fewer, to try the programs."""
-    from vlm.checkpoint.folder import load
+    from vlm.checkpoint.load import load
     from vlm.training.data.pairs import open_pairs
 
     folder = from_root(folder)  # the CSV file and the model's file name paths
@@ -213,7 +213,7 @@ def open_checkpoint(checkpoint: Path, model: Path, place: Path) -> Embedder:
 
     `model`: what `write_model` wrote.
     """
-    from vlm.checkpoint.folder import load
+    from vlm.checkpoint.load import load
 
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     settings = json.loads((model / "open_clip_config.json").read_text(encoding="utf-8"))

@@ -18,8 +18,9 @@ from torch import Tensor
 
 import vlm
 from benchmarks.machine import about
-from vlm.inspect.figures import mosaic
-from vlm.inspect.maps import Score, patch_grid, relevance, text_score
+from vlm.inspect.attention import patch_grid
+from vlm.inspect.drawing import mosaic
+from vlm.inspect.relevance import Score, relevance, text_score
 from vlm.models.vision import VisionTransformer
 
 SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
@@ -97,7 +98,7 @@ def last_tokens(vision: VisionTransformer, images: Tensor, score: Score) -> Tens
 
 
 WAYS: dict[str, Ask] = {
-    "windows (`visualize.relevance`)": lambda vision, images, score: relevance(vision, images, score)[0],
+    "windows (`vlm.inspect.relevance`)": lambda vision, images, score: relevance(vision, images, score)[0],
     "random halves of the patches, 128 pairs": random_halves,
     "one patch left out at a time": one_left_out,
     "similarity of the last patch tokens to the text": last_tokens,

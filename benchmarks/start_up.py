@@ -101,7 +101,7 @@ def write(root: Path) -> dict[str, list[str]]:
 
 
 def _clip_tokenizer(root: Path) -> Path:
-    from vlm.tokenizers.tokenizer import CLIPTokenizer
+    from vlm.tokenizers.clip_bpe import CLIPTokenizer
 
     CLIPTokenizer().save(root / "tokenizer")
     return root / "tokenizer"

@@ -26,7 +26,7 @@ from vlm.config import named_size
 from vlm.interop.formats.huggingface import write_clip
 from vlm.interop.formats.openclip import write_model
 from vlm.models.clip import CLIP
-from vlm.tokenizers.tokenizer import CLIPTokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 
 KEYWORDS = 5
 BATCHES = 4  # different ones, over and over

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from benchmarks.machine import about
 from benchmarks.side_by_side import PICTURE_WORDS, QUICK_ROUNDS, ROUNDS, head, in_turns, row
 from vlm.interop.tokenizer_files import write_tokenizer
-from vlm.tokenizers.tokenizer import CLIPTokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 
 COMPARED, TIMED = 100_000, 5_000
 OURS = "`vlm`"

@@ -107,7 +107,8 @@ def write_case(case: Case, folder: Path) -> float:
     from vlm.config import named_size
     from vlm.interop.formats.openclip import write_model
     from vlm.models.clip import CLIP
-    from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
+    from vlm.tokenizers.clip_bpe import CLIPTokenizer
+    from vlm.tokenizers.load import load_tokenizer
 
     config = named_size(case.size)
     tokenizer = CLIPTokenizer()

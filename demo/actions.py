@@ -14,7 +14,7 @@ from vlm.demo import inside
 from vlm.demo.models import Shelf
 from vlm.demo.searching import Collection, Filters, Hit, OwnFolder, Samples, computing
 from vlm.demo.texts import NoAnswer
-from vlm.images.preprocess import MAX_BYTES
+from vlm.images.open import MAX_BYTES
 from vlm.index.query import Term, parse_terms
 from vlm.serving.embedding_cache import CachedEmbedder
 from vlm.zero_shot import label_sentences

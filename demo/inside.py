@@ -11,9 +11,13 @@ from torch import Tensor
 
 import vlm
 from vlm.demo.texts import NoAnswer
-from vlm.images.preprocess import ImageSource, Preprocess
-from vlm.inspect import figures
-from vlm.inspect import maps as visualize
+from vlm.images.open import ImageSource
+from vlm.images.preprocess import Preprocess
+from vlm.inspect.attention import attention_maps, attention_read, patch_grid
+from vlm.inspect.drawing import image_seen, overlay, tint
+from vlm.inspect.relevance import relevance as relevance_map
+from vlm.inspect.relevance import text_score
+from vlm.inspect.rollout import rollout_map
 from vlm.models.vision import VisionTransformer
 from vlm.zero_shot import class_embeddings
 
@@ -73,7 +77,7 @@ def see(vision: VisionTransformer, preprocess: Preprocess, image: ImageSource | 
         pixels = preprocess.pixels(image)
     except vlm.ImageError as error:
         raise NoAnswer(error.reason) from error
-    return Seen(vision, preprocess.normalize(pixels)[None], figures.image_seen(pixels))
+    return Seen(vision, preprocess.normalize(pixels)[None], image_seen(pixels))
 
 
 def attention(seen: Seen, block: int, head: int, patch: int = 0) -> Look:
@@ -86,26 +90,26 @@ def attention(seen: Seen, block: int, head: int, patch: int = 0) -> Look:
         if isinstance(number, bool) or not isinstance(number, int) or not first <= number <= last:
             raise NoAnswer(f"no_such_{name}", number=str(number)[:20], first=first, last=last)
     if patch == 0:
-        grid = visualize.attention_read(seen.vision, seen.images)[block - 1, 0, head - 1]
+        grid = attention_read(seen.vision, seen.images)[block - 1, 0, head - 1]
     else:
         row = patch - 1 + int(seen.vision.config.class_token)
-        maps = visualize.attention_maps(seen.vision, seen.images)  # (L, 1, h, N, N)
-        grid = visualize.patch_grid(seen.vision.config, maps[block - 1, 0, head - 1, row])
-    return Look(grid, figures.overlay(seen.image, grid, SIDE))
+        maps = attention_maps(seen.vision, seen.images)  # (L, 1, h, N, N)
+        grid = patch_grid(seen.vision.config, maps[block - 1, 0, head - 1, row])
+    return Look(grid, overlay(seen.image, grid, SIDE))
 
 
 def rollout(seen: Seen) -> Look:
     """Attention followed through all blocks.  Abnar and Zuidema 2020."""
-    grid = visualize.rollout_map(seen.vision, seen.images)[0]
-    return Look(grid, figures.overlay(seen.image, grid, SIDE))
+    grid = rollout_map(seen.vision, seen.images)[0]
+    return Look(grid, overlay(seen.image, grid, SIDE))
 
 
 def relevance(seen: Seen, embedder: vlm.Embedder, text: str) -> Look:
     """Which parts of the image make it more (red) or less (blue) like the text, in units of the cosine."""
-    score = visualize.text_score(embedder.model.vision_proj, class_embeddings(embedder, [text])[0])
-    grid = visualize.relevance(seen.vision, seen.images, score)[0]
+    score = text_score(embedder.model.vision_proj, class_embeddings(embedder, [text])[0])
+    grid = relevance_map(seen.vision, seen.images, score)[0]
     top = grid.abs().max().clamp_min(torch.finfo(grid.dtype).tiny)
-    return Look(grid, figures.tint(seen.image, grid / top, SIDE))
+    return Look(grid, tint(seen.image, grid / top, SIDE))
 
 
 def answer(classifier: vlm.ViTClassifier, image: ImageSource | None) -> Answer:

@@ -11,6 +11,7 @@ from vlm.demo.inside import Answer, Look, Seen
 from vlm.demo.models import RUNS, Timed, threads
 from vlm.demo.texts import LANGUAGES, TEXTS, bilingual, both, escape
 from vlm.inspect import figures
+from vlm.inspect.drawing import enlarged, mosaic
 
 TRAIN = "python -m training.train_vit training/recipes/groups-from-mini.toml --out runs/groups"
 MEGABYTE = 1e6
@@ -58,13 +59,13 @@ def all_figures(seen: Seen, rollout: Look, relevance: tuple[str, Look] | None = 
     if relevance is not None:
         text, look = relevance
         shown.append(_figure("relevance", _image(look.figure), both("fig_relevance", text=text)))
-    positions = figures.mosaic(figures.position_tiles(seen.vision), gap=2)
+    positions = mosaic(figures.position_tiles(seen.vision), gap=2)
     filters = figures.filter_tiles(seen.vision)
     rows = [filters[start : start + 7] for start in range(0, len(filters) - len(filters) % 7, 7)] or [filters]
     shown += [
         _figure("positions", _image(positions)),
         _figure("heads", _head_buttons(seen)),
-        _figure("filters", _image(figures.mosaic(rows, gap=6))),
+        _figure("filters", _image(mosaic(rows, gap=6))),
     ]
     return f'<div class="figures">{"".join(shown)}</div>'
 
@@ -131,7 +132,7 @@ def _figure(name: str, inside: str, caption: str | None = None, tab: str = "look
 
 def _patch_buttons(seen: Seen) -> str:
     rows, columns = seen.grid
-    image = _data(figures.enlarged(seen.image, 384))
+    image = _data(enlarged(seen.image, 384))
     places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
     labels = [
         _label("patch_name", number=number, row=row, column=column) for number, (row, column) in enumerate(places, 1)

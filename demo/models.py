@@ -19,10 +19,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 import vlm
-from vlm.checkpoint.folder import BUNDLED, FORMAT
+from vlm.checkpoint.sources import BUNDLED, FORMAT
 from vlm.demo import remote
 from vlm.demo.texts import NoAnswer
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 
 Kind = Literal["clip", "vit_classifier"]
 

@@ -17,7 +17,8 @@ from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.index.embedding_index import EmbeddingIndex
 from vlm.models.clip import CLIP
-from vlm.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
+from vlm.tokenizers.protocol import Tokenizer
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint.folder import BUNDLED
+from vlm.checkpoint.sources import BUNDLED
 from vlm.config import (
     SIZES,
     CLIPConfig,
@@ -30,7 +30,7 @@ from vlm.config import (
 )
 from vlm.models.clip import CLIP
 from vlm.models.layers import Attention
-from vlm.tokenizers.tokenizer import CLIPTokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 
 UNUSUAL = [
     VisionConfig(image_size=(64, 96), patch_size=32, pool="mean", class_token=False, norm_after_pool=True),

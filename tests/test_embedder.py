@@ -13,13 +13,14 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
 from vlm.errors import ImageError
 from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
-from vlm.tokenizers.tokenizer import CLIPTokenizer, Tokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
+from vlm.tokenizers.protocol import Tokenizer
 
 TEXTS = ["犬", "a drawing of a house", "car", "海に沈む夕日", "a dog", "a red apple on a table"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny_run import write_recipe
-from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 # At the end: the modules whose file another module has too.  The started file itself is __main__, as always.

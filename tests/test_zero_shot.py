@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm.checkpoint.folder import load
+from vlm.checkpoint.load import load
 from vlm.config import Projection
 from vlm.embedder import Embedder
 from vlm.models.clip import CLIP

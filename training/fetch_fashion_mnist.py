@@ -10,6 +10,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from vlm import atomic
+
 SITE = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 FILES = {  # sha256 of what is inside the .gz
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -51,9 +53,7 @@ def fetch(folder: Path, site: str = SITE) -> None:
             raise ValueError(
                 f"{site}/{name} is not the file of Fashion-MNIST: its contents differ. Try a mirror, --site."
             )
-        part = path.with_suffix(".part")
-        part.write_bytes(data)
-        part.replace(path)
+        atomic.write(path, data)
 
 
 def _sum(data: bytes) -> str:

@@ -7,12 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.checkpoint.folder import load, load_classifier, save
+    from vlm.checkpoint.load import load, load_classifier
+    from vlm.checkpoint.save import save
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
     from vlm.embedder import Embedder
     from vlm.errors import ImageError
     from vlm.images.finding import find_images
-    from vlm.images.preprocess import Preprocess, open_image
+    from vlm.images.open import open_image
+    from vlm.images.preprocess import Preprocess
     from vlm.index.embedding_index import EmbeddingIndex, Hit
     from vlm.interop.exports import export
     from vlm.loss import clip_loss, siglip_loss
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from vlm.models.clip import CLIP
     from vlm.models.text import TextTransformer
     from vlm.models.vision import VisionTransformer, ViTClassifier
-    from vlm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+    from vlm.tokenizers.load import load_tokenizer
+    from vlm.tokenizers.protocol import Tokenizer
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
@@ -36,7 +39,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "PreprocessConfig": "config",
     "TextConfig": "config",
     "TextTransformer": "models.text",
-    "Tokenizer": "tokenizers.tokenizer",
+    "Tokenizer": "tokenizers.protocol",
     "ViTClassifier": "models.vision",
     "VisionConfig": "config",
     "VisionTransformer": "models.vision",
@@ -47,13 +50,13 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "clip_loss": "loss",
     "export": "interop.exports",
     "find_images": "images.finding",
-    "load": "checkpoint.folder",
-    "load_classifier": "checkpoint.folder",
-    "load_tokenizer": "tokenizers.tokenizer",
+    "load": "checkpoint.load",
+    "load_classifier": "checkpoint.load",
+    "load_tokenizer": "tokenizers.load",
     "named_size": "config",
-    "open_image": "images.preprocess",
+    "open_image": "images.open",
     "recall_at_k": "metrics",
-    "save": "checkpoint.folder",
+    "save": "checkpoint.save",
     "siglip_loss": "loss",
     "top_k_accuracy": "metrics",
 }

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from vlm.calibration import Calibration
 from vlm.config import CLIPConfig
-from vlm.images.preprocess import ImageSource, Preprocess
+from vlm.images.open import ImageSource
+from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
 from vlm.onnx.backends import OnnxCLIP
-from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.tokenizers.protocol import Tokenizer
 
 
 class Embedder:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm.config import CosineHeadConfig
 from vlm.embedder import Embedder
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 from vlm.models.vision import CosineHead, ViTClassifier
 
 _JAPANESE = re.compile("[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f々]")  # kana or kanji

@@ -3,7 +3,7 @@ from pathlib import Path
 from torch import nn
 
 from vlm.checkpoint.card import short_card
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.config import VisionConfig
 from vlm.embedder import Embedder
 from vlm.models.vision import ViTClassifier

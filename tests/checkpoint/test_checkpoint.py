@@ -8,9 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import vlm.checkpoint.folder
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import load, load_classifier, save, save_calibration
+from vlm.checkpoint.load import load, load_classifier
+from vlm.checkpoint.manifest import manifest_text, sha256
+from vlm.checkpoint.save import save, save_calibration
 from vlm.config import CosineHeadConfig, PreprocessConfig, Projection, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
@@ -36,8 +37,8 @@ def tiny_classifier() -> ViTClassifier:
 def resign(folder: Path) -> None:
     """What someone who means harm can do: the manifest made to agree with changed files."""
     names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
-    sums = {name: vlm.checkpoint.folder._sha256(folder / name) for name in names}  # pyright: ignore[reportPrivateUsage]
-    (folder / "manifest.json").write_text(vlm.checkpoint.folder._manifest(sums))  # pyright: ignore[reportPrivateUsage]
+    sums = {name: sha256(folder / name) for name in names}
+    (folder / "manifest.json").write_text(manifest_text(sums))
 
 
 def rewrite(folder: Path, config: object) -> None:

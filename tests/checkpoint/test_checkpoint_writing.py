@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlm.checkpoint.folder
-from vlm.checkpoint.folder import load, save
+from vlm.checkpoint.load import load
+from vlm.checkpoint.manifest import manifest_text, sha256
+from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 
 
@@ -36,7 +37,7 @@ def test_a_save_that_fails_leaves_the_older_model_whole(
         save(tiny_embedder, saved)
     with torch.no_grad():
         tiny_embedder.model.logit_scale.fill_(1.0)
-    monkeypatch.setattr("vlm.checkpoint.folder._sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("vlm.checkpoint.save.sha256", lambda path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(tiny_embedder, saved)
     monkeypatch.undo()
@@ -85,12 +86,8 @@ def test_files_in_folders_that_a_manifest_lists_are_part_of_the_model(saved: Pat
     with pytest.raises(ValueError, match=r"would be lost: samples\."):
         save(tiny_embedder, saved)
     (saved / "manifest.json").unlink()
-    sums = {
-        str(path.relative_to(saved)): vlm.checkpoint.folder._sha256(path)  # pyright: ignore[reportPrivateUsage]
-        for path in saved.rglob("*")
-        if path.is_file()
-    }
-    (saved / "manifest.json").write_text(vlm.checkpoint.folder._manifest(sums))  # pyright: ignore[reportPrivateUsage]
+    sums = {str(path.relative_to(saved)): sha256(path) for path in saved.rglob("*") if path.is_file()}
+    (saved / "manifest.json").write_text(manifest_text(sums))
     assert load(saved).fingerprint == tiny_embedder.fingerprint
     save(tiny_embedder, saved)
     assert not (saved / "samples").exists()

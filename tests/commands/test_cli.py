@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vlm
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.cli import COMMANDS, main
 from vlm.embedder import Embedder
 from vlm.zero_shot import classify

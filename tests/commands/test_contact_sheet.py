@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support.odd_images import noise
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import save, save_calibration
+from vlm.checkpoint.save import save, save_calibration
 from vlm.cli import main
 from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm.checkpoint.folder import load
+from vlm.checkpoint.load import load
 from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.index.embedding_index import EmbeddingIndex

@@ -23,7 +23,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.support.serving import base64_of, png
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.commands.serve import serve as declare
 from vlm.embedder import Embedder

@@ -33,7 +33,7 @@ from vlm.demo.gallery import SAMPLES, sample, samples
 from vlm.demo.searching import Filters, OwnFolder, thumbnail
 from vlm.demo.texts import TEXTS, NoAnswer, both
 from vlm.errors import ImageReason
-from vlm.inspect import maps as visualize
+from vlm.inspect.relevance import relevance, text_score
 from vlm.zero_shot import class_embeddings
 
 ROOT = Path(__file__).parents[2]
@@ -136,8 +136,8 @@ def test_where_a_label_is_is_how_much_each_patch_moves_the_cosine(
 ) -> None:
     images = tiny_embedder.preprocess(DOG)[None]
     vector = class_embeddings(tiny_embedder, ["犬"])[0]
-    score = visualize.text_score(tiny_embedder.model.vision_proj, vector)
-    expected = visualize.relevance(tiny_embedder.model.vision, images, score)[0]
+    score = text_score(tiny_embedder.model.vision_proj, vector)
+    expected = relevance(tiny_embedder.model.vision, images, score)[0]
     torch.testing.assert_close(actions.where(DOG, "犬").grid, expected)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from vlm.errors import ImageError
 from vlm.images.finding import find_images, survey
-from vlm.images.preprocess import open_image
+from vlm.images.open import open_image
 
 
 def test_images_come_in_order_and_from_inside_and_links_that_leave_are_listed(tmp_path: Path) -> None:

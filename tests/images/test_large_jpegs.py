@@ -18,7 +18,8 @@ from vlm.errors import ImageError
 from vlm.images import large_jpegs as large_images
 from vlm.images import preprocess
 from vlm.images.large_jpegs import decode_jpeg, shrink
-from vlm.images.preprocess import Preprocess, open_image
+from vlm.images.open import open_image
+from vlm.images.preprocess import Preprocess
 
 
 def levels_apart(ours: Tensor, theirs: Tensor) -> int:
@@ -231,6 +232,6 @@ def test_the_cap_is_checked_before_a_large_jpeg_is_decoded(
 ) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     monkeypatch.setattr(preprocess, "decode_jpeg", lambda data: pytest.fail("decoded"))
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 1024 * 600 - 1)
+    monkeypatch.setattr("vlm.images.open.MAX_PIXELS", 1024 * 600 - 1)
     with pytest.raises(ImageError, match="too many pixels"):
         Preprocess(PreprocessConfig(image_size=32), decoding=decoding).pixels(LARGE_JPEGS["plain"])

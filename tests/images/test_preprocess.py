@@ -11,16 +11,17 @@ import open_clip.transform
 import pytest
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from tests.support.odd_images import ODD_IMAGES, four_corners, noise, write_odd_images
 from vlm.config import PreprocessConfig
 from vlm.errors import ImageError
-from vlm.images import preprocess
 from vlm.images.finding import find_images
-from vlm.images.preprocess import IMAGE_SUFFIXES, ImageSource, Preprocess, open_image, read_image_size
+from vlm.images.open import MAX_PIXELS, ImageSource, open_image, read_image_size
+from vlm.images.preprocess import Preprocess
+from vlm.images.signatures import IMAGE_SUFFIXES
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
@@ -293,21 +294,21 @@ def test_caps_are_checked_before_decoding(monkeypatch: pytest.MonkeyPatch, tmp_p
     path = tmp_path / "wide.png"
     noise(20, 10).save(path)
     size = path.stat().st_size
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 200)
-    monkeypatch.setattr(preprocess, "MAX_BYTES", size)
+    monkeypatch.setattr("vlm.images.open.MAX_PIXELS", 200)
+    monkeypatch.setattr("vlm.images.open.MAX_BYTES", size)
     with path.open("rb") as file:  # at the limits
         assert [open_image(source).size for source in (path, path.read_bytes(), file)] == [(20, 10)] * 3
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 199)
+    monkeypatch.setattr("vlm.images.open.MAX_PIXELS", 199)
     assert str(refusal(path)) == f"{path}: too many pixels: 20 x 10 pixels; the limit is 199; make it smaller first"
-    monkeypatch.setattr(preprocess, "MAX_BYTES", size - 1)
+    monkeypatch.setattr("vlm.images.open.MAX_BYTES", size - 1)
     with path.open("rb") as file:
         assert [refusal(source).reason for source in (path, path.read_bytes(), file)] == ["too many bytes"] * 3
 
 
 def test_the_limits_are_those_of_the_documents(tmp_path: Path) -> None:
     """docs/data.md: more than 64 MiB, more than 89 million pixels, which is Pillow's own line."""
-    assert preprocess.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
     for size, reason in ((64 * 1024**2, "not an image"), (64 * 1024**2 + 1, "too many bytes")):
         with (tmp_path / "large.png").open("wb") as file:
             file.truncate(size)  # zeros that take no room
@@ -321,7 +322,7 @@ def test_a_format_that_this_pillow_cannot_read_is_called_unsupported(
 ) -> None:
     file = io.BytesIO()
     noise(8, 8).save(file, kind)
-    monkeypatch.setattr(preprocess.features, "check", lambda feature: feature != kind.lower())
+    monkeypatch.setattr(features, "check", lambda feature: feature != kind.lower())
     if kind == "PNG":  # each Pillow can
         open_image(file.getvalue())
     else:

@@ -14,7 +14,8 @@ from PIL import Image
 from tests.support.odd_images import ODD_IMAGES, noise, write_odd_images
 from vlm.config import PreprocessConfig
 from vlm.errors import ImageError
-from vlm.images.preprocess import Decoding, ImageSource, Preprocess, open_image
+from vlm.images.open import ImageSource, open_image
+from vlm.images.preprocess import Decoding, Preprocess
 from vlm.index import image_reading as image_reading
 from vlm.index.image_reading import Job, read, read_batches
 from vlm.index.vector_store import Record

@@ -11,13 +11,15 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.inspect import figures
-from vlm.inspect import maps as visualize
+from vlm.inspect.attention import attention_read
+from vlm.inspect.drawing import WORDS, choose_lettering, colours, enlarged, image_seen, mosaic, overlay
+from vlm.inspect.parameters import patch_filters
 from vlm.models.vision import VisionTransformer, ViTClassifier
 
 QUESTIONS = ["attention", "rollout", "distance", "positions", "filters", "relevance"]
@@ -54,21 +56,23 @@ def written(output: str) -> list[str]:
 
 
 def test_colours_begin_and_end_with_the_scale_and_pass_through_its_stops():
-    row = figures.colours(torch.tensor([[0.0, 0.5, 1.0]]), ["#000000", "#ff0000", "#ffffff"])
+    row = colours(torch.tensor([[0.0, 0.5, 1.0]]), ["#000000", "#ff0000", "#ffffff"])
     assert [row.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 0, 0), (255, 255, 255)]
 
 
 def test_an_overlay_is_brightest_where_the_map_is_highest():
     grid = torch.zeros(4, 4)
     grid[1, 2] = 0.001  # scaled to its own maximum
-    grey = np.asarray(figures.overlay(Image.new("RGB", (32, 32), "white"), grid, 64).convert("L"))
+    grey = np.asarray(overlay(Image.new("RGB", (32, 32), "white"), grid, 64).convert("L"))
     assert np.unravel_index(grey.argmax(), grey.shape) == pytest.approx((24, 40), abs=8)
 
 
 def test_relevance_is_red_for_blue_against_on_one_scale_for_all_texts():
     strong, weak = torch.zeros(4, 4), torch.zeros(4, 4)
     strong[0, 0], strong[3, 3], weak[0, 0] = 1, -1, 0.1
-    drawn = figures.draw_relevance(Image.new("RGB", (32, 32), "white"), {"a": strong, "b": weak}, figures.pen("en"))
+    drawn = figures.draw_relevance(
+        Image.new("RGB", (32, 32), "white"), {"a": strong, "b": weak}, choose_lettering("en")
+    )
     page = np.asarray(drawn).astype(int)
     top, left, step = drawn.height - 208, 16, 198  # three tiles of 192 pixels, gaps of 6
 
@@ -83,7 +87,7 @@ def test_relevance_is_red_for_blue_against_on_one_scale_for_all_texts():
 
 
 def test_a_long_caption_is_cut_to_the_width_of_its_image():
-    draw = partial(figures.draw_relevance, Image.new("RGB", (32, 32), "white"), pen=figures.pen("en"))
+    draw = partial(figures.draw_relevance, Image.new("RGB", (32, 32), "white"), lettering=choose_lettering("en"))
     grid = torch.zeros(4, 4)
     assert draw({"a" * 500: grid, "b": grid}).size == draw({"a": grid, "b": grid}).size
     strip = np.asarray(draw({"a" * 500: grid, "": grid}).crop((16 + 2 * 198 + 2, 76, 16 + 3 * 198 - 8, 94)))
@@ -92,10 +96,10 @@ def test_a_long_caption_is_cut_to_the_width_of_its_image():
 
 def test_a_font_that_is_missing_leaves_it_to_the_next(monkeypatch: pytest.MonkeyPatch):
     there = findfont("DejaVu Sans")  # which matplotlib brings along
-    monkeypatch.setattr(figures, "FONTS", ("no such font.ttf", there, "nor this.ttf"))
-    drawing = figures.pen("ja")
+    monkeypatch.setattr("vlm.inspect.drawing.FONTS", ("no such font.ttf", there, "nor this.ttf"))
+    drawing = choose_lettering("ja")
     assert drawing.japanese
-    assert drawing.words == figures.WORDS["ja"]
+    assert drawing.words == WORDS["ja"]
     font = drawing.font(17)
     assert isinstance(font, ImageFont.FreeTypeFont)
     assert (font.path, font.size) == (there, 17)
@@ -106,7 +110,7 @@ def test_a_mosaic_has_each_tile_at_its_row_and_column_and_white_between():
         [(10 * row + 5, 20 * column, 7) for column in range(3 - row % 2)] for row in range(3)
     ]  # the second is short
     tiles = [[Image.new("RGB", (7, 5), colour) for colour in line] for line in colours]
-    for gap, laid in ((4, figures.mosaic(tiles, gap=4)), (0, figures.mosaic(tiles, gap=0))):
+    for gap, laid in ((4, mosaic(tiles, gap=4)), (0, mosaic(tiles, gap=0))):
         expected = np.full((15 + 2 * gap, 21 + 2 * gap, 3), 255)
         for row, line in enumerate(colours):
             for column, colour in enumerate(line):
@@ -116,13 +120,13 @@ def test_a_mosaic_has_each_tile_at_its_row_and_column_and_white_between():
 
 
 def test_enlarged_images_keep_their_shape():
-    assert figures.enlarged(Image.new("RGB", (30, 20)), 60).size == (60, 40)
-    assert figures.enlarged(Image.new("RGB", (20, 30)), 15).size == (10, 15)
+    assert enlarged(Image.new("RGB", (30, 20)), 60).size == (60, 40)
+    assert enlarged(Image.new("RGB", (20, 30)), 15).size == (10, 15)
 
 
 def test_a_image_seen_is_the_pixels():
     pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
-    seen = figures.image_seen(pixels)
+    seen = image_seen(pixels)
     assert seen.size == (5, 4)
     assert seen.getpixel((3, 2)) == tuple(pixels[:, 2, 3].tolist())
 
@@ -152,7 +156,7 @@ def brightest(tile: Image.Image, grid: tuple[int, int]) -> tuple[int, int]:
 
 def test_rows_of_attention_are_blocks_and_columns_heads():
     vision, images, image = uneven()
-    read = visualize.attention_read(vision, images)[:, 0]
+    read = attention_read(vision, images)[:, 0]
     tiles = figures.attention_tiles(vision, images, image)
     assert (len(tiles), {len(line) for line in tiles}) == (3, {2})
     for line, maps in zip(tiles, read, strict=True):
@@ -188,7 +192,7 @@ def test_a_filter_tile_is_its_filter_from_black_to_white(channels: int):
         image_size=(16, 32), patch_size=8, width=12, depth=1, num_heads=2, mlp_dim=16, in_channels=channels
     )
     vision = VisionTransformer(config)
-    filters = visualize.patch_filters(vision)[0]
+    filters = patch_filters(vision)[0]
     tiles = figures.filter_tiles(vision)
     assert len(tiles) == len(filters) == 12
     for tile, own in zip(tiles, filters.numpy(), strict=True):
@@ -200,8 +204,8 @@ def test_dots_stand_at_their_block_and_as_high_as_their_head_looks(monkeypatch: 
     vision, images, _ = uneven()
     top = math.hypot(8, 24)  # from corner to corner
     far = torch.tensor([[0.2, 0.8], [0.4, 0.8], [0.6, 0.8]]) * top
-    monkeypatch.setattr(visualize, "attention_distance", lambda maps, config: far)
-    page = np.asarray(figures.draw_distance(vision, images, figures.pen("en"))).astype(int)
+    monkeypatch.setattr(figures, "attention_distance", lambda maps, config: far)
+    page = np.asarray(figures.draw_distance(vision, images, choose_lettering("en"))).astype(int)
     dots = (page == (0xB7, 0x37, 0x79)).all(-1)
     columns = np.flatnonzero(dots.any(0))
     groups = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
@@ -223,22 +227,22 @@ def test_no_figure_is_cut_off_at_the_edge():
     vision, images, image = uneven()
     grids = {"dog": lambda features: features[:, 0], "a long caption " * 9: lambda features: features[:, 1]}
     for language in ("en", "ja"):
-        for name, page in figures.draw_all(vision, images, image, grids, figures.pen(language)).items():
+        for name, page in figures.draw_all(vision, images, image, grids, choose_lettering(language)).items():
             pixels = np.asarray(page)
             inner = pixels[8:-8, 8:-8]
             assert (pixels == 255).sum() - (inner == 255).sum() == pixels.size - inner.size, name
 
 
 def test_both_languages_have_the_same_words():
-    english, japanese = (figures.WORDS[language] for language in ("en", "ja"))
+    english, japanese = (WORDS[language] for language in ("en", "ja"))
     assert english.keys() == japanese.keys()
     assert all(re.search("[ぁ-んァ-ヶ一-龠]", words) for words in japanese.values())
 
 
 def test_without_a_japanese_font_the_words_are_english(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(figures, "FONTS", ("no such font.ttf",))
-    drawing = figures.pen("ja")
-    assert drawing.words == figures.WORDS["en"]
+    monkeypatch.setattr("vlm.inspect.drawing.FONTS", ("no such font.ttf",))
+    drawing = choose_lettering("ja")
+    assert drawing.words == WORDS["en"]
     assert not drawing.japanese
 
 
@@ -281,7 +285,7 @@ def test_look_without_a_japanese_font_says_so_in_one_line_and_draws(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(figures, "FONTS", ())
+    monkeypatch.setattr("vlm.inspect.drawing.FONTS", ())
     words = ["look", image_folder / "a.png", "--model", model, "--out", tmp_path / "out"]
     assert run(*words, "--text", "犬", "--lang", "ja") == 0
     output = capsys.readouterr()
@@ -347,7 +351,7 @@ def code_of(page: str) -> str:
 def test_the_worked_example_finds_each_patch_of_a_image_in_its_copy(
     page: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vlm.checkpoint.folder.BUNDLED", {"mini": model})
+    monkeypatch.setattr("vlm.checkpoint.sources.BUNDLED", {"mini": model})
     monkeypatch.chdir(tmp_path)
     noise = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(noise.numpy()).save("one.png")

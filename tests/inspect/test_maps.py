@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.config import VisionConfig
-from vlm.inspect import maps as visualize
+from vlm.inspect.attention import attention_distance, attention_maps, attention_read, pool_weights, reading_weights
+from vlm.inspect.parameters import patch_filters, position_similarity
+from vlm.inspect.relevance import label_score, relevance, text_score, windows
+from vlm.inspect.rollout import rollout, rollout_map
 from vlm.models.clip import CLIP
 from vlm.models.layers import Attention, AttentionPool, Block
 from vlm.models.vision import VisionTransformer, ViTClassifier
@@ -57,7 +60,7 @@ def test_weights_times_values_through_the_projection_is_attention(causal: bool):
 
 def test_attention_maps_are_the_papers_softmax_of_each_block_and_head():
     vision, images = vit(), random_images()
-    maps = visualize.attention_maps(vision, images).numpy()
+    maps = attention_maps(vision, images).numpy()
     z = vision.embed(images)
     for layer, block in enumerate(vision.blocks):
         assert isinstance(block, Block)
@@ -75,39 +78,39 @@ def test_attention_maps_are_the_papers_softmax_of_each_block_and_head():
 @pytest.mark.parametrize("config", POOLS.values(), ids=POOLS)
 def test_every_row_of_every_map_sums_to_1(config: VisionConfig):
     vision, images = vit(config), random_images()
-    maps = visualize.attention_maps(vision, images)
+    maps = attention_maps(vision, images)
     assert maps.shape == (3, 2, 2, config.num_tokens, config.num_tokens)
-    for rows in (maps, visualize.rollout(maps), visualize.reading_weights(vision, images)):
+    for rows in (maps, rollout(maps), reading_weights(vision, images)):
         assert rows.min() >= 0
         torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
 
 
 def test_rollout_is_abnar_and_zuidemas():
-    maps = visualize.attention_maps(vit(), random_images()).double().numpy()
+    maps = attention_maps(vit(), random_images()).double().numpy()
     for b in range(2):
         mixed = [0.5 * attention + 0.5 * np.eye(7) for attention in maps[:, b].mean(1)]
         one, two, three = (matrix / matrix.sum(-1, keepdims=True) for matrix in mixed)
-        found = visualize.rollout(torch.from_numpy(maps))[b].numpy()
+        found = rollout(torch.from_numpy(maps))[b].numpy()
         np.testing.assert_allclose(found, three @ two @ one, atol=1e-12)
 
 
 def test_rollout_of_heads_that_see_only_themselves_is_the_identity():
     maps = torch.eye(7).expand(3, 2, 2, 7, 7)
-    torch.testing.assert_close(visualize.rollout(maps), torch.eye(7).expand(2, 7, 7))
+    torch.testing.assert_close(rollout(maps), torch.eye(7).expand(2, 7, 7))
 
 
 def test_the_class_tokens_row_is_what_a_class_token_model_reads():
     vision, images = vit(), random_images()
-    maps = visualize.attention_maps(vision, images)
-    torch.testing.assert_close(visualize.attention_read(vision, images), maps[..., 0, 1:].unflatten(-1, (2, 3)))
-    rows = visualize.rollout(maps)[:, 0, 1:].unflatten(-1, (2, 3))
-    torch.testing.assert_close(visualize.rollout_map(vision, images), rows)
+    maps = attention_maps(vision, images)
+    torch.testing.assert_close(attention_read(vision, images), maps[..., 0, 1:].unflatten(-1, (2, 3)))
+    rows = rollout(maps)[:, 0, 1:].unflatten(-1, (2, 3))
+    torch.testing.assert_close(rollout_map(vision, images), rows)
 
 
 def test_mean_pooling_reads_all_patches_alike():
     vision, images = vit(POOLS["mean"]), random_images()
-    maps = visualize.attention_maps(vision, images)
-    torch.testing.assert_close(visualize.attention_read(vision, images), maps.mean(-2).unflatten(-1, (2, 3)))
+    maps = attention_maps(vision, images)
+    torch.testing.assert_close(attention_read(vision, images), maps.mean(-2).unflatten(-1, (2, 3)))
 
 
 def test_an_attention_pool_reads_with_its_own_weights():
@@ -115,24 +118,24 @@ def test_an_attention_pool_reads_with_its_own_weights():
     pool, seen = vision.pool, vision.features(images).patches.flatten(2).transpose(1, 2)  # (B, N, D), after the norm
     assert isinstance(pool, AttentionPool)
     values = pool.kv(seen)[..., 12:]  # (B, N, D)
-    weights = visualize.pool_weights(pool, seen)  # (B, h, N)
+    weights = pool_weights(pool, seen)  # (B, h, N)
     joined = torch.cat([weights[:, head, None] @ values[..., head * 6 : head * 6 + 6] for head in range(2)], dim=-1)
     pooled = pool.proj(joined)
     torch.testing.assert_close((pooled + pool.mlp(pool.norm(pooled)))[:, 0], vision(images))
-    torch.testing.assert_close(visualize.reading_weights(vision, images), weights.mean(1))
+    torch.testing.assert_close(reading_weights(vision, images), weights.mean(1))
 
 
 @pytest.mark.parametrize("config", POOLS.values(), ids=POOLS)
 def test_looking_leaves_no_gradients(config: VisionConfig):
     vision, images = vit(config), random_images()
     found = [
-        visualize.attention_maps(vision, images),
-        visualize.attention_read(vision, images),
-        visualize.reading_weights(vision, images),
-        visualize.rollout_map(vision, images),
-        visualize.position_similarity(vision),
-        *visualize.patch_filters(vision),
-        visualize.relevance(vision, images, lambda features: features[:, 0]),
+        attention_maps(vision, images),
+        attention_read(vision, images),
+        reading_weights(vision, images),
+        rollout_map(vision, images),
+        position_similarity(vision),
+        *patch_filters(vision),
+        relevance(vision, images, lambda features: features[:, 0]),
     ]
     assert not any(tensor.requires_grad for tensor in found)
 
@@ -147,22 +150,22 @@ def test_uniform_attention_looks_as_far_as_the_mean_pair_of_patches(class_token:
     mean = np.mean([math.dist(one, other) for one in centres for other in centres])
     maps = torch.full((3, 2, 2, config.num_tokens, config.num_tokens), 1 / config.num_tokens)
     expected = torch.full((3, 2), float(mean))
-    torch.testing.assert_close(visualize.attention_distance(maps, config), expected)
+    torch.testing.assert_close(attention_distance(maps, config), expected)
 
 
 def test_attention_to_itself_looks_no_distance_and_to_the_right_one_patch():
     itself = torch.eye(7).expand(1, 1, 1, 7, 7)
-    assert visualize.attention_distance(itself, TINY).item() == 0
+    assert attention_distance(itself, TINY).item() == 0
     right = torch.eye(7)
     for patch in (1, 2, 4, 5):  # token 0 is the class token; 3 and 6 end their rows and keep looking at themselves
         right[patch] = right[patch].roll(1)
-    assert visualize.attention_distance(right[None, None, None], TINY).item() == pytest.approx(8 * 4 / 6)
+    assert attention_distance(right[None, None, None], TINY).item() == pytest.approx(8 * 4 / 6)
 
 
 def test_a_head_that_sees_only_the_class_token_has_a_finite_distance():
     maps = torch.zeros(1, 1, 1, 7, 7)
     maps[..., 0] = 1
-    assert visualize.attention_distance(maps, TINY).item() == 0
+    assert attention_distance(maps, TINY).item() == 0
 
 
 def test_positions_made_of_a_row_and_a_column_are_half_alike_along_both():
@@ -171,7 +174,7 @@ def test_positions_made_of_a_row_and_a_column_are_half_alike_along_both():
     positions = F.pad(torch.stack(codes), (0, 12 - 5))
     with torch.no_grad():
         vision.pos_embed[0, 1:] = positions * torch.rand(6, 1, generator=torch.Generator().manual_seed(0)).add(0.1)
-    similarity = visualize.position_similarity(vision)
+    similarity = position_similarity(vision)
     for row in range(2):
         for column in range(3):
             for r in range(2):
@@ -183,7 +186,7 @@ def test_positions_made_of_a_row_and_a_column_are_half_alike_along_both():
 def test_patch_filters_are_eigenvectors_of_the_filters_covariance():
     config = dataclasses.replace(TINY, patch_size=2, image_size=4, width=40)
     vision = vit(config)
-    components, share = visualize.patch_filters(vision, 5)
+    components, share = patch_filters(vision, 5)
     assert components.shape == (5, 3, 2, 2)
     covariance = np.cov(vision.patch_embed.proj.weight.detach().flatten(1).numpy().T)
     values = np.linalg.eigvalsh(covariance)[::-1]
@@ -238,7 +241,7 @@ def test_relevance_is_the_mean_of_the_windows_with_the_patch_less_the_mean_of_al
         for y, x in itertools.product(range(8), range(5)):
             inside = [s for (top, left), s in scores.items() if 0 <= y - top < height and 0 <= x - left < width]
             expected[y, x] += (np.mean(inside) - np.mean(list(scores.values()))) / 2
-    found = visualize.relevance(vision, images, lambda features: features[:, 0])
+    found = relevance(vision, images, lambda features: features[:, 0])
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     assert np.ptp(expected) > 0.1  # else the line above could hardly fail
 
@@ -246,7 +249,7 @@ def test_relevance_is_the_mean_of_the_windows_with_the_patch_less_the_mean_of_al
 @pytest.mark.parametrize("grid", [(8, 8), (7, 7), (14, 14), (16, 9), (2, 3), (1, 1)])
 @pytest.mark.parametrize("parts", [4, 2])
 def test_windows_are_all_of_one_size_and_reach_every_patch(grid: tuple[int, int], parts: int):
-    found = visualize.windows(grid, parts)
+    found = windows(grid, parts)
     sides = [max(1, round(length / parts)) for length in grid]
     assert found.shape[1] == math.prod(sides)
     assert len(found.unique(dim=0)) == len(found)
@@ -275,35 +278,35 @@ def test_relevance_is_highest_where_the_thing_is_and_zero_when_nothing_matters()
     image[:, 0, :8, 8:16] = 1  # red: patch (0, 1)
     image[:, 2, 8:, 16:] = 1  # blue: patch (1, 2)
     vision = hand_made_vit()
-    red = visualize.relevance(vision, image, lambda features: features[:, 0])[0]
-    blue = visualize.relevance(vision, image, lambda features: features[:, 1])[0]
+    red = relevance(vision, image, lambda features: features[:, 0])[0]
+    blue = relevance(vision, image, lambda features: features[:, 1])[0]
     assert red.argmax() == 1
     assert red.argmin() == 5  # what is blue speaks against red
     assert blue.argmax() == 5
     assert blue.argmin() == 1
-    empty = visualize.relevance(vision, torch.zeros_like(image), lambda features: features[:, 0])
+    empty = relevance(vision, torch.zeros_like(image), lambda features: features[:, 0])
     assert empty.abs().max() == 0
 
 
 def test_relevance_is_of_the_models_precision():
     vision, images = vit(), random_images(1)
-    single = visualize.relevance(vision, images, lambda features: features[:, 0])
-    double = visualize.relevance(vision.double(), images.double(), lambda features: features[:, 0])
+    single = relevance(vision, images, lambda features: features[:, 0])
+    double = relevance(vision.double(), images.double(), lambda features: features[:, 0])
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single)
 
 
 def test_relevance_is_the_same_in_any_batch():
     vision, images = vit(POOLS["attention"]), random_images(2)
-    both = visualize.relevance(vision, images, lambda features: features[:, 0])
-    alone = visualize.relevance(vision, images[1:], lambda features: features[:, 0], batch_size=5)
+    both = relevance(vision, images, lambda features: features[:, 0])
+    alone = relevance(vision, images[1:], lambda features: features[:, 0], batch_size=5)
     torch.testing.assert_close(both[1:], alone)
 
 
 def test_a_texts_score_of_a_whole_image_is_its_cosine(tiny_clip: CLIP):
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     text = F.normalize(torch.randn(24, generator=torch.Generator().manual_seed(1)), dim=0)
-    scores = visualize.text_score(tiny_clip.vision_proj, text)(tiny_clip.vision(images))
+    scores = text_score(tiny_clip.vision_proj, text)(tiny_clip.vision(images))
     torch.testing.assert_close(scores, tiny_clip.encode_image(images) @ text)
 
 
@@ -311,7 +314,7 @@ def test_a_labels_score_is_its_logit_and_an_unknown_label_is_an_error():
     classifier = ViTClassifier(TINY, 3, labels=["犬", "猫", "鳥"])
     torch.nn.init.normal_(classifier.head.weight)
     images = random_images()
-    scores = visualize.label_score(classifier, "猫")(classifier.vision(images))
+    scores = label_score(classifier, "猫")(classifier.vision(images))
     torch.testing.assert_close(scores, classifier(images)[:, 1])
     with pytest.raises(ValueError, match="'魚' is none of the classifier's 3 labels: 犬, 猫, 鳥"):
-        visualize.label_score(classifier, "魚")
+        label_score(classifier, "魚")

@@ -24,7 +24,7 @@ from tests.support.foreign_models import (
     sentencepiece_model,
     siglip_config,
 )
-from vlm.checkpoint.folder import load_classifier
+from vlm.checkpoint.load import load_classifier
 from vlm.config import CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
@@ -32,7 +32,9 @@ from vlm.interop.exports import Format, export
 from vlm.interop.loading import load_foreign, load_foreign_classifier
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
-from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
+from vlm.tokenizers.protocol import Tokenizer
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -139,7 +139,7 @@ def test_both_languages_show_the_same_code_and_names(name: str) -> None:
 
 
 def resolve(dotted: str, roots: Names) -> object:
-    """`vlm.inspect.maps.rollout` -> the function; a module that nobody imported yet is imported."""
+    """`vlm.inspect.rollout.rollout` -> the function; a module that nobody imported yet is imported."""
     first, *rest = dotted.split(".")
     found, path = roots[first], first
     for part in rest:

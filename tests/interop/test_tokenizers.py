@@ -15,8 +15,11 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.support.foreign_models import captions, sentencepiece_model
 from vlm.interop.tokenizer_files import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.huggingface import JsonTokenizer
-from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer, TokenizerConfig, load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
+from vlm.tokenizers.protocol import TokenizerConfig
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")

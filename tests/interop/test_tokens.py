@@ -13,8 +13,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.support.foreign_models import captions, sentencepiece_model
 from vlm.interop.tokenizer_files import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.huggingface import JsonTokenizer
-from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 def words(folder: Path, *, to: str = "tokenizer.json") -> None:

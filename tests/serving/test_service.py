@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from tests.support.serving import base64_of, png
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.errors import ImageError

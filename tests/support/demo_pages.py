@@ -13,7 +13,7 @@ import torch
 
 import vlm
 from tests.support.demo_server import Server, serving
-from vlm.checkpoint.folder import BUNDLED
+from vlm.checkpoint.sources import BUNDLED
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.demo.gallery import SAMPLES
 from vlm.demo.texts import TEXTS

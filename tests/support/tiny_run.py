@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.engine.distributed import Processes
 from vlm.training.recipe.config import read_any_recipe
 from vlm.training.tasks.train import train

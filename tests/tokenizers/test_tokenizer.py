@@ -11,8 +11,11 @@ import sentencepiece
 import tokenizers
 import torch
 
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.huggingface import JsonTokenizer
-from vlm.tokenizers.tokenizer import CLIPTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig, load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
+from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 from vlm.training.tasks.tokenizer import train_tokenizer
 
 CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]
@@ -100,7 +103,7 @@ def test_clip_ids_are_those_of_open_clip(bpe: CLIPTokenizer) -> None:
 
 
 def test_a_clip_word_that_is_one_id_is_what_merging_ends_in() -> None:
-    from vlm.tokenizers.tokenizer import _clip_wholes  # pyright: ignore[reportPrivateUsage]
+    from vlm.tokenizers.clip_bpe import _clip_wholes  # pyright: ignore[reportPrivateUsage]
 
     merging = CLIPTokenizer()
     merging._wholes = {}  # pyright: ignore[reportPrivateUsage]
@@ -115,7 +118,7 @@ def test_a_short_cut_of_the_clip_cleaning_changes_nothing() -> None:
 
     import ftfy
 
-    from vlm.tokenizers.tokenizer import _CLEAN  # pyright: ignore[reportPrivateUsage]
+    from vlm.tokenizers.clip_bpe import _CLEAN  # pyright: ignore[reportPrivateUsage]
 
     alphabet = [chr(code) for code in [*range(0xD800), *range(0xE000, 0x110000)] if _CLEAN.fullmatch(chr(code))]
     ascii_only = [char for char in alphabet if char.isascii()]
@@ -183,16 +186,16 @@ def test_pad_to_context_only_lengthens_the_rows() -> None:
 
 
 def test_a_small_word_cache_forgets_nothing(monkeypatch: pytest.MonkeyPatch, bpe: CLIPTokenizer) -> None:
-    monkeypatch.setattr("vlm.tokenizers.tokenizer._CACHE_SIZE", 2)
+    monkeypatch.setattr("vlm.tokenizers.clip_bpe._CACHE_SIZE", 2)
     forgetful = CLIPTokenizer()
     for text in CAPTIONS * 2:
         assert forgetful.encode(text) == bpe.encode(text)
 
 
 def test_what_comes_again_is_not_read_again_and_the_cache_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlm.tokenizers.tokenizer import _LONGEST_CACHED  # pyright: ignore[reportPrivateUsage]
+    from vlm.tokenizers.clip_bpe import _LONGEST_CACHED  # pyright: ignore[reportPrivateUsage]
 
-    monkeypatch.setattr("vlm.tokenizers.tokenizer._CACHE_SIZE", 3)
+    monkeypatch.setattr("vlm.tokenizers.clip_bpe._CACHE_SIZE", 3)
     bpe, read, words = CLIPTokenizer(), list[str](), list[str]()
     inner_read, inner_word = bpe._read, bpe._word  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(bpe, "_read", lambda text: read.append(text) or inner_read(text))

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 
 from vlm.cli import main
-from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
 from vlm.training.tasks.tokenizer import describe, read_captions, train_tokenizer
 
 CAPTIONS = [f"{first} {second}" for first in ("a Red", "a big", "two") for second in ("apple", "dog", "face")]

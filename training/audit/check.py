@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.inspect.figures import Language
-    from vlm.tokenizers.tokenizer import Tokenizer
+    from vlm.inspect.drawing import Language
+    from vlm.tokenizers.protocol import Tokenizer
     from vlm.training.data.rows import ColumnNames, Rows
 
 SAMPLE = 50_000
@@ -67,7 +67,8 @@ def check_rows(
 
 def open_tokenizer(name: str) -> "Tokenizer":
     """mini, clip, or what `Tokenizer.save` or `vlm.save` wrote."""
-    from vlm.checkpoint.folder import BUNDLED
-    from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
+    from vlm.checkpoint.sources import BUNDLED
+    from vlm.tokenizers.clip_bpe import CLIPTokenizer
+    from vlm.tokenizers.load import load_tokenizer
 
     return CLIPTokenizer() if name == "clip" else load_tokenizer(BUNDLED.get(name, Path(name)))

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vlm.errors import ImageError
-from vlm.images.preprocess import IMAGE_SUFFIXES, ImageSource, open_image
-from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.images.open import ImageSource, open_image
+from vlm.images.signatures import IMAGE_SUFFIXES
+from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.rows import BrokenSample, Joined, Rows
 
 SIDE = 8  # of the thumbnail that says what is nearly the same

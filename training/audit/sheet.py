@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm.images.preprocess import open_image
-from vlm.inspect import figures
+from vlm.images.open import open_image
+from vlm.inspect.drawing import Language, Lettering, choose_lettering
 from vlm.training.audit.numbers import LEVELS, Twins
 from vlm.training.audit.scan import Seen
 
-WORDS: dict[figures.Language, dict[str, str]] = {
+WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "random": "Drawn at random",
         "twins": "Pairs of duplicates",
@@ -43,9 +43,9 @@ class _Tile(NamedTuple):
     note: str
 
 
-def draw_sheet(seen: Seen, twins: Twins, path: Path, language: figures.Language) -> None:
+def draw_sheet(seen: Seen, twins: Twins, path: Path, language: Language) -> None:
     """PNG: three rows at random, then a row for each kind of doubt.  Japanese headings where a font has them."""
-    pen = figures.pen(language)
+    pen = choose_lettering(language)
     words = WORDS[language] if pen.japanese else WORDS["en"]
     total = len(seen.facts)
     shorter = np.minimum(seen.facts["width"], seen.facts["height"])
@@ -93,7 +93,7 @@ def _first(order: np.ndarray, notes: list[str]) -> list[_Tile]:
     return [_Tile(int(place), notes[place]) for place in np.argsort(order, kind="stable")[:_COLUMNS]]
 
 
-def _paste(sheet: Image.Image, seen: Seen, tile: _Tile, corner: tuple[int, int], pen: figures.Pen) -> None:
+def _paste(sheet: Image.Image, seen: Seen, tile: _Tile, corner: tuple[int, int], pen: Lettering) -> None:
     """The image, and below it the size, the note and a caption of each language."""
     draw, index, fact = ImageDraw.Draw(sheet), int(seen.facts["index"][tile.place]), seen.facts[tile.place]
     image = open_image(seen.rows.image(index))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.augment import AugmentConfig, augment, uniform_draws
 from vlm.training.data.captions import DRAWS, CaptionChoice
 from vlm.training.data.order import AUGMENT, CAPTION, Order

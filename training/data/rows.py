@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from vlm.errors import ImageReason
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 
 # language, "" where it is unknown -> (captions, keywords); at least one of them holds something
 Captions = dict[str, tuple[list[str], list[str]]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vlm import atomic
 from vlm.training.data.rows import BrokenSample
 from vlm.training.engine.distributed import Processes
 
@@ -29,9 +30,7 @@ class Quarantine:
         self.known = _read(self.path) if resume else {}
         processes.all_gather(torch.zeros(1, device=processes.device))  # all have read it before the first one writes
         if processes.rank == 0:
-            new = self.path.with_suffix(".new")  # without the line a crash cut off
-            new.write_text("".join(self.known.values()), encoding="utf-8")
-            new.replace(self.path)
+            atomic.write(self.path, "".join(self.known.values()))  # without the line a crash cut off
 
     def __len__(self) -> int:
         return len(self.known)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 from vlm.models.vision import ViTClassifier
 from vlm.training.engine.loop import Rehearsal

@@ -8,7 +8,6 @@ torch.distributed.checkpoint, whose safetensors any number of processes can read
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 
+from vlm import atomic
 from vlm.training.engine.distributed import Processes
 
 
@@ -46,10 +46,10 @@ def save_state(folder: Path, step: int, state: dict[str, Any], keep: int, proces
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(sums), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+            atomic.sync(path)
         clear(final)
         temporary.rename(final)
-        _flush(folder)
+        atomic.sync(folder)
         for old in saved(folder)[keep:]:
             clear(old)
     return final
@@ -163,11 +163,3 @@ def _tensor_names(tree: dict[str, Any]) -> dict[str, list[int]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

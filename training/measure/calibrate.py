@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import load, save_calibration
+from vlm.checkpoint.load import load
+from vlm.checkpoint.save import save_calibration
 from vlm.embedder import Embedder
 from vlm.metrics import calibration_bins, calibration_error
 from vlm.training.measure.evaluate import VALIDATION, concept_texts, embed_all_images, open_unseen

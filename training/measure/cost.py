@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from vlm.checkpoint.folder import load
+from vlm.checkpoint.load import load
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
-from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
 from vlm.training.engine.optim import parameter_groups
 from vlm.training.recipe.config import Recipe
 

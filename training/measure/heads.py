@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from vlm.checkpoint.folder import load_classifier
+from vlm.checkpoint.load import load_classifier
 from vlm.embedder import Embedder
 from vlm.metrics import balanced_accuracy, top_k_accuracy
 from vlm.models.vision import ViTClassifier

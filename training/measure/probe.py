@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vlm.checkpoint.folder import load, load_classifier, save
+from vlm.checkpoint.load import load, load_classifier
+from vlm.checkpoint.save import save
 from vlm.errors import InputError, OtherKind
 from vlm.training.data.labelled import classes_of, open_labelled, read_class_set
 from vlm.training.measure.heads import Probe, Row, classifier_rows

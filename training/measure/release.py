@@ -22,7 +22,8 @@ def release(out: Path, run: Path) -> None:
     """Rounded to float16 first, measured then: the card says what users get."""
     import torch
 
-    from vlm.checkpoint.folder import load, save
+    from vlm.checkpoint.load import load
+    from vlm.checkpoint.save import save
 
     trained = load(run)
     with tempfile.TemporaryDirectory() as folder:

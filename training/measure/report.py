@@ -8,7 +8,7 @@ from vlm.errors import CheckpointError
 
 if TYPE_CHECKING:
     from vlm.images.preprocess import Preprocess
-    from vlm.inspect.figures import Language
+    from vlm.inspect.drawing import Language
     from vlm.training.data.labelled import Answers, ClassSet, Labelled
 
 
@@ -45,7 +45,7 @@ def report(
     Raises:
         CheckpointError: the classifier came without preprocessing settings.
     """
-    from vlm.checkpoint.folder import load_classifier
+    from vlm.checkpoint.load import load_classifier
     from vlm.training.data.labelled import ask, classes_of_classifier, open_labelled
     from vlm.training.measure.report_numbers import fit_temperature
 
@@ -82,7 +82,7 @@ def write_report(
     wrong: int,
 ) -> dict[str, Any]:
     """All files of the report, and metrics.json as it is on disk.  `answers` are the logits for `data`."""
-    from vlm.inspect.figures import image_seen
+    from vlm.inspect.drawing import image_seen
     from vlm.metrics import reliability
     from vlm.training.measure.report_figures import Mistake, draw_confusion, draw_mistakes, draw_reliability, letters
     from vlm.training.measure.report_numbers import card_part, most_wrong, numbers

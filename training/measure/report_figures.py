@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 
-from vlm.inspect import figures
+from vlm.inspect.drawing import Language, choose_lettering
 from vlm.metrics import Reliability
 
-WORDS: dict[figures.Language, dict[str, str]] = {
+WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "confusion": "What is taken for what?",
         "true": "true class",
@@ -70,9 +70,9 @@ class Letters(NamedTuple):
         ]
 
 
-def letters(language: figures.Language) -> Letters:
+def letters(language: Language) -> Letters:
     """Japanese where the machine has a font for it, else English."""
-    pen = figures.pen(language)
+    pen = choose_lettering(language)
     font = pen.font(12)
     if pen.japanese and isinstance(font, ImageFont.FreeTypeFont):
         return Letters(WORDS[language], str(font.path))

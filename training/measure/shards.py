@@ -27,9 +27,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vlm.checkpoint.folder import load
+from vlm import atomic
+from vlm.checkpoint.load import load
 from vlm.errors import ImageError
-from vlm.images.preprocess import MAX_BYTES, Preprocess
+from vlm.images.open import MAX_BYTES
+from vlm.images.preprocess import Preprocess
 from vlm.training.data.rows import BrokenSample, Rows, open_rows
 
 _PROBES = 32  # samples whose images are hashed to know a data set again
@@ -132,9 +134,7 @@ class ShardWriter:
         if not all(path.exists() for path in paths):
             return False
         lines = [json.dumps(broken, ensure_ascii=False) for path in paths for broken in _broken(_metadata(path))]
-        new = self.job.out / f".broken.{os.getpid()}.new"
-        new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        _place(new, self.job.out / "broken.jsonl")
+        atomic.write(self.job.out / "broken.jsonl", "".join(f"{line}\n" for line in lines))
         return True
 
     def path(self, number: int) -> Path:
@@ -172,10 +172,9 @@ class ShardWriter:
             pa.array([uid for read in reads for uid in read.uids], pa.string()),
             pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind),
         ]
-        new = self.job.out / f".part-{number:05d}.new"
         table = pa.Table.from_arrays(columns, schema=schema)
-        pq.write_table(table, new, use_dictionary=False, compression="none", write_page_checksum=True)
-        _place(new, self.path(number))
+        with atomic.replacing(self.path(number)) as new:
+            pq.write_table(table, new, use_dictionary=False, compression="none", write_page_checksum=True)
 
     def _whole(self, number: int) -> list[dict[str, Any]] | None:
         """What is broken in a shard that is there and whole, by its checksums; None: it has to be made."""
@@ -323,18 +322,6 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
 
 def _broken(metadata: dict[bytes, bytes]) -> list[dict[str, Any]]:
     return json.loads(metadata[b"vlm.broken"])
-
-
-def _place(new: Path, path: Path) -> None:
-    """Atomically: first the bytes, then the name."""
-    for part in (new, new.parent):
-        if part == new.parent:
-            new.replace(path)
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager

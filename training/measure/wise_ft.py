@@ -50,7 +50,8 @@ def wise_ft(
     Returns:
         The points of the curve and the best of them; of equals the one nearest to `start`.
     """
-    from vlm.checkpoint.folder import load, load_classifier, save
+    from vlm.checkpoint.load import load, load_classifier
+    from vlm.checkpoint.save import save
     from vlm.training.data.labelled import classes_of_classifier, open_labelled
     from vlm.zero_shot import classifier_from_names
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vlm.checkpoint.folder import load, load_classifier, save
+from vlm.checkpoint.load import load, load_classifier
+from vlm.checkpoint.save import save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.errors import OtherKind
 from vlm.images.preprocess import Preprocess

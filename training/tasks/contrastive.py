@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlm.checkpoint.folder import load
+from vlm.checkpoint.load import load
 from vlm.config import CLIPConfig, PreprocessConfig
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
-from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
 from vlm.training.data.batches import Batch, PairStream
 from vlm.training.data.captions import CaptionChoice
 from vlm.training.data.order import Mixture, Order, Shuffled

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # they cost a second, which --help does not need
-    from vlm.tokenizers.tokenizer import SentencePieceTokenizer
+    from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _LARGEST_CORPUS = 1_000_000  # captions to learn pieces from; more adds minutes and changes little
 _DELIMITER = "\ue000"  # private use: NFKC leaves it alone
@@ -30,7 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     """
     import sentencepiece
 
-    from vlm.tokenizers.tokenizer import SentencePieceTokenizer
+    from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
     corpus = list(dict.fromkeys(cleaned for text in texts if (cleaned := " ".join(text.split()))))
     if not corpus:

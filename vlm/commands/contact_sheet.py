@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from vlm.errors import ImageError
-from vlm.images.preprocess import open_image
+from vlm.images.open import open_image
 from vlm.index.embedding_index import Hit
 
 _SIDE = 320  # pixels of the longer side of a small copy

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlm.images.preprocess import Preprocess
-    from vlm.inspect.maps import Score
+    from vlm.inspect.relevance import Score
     from vlm.models.vision import VisionTransformer, ViTClassifier
 
 
@@ -42,7 +42,7 @@ def classify(parser: ArgumentParser) -> Run:
             classifier, preprocess = _open_classifier(args.classifier)
             labels, probabilities = classifier.labels, _classify(classifier, preprocess, args.images)
         else:
-            from vlm.checkpoint.folder import load
+            from vlm.checkpoint.load import load
 
             embedder = load(args.model or "mini", backend=args.backend)
             zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
@@ -71,33 +71,34 @@ def look(parser: ArgumentParser) -> Run:
 
     def run(args: Namespace) -> None:
         from vlm.inspect import figures
+        from vlm.inspect.drawing import choose_lettering, image_seen
 
         if args.classifier:
             vision, preprocess, scores = _inside_classifier(args.classifier, args.text, args.image)
         else:
             vision, preprocess, scores = _inside_model(args.model, args.text)
         pixels = preprocess.pixels(args.image)  # (3, H, W)
-        pen = figures.pen(args.lang)
-        if not pen.japanese:
+        lettering = choose_lettering(args.lang)
+        if not lettering.japanese:
             japanese = {text: f"text {n}" for n, text in enumerate(scores, 1) if not text.isascii()}
             scores = {japanese.get(text, text): score for text, score in scores.items()}
             if args.lang == "ja" or japanese:
                 named = "".join(f"; {caption} is {text}" for text, caption in japanese.items())
                 print(f"vlm: no font with Japanese on this machine: the images are in English{named}", file=sys.stderr)
-        images, image = preprocess.normalize(pixels)[None], figures.image_seen(pixels)
+        images, image = preprocess.normalize(pixels)[None], image_seen(pixels)
         args.out.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
-        for name, figure in figures.draw_all(vision, images, image, scores, pen).items():
+        for name, figure in figures.draw_all(vision, images, image, scores, lettering).items():
             path = args.out / f"look-{name}.png"
             figure.save(path)
-            rows.append({"path": str(path), "question": pen.words[name]})
+            rows.append({"path": str(path), "question": lettering.words[name]})
         print_rows(rows, args.json, lambda row: f"{row['path']}\t{row['question']}")
 
     return run
 
 
 def _open_classifier(source: str) -> tuple["ViTClassifier", "Preprocess"]:
-    from vlm.checkpoint.folder import load_classifier
+    from vlm.checkpoint.load import load_classifier
 
     classifier = load_classifier(source)
     if classifier.preprocess is None:
@@ -115,8 +116,8 @@ def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: lis
 
 def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """What `vlm look` draws: the image tower, its preprocessing, and for each text what speaks for it."""
-    from vlm.checkpoint.folder import load
-    from vlm.inspect.maps import text_score
+    from vlm.checkpoint.load import load
+    from vlm.inspect.relevance import text_score
     from vlm.zero_shot import class_embeddings
 
     embedder = load(source)
@@ -129,7 +130,7 @@ def _inside_classifier(
     source: str, labels: list[str], image: Path
 ) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """The same of a classifier; without labels its own answer to the image."""
-    from vlm.inspect.maps import label_score
+    from vlm.inspect.relevance import label_score
 
     classifier, preprocess = _open_classifier(source)
     labels = labels or [classifier.labels[int(_classify(classifier, preprocess, [image]).argmax())]]

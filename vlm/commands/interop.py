@@ -21,7 +21,8 @@ def convert(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
 
     def run(args: Namespace) -> None:
-        from vlm.checkpoint.folder import load, load_classifier, save
+        from vlm.checkpoint.load import load, load_classifier
+        from vlm.checkpoint.save import save
 
         said = {
             "num_heads": args.num_heads,
@@ -43,7 +44,7 @@ def export(parser: ArgumentParser) -> Callable[[Namespace], None]:
     parser.add_argument("--classifier", action="store_true", help="MODEL is a ViT with classes, not a CLIP")
 
     def run(args: Namespace) -> None:
-        from vlm.checkpoint.folder import load, load_classifier
+        from vlm.checkpoint.load import load, load_classifier
         from vlm.interop.exports import export as write
 
         model: Any = load_classifier(args.model) if args.classifier else load(args.model)

@@ -30,7 +30,7 @@ def evaluate(parser: ArgumentParser) -> Run:
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
     def run(args: Namespace) -> None:
-        from vlm.checkpoint.folder import load
+        from vlm.checkpoint.load import load
         from vlm.training.measure.evaluate import VALIDATION, evaluate_own, table
         from vlm.training.measure.evaluate import evaluate as evaluate_picture_words
 

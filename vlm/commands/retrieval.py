@@ -38,7 +38,7 @@ def index(parser: ArgumentParser) -> Run:
     def run(args: Namespace) -> None:
         if not (args.folder or args.prune or args.ann or args.from_embeddings or args.to_embeddings):
             parser.error("give FOLDER, --prune, --ann, --from-embeddings or --to-embeddings")
-        from vlm.checkpoint.folder import load
+        from vlm.checkpoint.load import load
         from vlm.index.embedding_index import Added, EmbeddingIndex
 
         embedder = load(args.model, backend=args.backend)
@@ -138,7 +138,7 @@ def _search(args: Namespace, opened: "EmbeddingIndex") -> list[dict[str, Any]]:
 @contextmanager
 def _opened_index(args: Namespace) -> "Generator[EmbeddingIndex]":
     """That of --index, or one of --folder that is gone afterwards; with images in it."""
-    from vlm.checkpoint.folder import load
+    from vlm.checkpoint.load import load
     from vlm.index.embedding_index import EmbeddingIndex
     from vlm.index.query import read_query
 
@@ -168,7 +168,7 @@ def _describe_hit(row: dict[str, Any]) -> str:
 
 
 def _is_image(query: str) -> bool:
-    from vlm.images.preprocess import IMAGE_SUFFIXES
+    from vlm.images.signatures import IMAGE_SUFFIXES
 
     named_so = Path(query).suffix.lower() in IMAGE_SUFFIXES
     return named_so or os.path.isfile(query)  # of Path's own, a long text is an error

@@ -39,7 +39,7 @@ def serve(parser: ArgumentParser) -> Run:
         except ModuleNotFoundError as error:
             packages = "fastapi uvicorn python-multipart"
             raise ValueError(f"vlm serve needs {error.name}. Install: pip install {packages}") from error
-        from vlm.checkpoint.folder import load
+        from vlm.checkpoint.load import load
         from vlm.serving.service import Service
 
         with _listen(args.host, args.port) as listener:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlm.errors import ImageError
-from vlm.images.preprocess import IMAGE_SUFFIXES
+from vlm.images.signatures import IMAGE_SUFFIXES
 
 
 def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:

@@ -1,5 +1,10 @@
 """What a file is, by its first bytes: names lie."""
 
+# Names that say "image".  Some kinds are only ever refused: a search then lists them, instead of passing them over.
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .svg .jxl .psd".split()  # noqa: SIM905
+)
+
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),

@@ -9,7 +9,6 @@ its reader trusts what they say about sizes.  Row r of the arrays is row r of th
 later is searched exactly until the next build.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlm import atomic
 from vlm.index.exact_search import nearest
 
 if TYPE_CHECKING:
@@ -68,11 +68,8 @@ class Ann:
         """Whole or not at all, whatever happens meanwhile."""
         arrays = {"centroids": self.centroids, "codebooks": self.codebooks, "lists": self.lists, "codes": self.codes}
         about = {"probes": str(self.probes), **{f"recall {kind}": str(value) for kind, value in self.recall.items()}}
-        unfinished = file.with_suffix(".unfinished")
-        safetensors.numpy.save_file(arrays, unfinished, about)
-        with open(unfinished, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(unfinished, file)
+        with atomic.replacing(file) as new:
+            safetensors.numpy.save_file(arrays, new, about)
 
 
 class OpenedAnn:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vlm.embedder import Embedder
 from vlm.errors import ImageError, ImageReason
 from vlm.images.finding import survey
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 from vlm.index import embedding_files
 from vlm.index.ann import Ann, OpenedAnn, build
 from vlm.index.exact_search import nearest

@@ -16,7 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vlm.errors import ImageError
-from vlm.images.preprocess import MAX_BYTES, Preprocess, open_image
+from vlm.images.open import MAX_BYTES, open_image
+from vlm.images.preprocess import Preprocess
 from vlm.index.vector_store import Content, Record
 
 

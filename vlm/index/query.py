@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 
 Term = tuple[float, str | ImageSource]
 Query = str | ImageSource | Sequence[Term]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm import atomic
+
 _DATABASE = "index.sqlite"
 _FORMAT = 1
 _BYTES = 2  # of a float16
@@ -220,10 +222,8 @@ class VectorStore:
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
-        if start == 0 and os.name == "posix":  # the name of a new file is durable when its folder is
-            folder = os.open(self.folder, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        if start == 0:  # the name of a new file is durable when its folder is
+            atomic.sync(self.folder)
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 """Our models in other libraries' formats: folders that OpenCLIP, Hugging Face, timm and ONNX Runtime open."""
 
-import shutil
 from pathlib import Path
 from typing import Literal, get_args
 
 import safetensors.torch
 from torch import nn
 
+from vlm import atomic
 from vlm.embedder import Embedder
 from vlm.errors import InputError
 from vlm.interop.formats import huggingface, huggingface_vit, openclip, openclip_config, timm
@@ -16,7 +16,7 @@ from vlm.interop.formats.tables import State
 from vlm.interop.tokenizer_files import write_tokenizer
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx import towers as onnx_towers
-from vlm.tokenizers.tokenizer import CLIPTokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
 
 Format = Literal["openclip", "huggingface", "timm", "onnx"]
 
@@ -34,16 +34,8 @@ def export(model: Embedder | ViTClassifier, folder: str | Path, to: Format) -> N
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder. Name a new one.")
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        _WRITERS[to](model, beside)
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)  # whole or not at all
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with atomic.replacing_folder(folder) as new:
+        _WRITERS[to](model, new)
 
 
 def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:

@@ -32,7 +32,8 @@ from vlm.interop.tensor_files import find_weights, read_tensors
 from vlm.interop.tokenizer_files import read_tokenizer
 from vlm.models.clip import CLIP
 from vlm.models.vision import ViTClassifier, resize_pos_embed
-from vlm.tokenizers.tokenizer import CLIP_VOCAB, CLIPTokenizer, Tokenizer
+from vlm.tokenizers.clip_bpe import CLIP_VOCAB, CLIPTokenizer
+from vlm.tokenizers.protocol import Tokenizer
 
 __all__ = ["Foreign", "ForeignClassifier", "load_foreign", "load_foreign_classifier"]
 

@@ -10,15 +10,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from vlm.config import Json
 from vlm.errors import CheckpointError, InputError
 from vlm.interop.formats.foreign import read_json, write_json
+from vlm.tokenizers.clip_bpe import BYTE_LETTERS, CLIP_BPE_FILE, CLIPTokenizer
 from vlm.tokenizers.huggingface import JSON_FILE, JsonTokenizer
-from vlm.tokenizers.tokenizer import (
-    BYTE_LETTERS,
-    CLIP_BPE_FILE,
-    CLIPTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    TokenizerConfig,
-)
+from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 _PUNCTUATION = r"[!-/:-@\[-`{-~]"  # Python's string.punctuation

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.embedder import Embedder
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 
 
 class CachedEmbedder(Embedder):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vlm.embedder import Embedder
 from vlm.errors import ImageError
-from vlm.images.preprocess import read_image_size
+from vlm.images.open import read_image_size
 from vlm.index.embedding_index import EmbeddingIndex, Query
 from vlm.index.query import parse_terms
 from vlm.serving.api_types import ClassifyAsked, EmbedAsked, SearchAsked, UploadedImage

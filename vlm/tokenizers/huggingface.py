@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from vlm.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
 
 JSON_FILE = "tokenizer.json"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -9,9 +9,10 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.support.check_sets import THINGS, encoded, examine, noise_image, row, sound
-from vlm.checkpoint.folder import BUNDLED
+from vlm.checkpoint.sources import BUNDLED
 from vlm.cli import main
-from vlm.tokenizers.tokenizer import CLIPTokenizer, load_tokenizer
+from vlm.tokenizers.clip_bpe import CLIPTokenizer
+from vlm.tokenizers.load import load_tokenizer
 from vlm.training.audit.check import SAMPLE, check, open_tokenizer
 
 
@@ -97,9 +98,9 @@ def test_the_sheet_is_in_the_language_asked_for(run, data: Path, tmp_path: Path)
         assert run(data, "--out", tmp_path / language, "--lang", language)[0] == 0
         with Image.open(tmp_path / language / "contact-sheet.png") as sheet:
             pages.append(sheet.tobytes())
-    from vlm.inspect import figures
+    from vlm.inspect.drawing import choose_lettering
 
-    assert (pages[0] != pages[1]) == figures.pen("ja").japanese
+    assert (pages[0] != pages[1]) == choose_lettering("ja").japanese
 
 
 def test_a_tokenizer_is_named_by_word_or_folder(run, data: Path, tmp_path: Path):

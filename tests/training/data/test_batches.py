@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
-from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.augment import AugmentConfig
 from vlm.training.data.batches import Batch, PairStream, group_number, shrink
 from vlm.training.data.captions import CaptionChoice

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from vlm.config import PreprocessConfig
-from vlm.images.preprocess import ImageSource, Preprocess
+from vlm.images.open import ImageSource
+from vlm.images.preprocess import Preprocess
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import BrokenSample, Rows, open_rows
 

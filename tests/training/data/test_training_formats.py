@@ -96,7 +96,7 @@ def peak_of_loading(source: str, tokenizer_folder: str, answer) -> None:
 
     from vlm.config import PreprocessConfig
     from vlm.images.preprocess import Preprocess
-    from vlm.tokenizers.tokenizer import load_tokenizer
+    from vlm.tokenizers.load import load_tokenizer
     from vlm.training.data.augment import AugmentConfig
     from vlm.training.data.batches import PairStream
     from vlm.training.data.pairs import open_pairs

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.checkpoint.folder import load
+from vlm.checkpoint.load import load
 from vlm.embedder import Embedder
 from vlm.training.engine.loop import Rehearsal
 from vlm.training.engine.run_folder import begin_run, check_run, forecast, place

@@ -131,7 +131,7 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before_and_the_next_run_tidi
     for moment in (
         "vlm.training.engine.state.save_file",
         "vlm.training.engine.state._sha256",
-        "vlm.training.engine.state._flush",
+        "vlm.atomic.sync",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(moment, crash)

@@ -11,7 +11,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import load, save, save_calibration
+from vlm.checkpoint.load import load
+from vlm.checkpoint.save import save, save_calibration
 from vlm.cli import run_alone
 from vlm.commands.release import calibrate as declare
 from vlm.embedder import Embedder

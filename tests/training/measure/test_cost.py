@@ -10,12 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.tiny_run import write_recipe
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.models.clip import CLIP
 from vlm.models.layers import Block
-from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
 from vlm.training.engine.optim import optimizers, orthogonalise
 from vlm.training.measure.cost import (
     Cost,

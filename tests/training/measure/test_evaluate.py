@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.check_sets import encoded
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.training.data.pairs import Pairs, open_pairs

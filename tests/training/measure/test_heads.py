@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from vlm.checkpoint.folder import load_classifier, save
+from vlm.checkpoint.load import load_classifier
+from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 from vlm.metrics import balanced_accuracy
 from vlm.training.data.labelled import ClassSet, Labelled, classes_of, open_labelled

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.checkpoint.folder import load_classifier, save
+from vlm.checkpoint.load import load_classifier
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vlm.calibration import Calibration
-from vlm.checkpoint.folder import load, save
+from vlm.checkpoint.load import load
+from vlm.checkpoint.save import save
 from vlm.cli import run_alone
 from vlm.commands.release import release as declare
 from vlm.embedder import Embedder

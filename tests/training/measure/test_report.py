@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.checkpoint.folder import load_classifier, save
+from vlm.checkpoint.load import load_classifier
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.images.preprocess import Preprocess

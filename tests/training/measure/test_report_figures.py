@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.inspect import figures
-from vlm.inspect.figures import Language
+from vlm.inspect.drawing import Language, choose_lettering
 from vlm.metrics import reliability
 from vlm.training.measure.report_figures import (
     Letters,
@@ -27,7 +26,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_words_are_those_of_the_language_and_other_names_give_another_image(language: Language, tmp_path: Path):
     """A missing glyph would be a warning, which is an error here; boxes would be equal images."""
     pen = letters(language)
-    if language == "ja" and not figures.pen("ja").japanese:
+    if language == "ja" and not choose_lettering("ja").japanese:
         assert pen == letters("en")
         return
     draw_confusion([[3, 1], [0, 2]], ["犬", "猫"] if pen.font else ["dog", "cat"], pen, tmp_path / "a.png")
@@ -37,7 +36,7 @@ def test_words_are_those_of_the_language_and_other_names_give_another_image(lang
 
 
 def test_without_a_japanese_font_classes_are_numbered_not_boxes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(figures, "FONTS", ("no such font.ttf",))
+    monkeypatch.setattr("vlm.inspect.drawing.FONTS", ("no such font.ttf",))
     pen = letters("ja")
     assert pen.font is None and pen.words["answer"] == "answer"
     assert pen.writable(["犬", "cat"]) == ["class 0", "cat"]

@@ -23,7 +23,7 @@ from PIL import Image
 import vlm
 from vlm.cli import main
 from vlm.embedder import Embedder
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 from vlm.training.data.rows import BrokenSample
 from vlm.training.measure.shards import Done, Job, data_hash, embed
 
@@ -184,7 +184,7 @@ def test_a_second_run_keeps_whole_shards_and_makes_lost_and_damaged_ones_again(j
     vector = pq.read_metadata(flipped).row_group(0).column(1)
     data[vector.data_page_offset + vector.total_compressed_size - 1] ^= 1  # of the last vector
     flipped.write_bytes(data)
-    (job.out / ".part-00000.new").write_bytes(b"half a shard")  # what a killed run leaves
+    (job.out / f".part-00000.parquet.{2**22 + 1}.new").write_bytes(b"half a shard")  # what a killed process leaves
     done, complete = embed(job)
     assert (done, complete) == (Done(shards=3, found=2, rows=COUNT, broken=3), True)
     assert hashes(job.out) == wanted

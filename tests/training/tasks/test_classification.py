@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.support.tiny_run import write_vit_recipe
 from tests.training.tasks.test_train_vit import SINGLE_PROCESS
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.images.preprocess import Preprocess
 from vlm.models.layers import Block

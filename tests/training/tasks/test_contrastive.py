@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.tiny_run import write_recipe
-from vlm.checkpoint.folder import save
+from vlm.checkpoint.save import save
 from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig
 from vlm.embedder import Embedder
 from vlm.loss import clip_loss, siglip_loss

@@ -14,7 +14,8 @@ import torch
 import vlm
 from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_vit_recipe
-from vlm.checkpoint.folder import load_classifier, save
+from vlm.checkpoint.load import load_classifier
+from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.record import read_metrics

@@ -18,7 +18,7 @@ from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.interop.formats.openclip import write_model as openclip_weights
 from vlm.models.clip import CLIP
-from vlm.tokenizers.tokenizer import load_tokenizer
+from vlm.tokenizers.load import load_tokenizer
 
 TOKENIZER = Path(__file__).parents[3] / "training/picture_words/tokenizer"
 MEAN = SCORES["mean of both"]

@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 
 from vlm import cli
-from vlm.checkpoint.folder import load_classifier
+from vlm.checkpoint.load import load_classifier
 from vlm.config import VisionConfig
 from vlm.interop.exports import export
 from vlm.models.vision import ViTClassifier

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm.images.preprocess import IMAGE_SUFFIXES
+from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.columns import Columns
 from vlm.training.data.formats.table import Table, generated, with_splits
 

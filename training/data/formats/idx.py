@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 from vlm.training.data.rows import Captions
 
 FILES = {"train": "train", "test": "t10k"}  # split -> how its files begin

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm.images.preprocess import ImageSource
+from vlm.images.open import ImageSource
 from vlm.training.data.formats.columns import Columns
 from vlm.training.data.rows import BrokenSample, Captions, SampleReason
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from vlm.images.preprocess import IMAGE_SUFFIXES, MAX_BYTES, ImageSource
+from vlm.images.open import MAX_BYTES, ImageSource
+from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.columns import CAPTION, KEYWORDS, Columns, by_language
 from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
 from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, SampleReason

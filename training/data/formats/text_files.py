@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlm.images.preprocess import IMAGE_SUFFIXES
+from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.columns import Columns, recognise
 from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
 from vlm.training.data.rows import ColumnNames

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlm.config import Activation, CLIPConfig, Json, PreprocessConfig, VisionConfig
 from vlm.errors import CheckpointError, InputError
 from vlm.models.vision import VisionTransformer, ViTClassifier
-from vlm.tokenizers.tokenizer import Tokenizer
+from vlm.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True)

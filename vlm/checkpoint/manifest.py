@@ -1,0 +1,49 @@
+"""manifest.json: the sha256 of every file of a model folder, and of itself."""
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def verify(folder: Path) -> None:
+    """Any byte that differs from what `save` wrote, in any file, is an error that names the file."""
+    files = listed_files(folder)
+    for name in ("config.json", "model.safetensors"):
+        if name not in files:
+            raise ValueError(f"{folder / 'manifest.json'} does not list {name}: this is no model folder.")
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing. Copy the model folder again, whole.")
+        if sha256(path) != expected:
+            raise ValueError(
+                f"{path} is not what was saved: its sha256 differs from manifest.json. Copy the folder again."
+            )
+
+
+def listed_files(folder: Path) -> dict[str, str]:
+    """{file: sha256} of manifest.json, which vouches for itself too."""
+    path = folder / "manifest.json"
+    try:
+        text = path.read_bytes().decode("utf-8")
+        files: dict[str, str] = dict(json.loads(text)["files"])
+        if text == manifest_text(files):
+            return files
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{path} is not what was saved: its own checksum is wrong. Copy the model folder again.")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_text(files: dict[str, str]) -> str:
+    """The one text for these checksums, its own among them."""
+    body = json.dumps(files, sort_keys=True)
+    return (
+        json.dumps({"files": files, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
+        + "\n"
+    )

@@ -1,0 +1,80 @@
+"""Attention maps of a ViT, as arrays.
+
+L blocks · B images · h heads · N tokens, the class token first where there is one · Np patches on a grid (H/P, W/P).
+Everything here reads a model in `eval()` and leaves no gradients; *Vision Transformer 入門*, chapter 3.
+"""
+
+import torch
+from torch import Tensor
+
+from vlm.config import VisionConfig
+from vlm.models.layers import AttentionPool, Block
+from vlm.models.vision import VisionTransformer
+
+
+@torch.no_grad()
+def attention_maps(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """A of every block and head, (L, B, h, N, N); each row sums to 1.  Book eq. (7)."""
+    z = vision.embed(images)
+    maps: list[Tensor] = []
+    for block in vision.blocks:
+        assert isinstance(block, Block)
+        maps.append(block.attn.weights(block.norm1(z)))
+        z = block(z)
+    return torch.stack(maps)
+
+
+def attention_read(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """What the image's vector reads through each head, on the patches: (L, B, h, H/P, W/P).
+
+    With a class token as the vector, its row of each map.
+    """
+    read = torch.einsum("bn,lbhnm->lbhm", reading_weights(vision, images), attention_maps(vision, images))
+    return patch_grid(vision.config, read)
+
+
+@torch.no_grad()
+def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
+    """How much of each last token the image's vector reads, (B, N), rows sum to 1.
+
+    The class token alone, all patches alike, or what the attention pool's query sees (mean of its heads).
+    """
+    config = vision.config
+    if vision.pool is not None:
+        tokens = vision.features(images, blocks=(-1,)).blocks[0]
+        return pool_weights(vision.pool, vision.norm(tokens)).mean(1)
+    weights = images.new_zeros(images.shape[0], config.num_tokens)
+    read = slice(0, 1) if config.pool == "class" else slice(int(config.class_token), None)
+    weights[:, read] = 1 / weights[0, read].numel()
+    return weights
+
+
+def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
+    """(..., N) -> (..., H/P, W/P): a number per token on the image, the class token left out."""
+    return torch.unflatten(tokens[..., int(config.class_token) :], -1, config.grid)
+
+
+def attention_distance(maps: Tensor, config: VisionConfig) -> Tensor:
+    """How far each head looks, in pixels, (L, B, h, N, N) -> (L, h).  ViT paper, figure 7 right.
+
+    The distance between the centres of two patches, weighted by attention, mean over all patches and images.  Patches
+    only: the class token is nowhere, so each row is made to sum to 1 without it.
+    """
+    first = int(config.class_token)
+    between = maps[..., first:, first:]  # (L, B, h, Np, Np)
+    between = between / between.sum(-1, keepdim=True).clamp_min(torch.finfo(between.dtype).tiny)
+    return (between * patch_distances(config).to(between)).sum(-1).mean((1, 3))
+
+
+def patch_distances(config: VisionConfig) -> Tensor:
+    """Pixels between the centres of any two patches, (Np, Np)."""
+    rows, columns = config.grid
+    centres = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() * config.patch_size  # (Np, 2)
+    return (centres[:, None] - centres).square().sum(-1).sqrt()
+
+
+def pool_weights(pool: AttentionPool, z: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(Dh)) of the pool's one query, (B, N, D) -> (B, h, N)."""
+    q = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (1, h, 1, Dh)
+    k = pool.kv(z).chunk(2, dim=-1)[0].unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (B, h, N, Dh)
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0]
