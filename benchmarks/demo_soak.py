@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 from gradio_client import Client, handle_file
 
-from vlm.demo.gallery import SAMPLES, samples
+from vlm.demo.search.samples import SAMPLES, samples
 
 WORDS = "dog cat car tree apple 犬 猫 車 木 りんご ship castle 花 月".split()  # noqa: SIM905
 

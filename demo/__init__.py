@@ -1,6 +1,6 @@
-"""What people see first: classification and retrieval in the browser, on the bundled model.  `python -m demo`."""
+"""The demo: classification and retrieval in the browser.  `python -m demo` serves it on the bundled model."""
 
-if __name__ == "demo":  # started from a checkout, `python -m demo...`: the same package, never a second copy
+if __name__ == "demo":  # `python -m demo` in a checkout: use the installed package, not a second copy
     import sys
 
     import vlm.demo

@@ -1,1 +1,1 @@
-"""One module per tab: `tab(actions)` lays it out, `endpoints(actions)` offers the same to programs."""
+"""One module per tab: `tab(actions)` builds it, `endpoints(actions)` offers the same to programs."""

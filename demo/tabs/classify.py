@@ -1,16 +1,17 @@
-"""Zero-shot classification: an image or many, any labels, a ranking, and where a label is."""
+"""Zero-shot classification: rank labels for one or many images, and show where a label is."""
 
 from pathlib import Path
 from typing import Any, TypedDict
 
 import gradio as gr
 
-from vlm.demo import views
-from vlm.demo.actions import Actions, Ranked, sentences
-from vlm.demo.gallery import EXAMPLES
-from vlm.demo.searching import known_sample
-from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, image_and_examples, language_of, on, path_of, plainly, text
+from vlm.demo.actions import PageActions, ScoredLabel, label_prompts
+from vlm.demo.page.components import html_part, image_and_examples, text
+from vlm.demo.page.events import Upload, api_errors, bind, event_language, named_endpoint, upload_path
+from vlm.demo.page.texts import PageError
+from vlm.demo.search.retrieval import known_sample
+from vlm.demo.search.samples import EXAMPLES
+from vlm.demo.views import classification, layout
 from vlm.zero_shot import label_sentences
 
 ENGLISH = "\n".join(label_sentences("{}"))
@@ -37,8 +38,8 @@ class Where(TypedDict):
     map: list[list[float]]
 
 
-def tab(actions: Actions) -> None:
-    html(views.intro("classify_intro"))
+def tab(actions: PageActions) -> None:
+    html_part(layout.intro("classify_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             image, examples = image_and_examples()
@@ -53,10 +54,10 @@ def tab(actions: Actions) -> None:
                 elem_id="labels",
             )
             button = gr.Button(text("classify_button"), variant="primary", elem_id="classify-button")
-            ranking = html(views.nothing_yet("ranking_empty"), "ranking")
-            where = html("", "where")
+            ranking = html_part(layout.empty_state("ranking_empty"), "ranking")
+            where = html_part("", "where")
             with gr.Accordion(text("templates"), open=False):
-                choices = html(views.templates(list(TEMPLATES)))
+                choices = html_part(classification.template_buttons(list(TEMPLATES)))
                 templates = gr.Textbox(
                     value="",
                     label=text("templates"),
@@ -70,39 +71,39 @@ def tab(actions: Actions) -> None:
                     label=text("images"), file_count="multiple", type="filepath", height=140, elem_id="images"
                 )
                 all_button = gr.Button(text("classify_all_button"), elem_id="classify-all-button")
-                table = html("", "table")
+                table = html_part("", "table")
 
-    def shown(path: str | None, typed: str, written: str) -> str:
+    def ranking_html(path: str | None, typed: str, written: str) -> str:
         ranked = actions.classify(path, typed, written)
-        asked = sentences(ranked[0].label, written)
-        return views.bars(ranked, none_fits=actions.none_fits(ranked), asked=asked)
+        prompts = label_prompts(ranked[0].label, written)
+        return classification.bars(ranked, none_fits=actions.none_fits(ranked), prompts=prompts)
 
     def classify(image: Upload | None, typed: str, written: str) -> tuple[str, str]:
-        return "", shown(path_of(image), typed, written)
+        return "", ranking_html(upload_path(image), typed, written)
 
     def take_example(event: gr.EventData) -> tuple[str, str, str, str, str]:
         path = known_sample(event.file).path
-        names = EXAMPLES["classify"].get(event.file, {}).get(language_of(event), [])
-        return str(path), "\n".join(names), "", "", shown(str(path), "\n".join(names), "")
+        names = EXAMPLES["classify"].get(event.file, {}).get(event_language(event), [])
+        return str(path), "\n".join(names), "", "", ranking_html(str(path), "\n".join(names), "")
 
     def show_where(image: Upload | None, event: gr.EventData) -> str:
         label = str(event.label)
-        return views.where(label, actions.where(path_of(image), label).figure)
+        return classification.heat_map(label, actions.locate(upload_path(image), label).figure)
 
     def classify_all(images: list[Upload] | None, typed: str, written: str) -> str:
-        return views.table(actions.classify_all(named(images), typed, written))
+        return classification.table(actions.classify_all(named(images), typed, written))
 
     def take_templates(event: gr.EventData) -> str:
         return TEMPLATES.get(str(event.template), "")
 
-    on(button.click, classify, [image, labels, templates], [where, ranking])
-    on(examples.click, take_example, [], [image, labels, templates, where, ranking])
-    on(ranking.click, show_where, [image], [where])
-    on(all_button.click, classify_all, [images, labels, templates], [table])
-    on(choices.click, take_templates, [], [templates])
+    bind(button.click, classify, [image, labels, templates], [where, ranking])
+    bind(examples.click, take_example, [], [image, labels, templates, where, ranking])
+    bind(ranking.click, show_where, [image], [where])
+    bind(all_button.click, classify_all, [images, labels, templates], [table])
+    bind(choices.click, take_templates, [], [templates])
 
 
-def endpoints(actions: Actions) -> None:
+def endpoints(actions: PageActions) -> None:
     def classify(image: Upload, labels: str | list[str], templates: str | list[str] = "") -> list[RankedLabel]:
         """Which of the labels fits the image best: zero-shot classification.
 
@@ -111,8 +112,8 @@ def endpoints(actions: Actions) -> None:
         Returns the labels, most probable first; the probabilities add up to 1. match is the probability of each label
         on its own, null where the model only compares labels.
         """
-        with plainly():
-            return [_ranked(ranked) for ranked in actions.classify(path_of(image), labels, templates)]
+        with api_errors():
+            return [_ranked_label(scored) for scored in actions.classify(upload_path(image), labels, templates)]
 
     def classify_all(
         images: list[Upload], labels: str | list[str], templates: str | list[str] = ""
@@ -121,13 +122,13 @@ def endpoints(actions: Actions) -> None:
 
         none_fits: even the best label is weak.
         """
-        with plainly():
+        with api_errors():
             return [
                 ClassifiedImage(
                     name=row.name,
-                    labels=[_ranked(ranked) for ranked in row.ranking],
+                    labels=[_ranked_label(scored) for scored in row.ranking],
                     none_fits=row.none_fits,
-                    error=str(row.no or ""),
+                    error=str(row.error or ""),
                 )
                 for row in actions.classify_all(named(images), labels, templates)
             ]
@@ -137,23 +138,23 @@ def endpoints(actions: Actions) -> None:
 
         The numbers are differences of the cosine similarity.
         """
-        with plainly():
-            return Where(label=label, map=actions.where(path_of(image), label).grid.tolist())
+        with api_errors():
+            return Where(label=label, map=actions.locate(upload_path(image), label).grid.tolist())
 
-    endpoint(classify, "classify")
-    endpoint(classify_all, "classify_all")
-    endpoint(where, "where")
+    named_endpoint(classify, "classify")
+    named_endpoint(classify_all, "classify_all")
+    named_endpoint(where, "where")
 
 
 def named(images: Any) -> list[tuple[str, str]]:
-    """(name, path) of each upload."""
+    """(file name, path) of each upload."""
     if images is not None and not isinstance(images, list):
-        raise NoAnswer("not an upload")
-    paths = [path_of(image) for image in images or []]
+        raise PageError("not an upload")
+    paths = [upload_path(image) for image in images or []]
     if None in paths:
-        raise NoAnswer("not an upload")
+        raise PageError("not an upload")
     return [(Path(path).name, path) for path in paths if path is not None]
 
 
-def _ranked(ranked: Ranked) -> RankedLabel:
-    return RankedLabel(label=ranked.label, probability=ranked.probability, match=ranked.match)
+def _ranked_label(scored: ScoredLabel) -> RankedLabel:
+    return RankedLabel(label=scored.label, probability=scored.probability, match=scored.match)

@@ -1,17 +1,22 @@
-"""Inside the model that answers the page: patches, attention of every head, positions, filters, where a text is."""
+"""What the page's model computes for an image: patches, attention of every head, positions, filters, relevance."""
 
 from typing import Any, TypedDict
 
 import gradio as gr
 
-from vlm.demo import inside, inside_views, views
-from vlm.demo.actions import Actions, read_image, read_text
-from vlm.demo.searching import computing, known_sample
-from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, image_and_examples, on, path_of, plainly, text
+from vlm.demo.actions import PageActions
+from vlm.demo.inputs import read_image, read_text
+from vlm.demo.models import inspection
+from vlm.demo.models.compute_lock import compute_lock
+from vlm.demo.page.components import html_part, image_and_examples, text
+from vlm.demo.page.events import Upload, api_errors, bind, named_endpoint, upload_path
+from vlm.demo.page.texts import PageError
+from vlm.demo.search.retrieval import known_sample
+from vlm.demo.views import inspection as views
+from vlm.demo.views import layout
 
 
-class Inside(TypedDict):
+class InspectedImage(TypedDict):
     blocks: int
     heads: int
     patch_size: int
@@ -20,8 +25,8 @@ class Inside(TypedDict):
     relevance: list[list[float]] | None
 
 
-def tab(actions: Actions) -> None:
-    html(views.intro("look_intro"))
+def tab(actions: PageActions) -> None:
+    html_part(layout.intro("look_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             image, examples = image_and_examples()
@@ -37,79 +42,81 @@ def tab(actions: Actions) -> None:
             sliders = [
                 gr.Slider(first, last, value=value, step=1, label=text(name), elem_id=f"look-{name}", buttons=[])
                 for name, first, last, value in (("block", 1, 6, 6), ("head", 1, 3, 1), ("patch", 0, 64, 0))
-            ]  # mini's; the first look sets those of any other model
-            close = html(views.nothing_yet("look_empty"), "look-attention")
-    rest = html("", "look-figures")
+            ]  # of mini; the first image sets those of another model
+            attention_part = html_part(layout.empty_state("look_empty"), "look-attention")
+    rest = html_part("", "look-figures")
 
-    def look(image: Upload | None, words: str, block: int, head: int, patch: int) -> list[Any]:
-        return _look(actions, path_of(image), words, block, head, patch)
+    def look(image: Upload | None, typed_text: str, block: int, head: int, patch: int) -> list[Any]:
+        return _look(actions, upload_path(image), typed_text, block, head, patch)
 
-    def turn(image: Upload | None, block: int, head: int, patch: int) -> Any:
-        with computing:
-            return gr.skip() if image is None else _close(_see(actions, path_of(image)), block, head, patch)
+    def redraw(image: Upload | None, block: int, head: int, patch: int) -> Any:
+        with compute_lock:
+            return gr.skip() if image is None else _attention(_prepare(actions, upload_path(image)), block, head, patch)
 
-    def take_example(words: str, block: int, head: int, patch: int, event: gr.EventData) -> list[Any]:
+    def take_example(typed_text: str, block: int, head: int, patch: int, event: gr.EventData) -> list[Any]:
         path = str(known_sample(event.file).path)
-        return [path, *_look(actions, path, words, block, head, patch)]
+        return [path, *_look(actions, path, typed_text, block, head, patch)]
 
     def choose(event: gr.EventData) -> list[Any]:
-        """A patch, or a head of a block, from the figures; the sliders then draw it."""
-        clicked: dict[str, Any] = event._data or {}  # the button's data-*
+        """Set the sliders to the clicked patch or head; the sliders then draw the map."""
+        clicked: dict[str, Any] = event._data or {}  # data-* of the button
         return [int(clicked[name]) if name in clicked else gr.skip() for name in ("block", "head", "patch")]
 
-    on(button.click, look, [image, typed, *sliders], [*sliders, rest, close])
-    on(typed.submit, look, [image, typed, *sliders], [*sliders, rest, close])
-    on(examples.click, take_example, [typed, *sliders], [image, *sliders, rest, close])
-    on(rest.click, choose, [], sliders)
+    bind(button.click, look, [image, typed, *sliders], [*sliders, rest, attention_part])
+    bind(typed.submit, look, [image, typed, *sliders], [*sliders, rest, attention_part])
+    bind(examples.click, take_example, [typed, *sliders], [image, *sliders, rest, attention_part])
+    bind(rest.click, choose, [], sliders)
     for slider in sliders:
-        on(slider.change, turn, [image, *sliders], [close])
+        bind(slider.change, redraw, [image, *sliders], [attention_part])
 
 
-def endpoints(actions: Actions) -> None:
-    def look(image: Upload, text: str = "", block: int = 0, head: int = 1, patch: int = 0) -> Inside:
-        """What the page's model does with an image, as numbers for each patch, row by row.
+def endpoints(actions: PageActions) -> None:
+    def look(image: Upload, text: str = "", block: int = 0, head: int = 1, patch: int = 0) -> InspectedImage:
+        """What the page's model computes for an image, as numbers for each patch, row by row.
 
         image: an image file. text: what to look for, or empty. block: from 1, 0 for the last one. head: from 1.
-        patch: from 1, counted from the top left; 0 is the vector that stands for the whole image.
-        Returns what that patch reads in that head (book equation (7), chapter 2), the attention rollout, and, for a
-        text, which patches make the image more like it (in units of the cosine; negative: less).
+        patch: from 1, counted from the top left; 0 is the vector of the whole image.
+        Returns the attention weights of that patch in that head (book equation (7), chapter 2), the attention rollout,
+        and, for a text, how much each patch raises the cosine similarity with it (negative: lowers).
         """
-        with plainly(), computing:
-            seen = _see(actions, path_of(image))
-            words = read_text(text)
-            return Inside(
-                blocks=seen.blocks,
-                heads=seen.heads,
-                patch_size=seen.vision.config.patch_size,
-                attention=inside.attention(seen, block or seen.blocks, head, patch).grid.tolist(),
-                rollout=inside.rollout(seen).grid.tolist(),
-                relevance=inside.relevance(seen, actions.embedder, words).grid.tolist() if words else None,
+        with api_errors(), compute_lock:
+            prepared = _prepare(actions, upload_path(image))
+            typed_text = read_text(text)
+            return InspectedImage(
+                blocks=prepared.blocks,
+                heads=prepared.heads,
+                patch_size=prepared.vision.config.patch_size,
+                attention=inspection.attention(prepared, block or prepared.blocks, head, patch).grid.tolist(),
+                rollout=inspection.rollout(prepared).grid.tolist(),
+                relevance=inspection.relevance(prepared, actions.embedder, typed_text).grid.tolist()
+                if typed_text
+                else None,
             )
 
-    endpoint(look, "look")
+    named_endpoint(look, "look")
 
 
-def _see(actions: Actions, path: str | None) -> inside.Seen:
+def _prepare(actions: PageActions, path: str | None) -> inspection.PreparedImage:
     if path is None:
-        raise NoAnswer("no_image")
-    return inside.see(actions.embedder.model.vision, actions.embedder.preprocess, read_image(path))
+        raise PageError("no_image")
+    return inspection.prepare(actions.embedder.model.vision, actions.embedder.preprocess, read_image(path))
 
 
-def _close(seen: inside.Seen, block: int, head: int, patch: int) -> str:
-    return inside_views.attention(inside.attention(seen, block, head, patch), block, head, patch)
+def _attention(prepared: inspection.PreparedImage, block: int, head: int, patch: int) -> str:
+    return views.attention(inspection.attention(prepared, block, head, patch), block, head, patch)
 
 
-def _look(actions: Actions, path: str | None, words: str, block: int, head: int, patch: int) -> list[Any]:
-    """The sliders as long as this model is deep, all figures, and the chosen head."""
-    words = read_text(words)
-    with computing:
-        seen = _see(actions, path)
-        block, head, patch = min(block, seen.blocks), min(head, seen.heads), min(patch, seen.patches)
-        found = (words, inside.relevance(seen, actions.embedder, words)) if words else None
+def _look(actions: PageActions, path: str | None, typed_text: str, block: int, head: int, patch: int) -> list[Any]:
+    """The sliders with the limits of this model, all figures, and the map of the chosen head."""
+    typed_text = read_text(typed_text)
+    with compute_lock:
+        prepared = _prepare(actions, path)
+        block, head, patch = min(block, prepared.blocks), min(head, prepared.heads), min(patch, prepared.patches)
+        found = (typed_text, inspection.relevance(prepared, actions.embedder, typed_text)) if typed_text else None
         return [
-            gr.update(maximum=seen.blocks, value=block),
-            gr.update(maximum=seen.heads, value=head),
-            gr.update(maximum=seen.patches, value=patch),
-            inside_views.all_figures(seen, inside.rollout(seen), found),
-            _close(seen, block, head, patch),
+            gr.update(maximum=prepared.blocks, value=block),
+            gr.update(maximum=prepared.heads, value=head),
+            gr.update(maximum=prepared.patches, value=patch),
+            views.all_figures(prepared, inspection.rollout(prepared), found),
+            _attention(prepared, block, head, patch),
         ]

@@ -1,15 +1,18 @@
-"""Retrieval: words, an image or both, and what is nearest to them."""
+"""Retrieval: the images nearest to a text, an image, or a sum of both."""
 
 from typing import Any, TypedDict
 
 import gradio as gr
 
-from vlm.demo import views
-from vlm.demo.actions import Actions
-from vlm.demo.gallery import EXAMPLES
-from vlm.demo.searching import Filters, Hit, OwnFolder, known_sample, styles, thumbnail
-from vlm.demo.texts import NoAnswer
-from vlm.demo.wiring import Upload, endpoint, html, image_box, language_of, on, path_of, plainly, text
+from vlm.demo.actions import PageActions
+from vlm.demo.page.components import html_part, image_box, text
+from vlm.demo.page.events import Upload, api_errors, bind, event_language, named_endpoint, upload_path
+from vlm.demo.page.texts import PageError
+from vlm.demo.search.folder import FolderCollection
+from vlm.demo.search.retrieval import Filters, SearchResult, known_sample
+from vlm.demo.search.samples import EXAMPLES, styles
+from vlm.demo.search.thumbnails import thumbnail
+from vlm.demo.views import layout, retrieval
 
 
 class FoundImage(TypedDict):
@@ -23,11 +26,11 @@ class FoundImage(TypedDict):
     license: str
 
 
-def tab(actions: Actions) -> None:
-    own = actions.own
-    html(views.intro("search_intro" if own is None else "search_intro_own"))
-    if own is not None:
-        _progress(own)
+def tab(actions: PageActions) -> None:
+    folder = actions.folder
+    html_part(layout.intro("search_intro" if folder is None else "search_intro_own"))
+    if folder is not None:
+        _progress(folder)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             query = gr.Textbox(
@@ -39,35 +42,37 @@ def tab(actions: Actions) -> None:
                 max_lines=1,
                 elem_id="query",
             )
-            suggestions = html(views.suggestions(EXAMPLES["search"]))
+            suggestions = html_part(retrieval.suggestions(EXAMPLES["search"]))
             button = gr.Button(text("search_button"), variant="primary", elem_id="search-button")
             image = image_box("query_image", "drop_similar", height=200)
-            filters = _filters(own is not None)
+            filters = _filters(folder is not None)
         with gr.Column(scale=8, min_width=300):
-            found = html(views.nothing_yet("found_empty"), "found")
+            found = html_part(layout.empty_state("found_empty"), "found")
 
-    def shown(hits: list[Hit]) -> str:
-        return views.cards(hits, no_good_match=actions.no_good_match(hits))
+    def cards(results: list[SearchResult]) -> str:
+        return retrieval.cards(results, no_good_match=actions.no_good_match(results))
 
     def search(typed: str, image: Upload | None, *chosen: Any) -> str:
-        return shown(actions.search(typed, path_of(image), filters=read_filters(own is not None, chosen)))
+        return cards(actions.search(typed, upload_path(image), filters=read_filters(folder is not None, chosen)))
 
     def take_suggestion(event: gr.EventData) -> tuple[str, None, str]:
-        typed = str(EXAMPLES["search"][int(event.number) % len(EXAMPLES["search"])][language_of(event)])
-        return typed, None, shown(actions.search(typed))
+        typed = str(EXAMPLES["search"][int(event.number) % len(EXAMPLES["search"])][event_language(event)])
+        return typed, None, cards(actions.search(typed))
 
     def take_image(event: gr.EventData) -> tuple[str, str | None, str]:
         key = str(event.file)
-        path = None if own is not None else str(known_sample(key).path)  # nothing of a folder goes to Gradio's cache
-        return "", path, shown(actions.similar(key))
+        path = (
+            None if folder is not None else str(known_sample(key).path)
+        )  # no image of the folder is copied to Gradio's cache
+        return "", path, cards(actions.similar(key))
 
-    on(button.click, search, [query, image, *filters], [found])
-    on(query.submit, search, [query, image, *filters], [found])
-    on(suggestions.click, take_suggestion, [], [query, image, found])
-    on(found.click, take_image, [], [query, image, found])
+    bind(button.click, search, [query, image, *filters], [found])
+    bind(query.submit, search, [query, image, *filters], [found])
+    bind(suggestions.click, take_suggestion, [], [query, image, found])
+    bind(found.click, take_image, [], [query, image, found])
 
 
-def endpoints(actions: Actions) -> None:
+def endpoints(actions: PageActions) -> None:
     def search(
         text: str = "",
         image: Upload | None = None,
@@ -85,40 +90,48 @@ def endpoints(actions: Actions) -> None:
         Returns the images, nearest first: thumbnail (a data: address), key (for /similar), cosine similarity,
         probability of a match (null where the model cannot say), names, author and licence.
         """
-        with plainly():
-            chosen = ([] if styles is None else styles,) if actions.own is None else (name, since, until, min_side)
-            filters = read_filters(actions.own is not None, chosen)
-            return [_found(hit) for hit in actions.search(text, path_of(image), filters=filters)]
+        with api_errors():
+            chosen = ([] if styles is None else styles,) if actions.folder is None else (name, since, until, min_side)
+            filters = read_filters(actions.folder is not None, chosen)
+            return [_found(result) for result in actions.search(text, upload_path(image), filters=filters)]
 
     def similar(key: str) -> list[FoundImage]:
         """The 24 images most like one of an earlier answer, named by its key."""
-        with plainly():
-            return [_found(hit) for hit in actions.similar(key)]
+        with api_errors():
+            return [_found(result) for result in actions.similar(key)]
 
-    endpoint(search, "search")
-    endpoint(similar, "similar")
+    named_endpoint(search, "search")
+    named_endpoint(similar, "similar")
 
 
-def read_filters(own: bool, chosen: Any) -> Filters:
-    """Of the parts of the page that `_filters` made, or `NoAnswer`."""
-    if not own:
+def read_filters(in_folder: bool, chosen: Any) -> Filters:
+    """The values of the components made by `_filters` -> filters.
+
+    Args:
+        in_folder: whether a folder is searched, not the samples.
+        chosen: the values, in their order.
+
+    Raises:
+        PageError: a value of another type.
+    """
+    if not in_folder:
         (wanted,) = chosen
         if wanted is not None and not (isinstance(wanted, list) and all(isinstance(one, str) for one in wanted)):
-            raise NoAnswer("not_text")
+            raise PageError("not_text")
         return Filters(styles=tuple(wanted or ()))
     *words, side = chosen
     name, since, until = ("" if word is None else word for word in words)
     if not all(isinstance(word, str) for word in (name, since, until)):
-        raise NoAnswer("not_text")
+        raise PageError("not_text")
     if not isinstance(side, (int, float, type(None))) or isinstance(side, bool):
-        raise NoAnswer("not_text")
+        raise PageError("not_text")
     return Filters(name=name.strip(), since=since.strip(), until=until.strip(), min_side=int(side) if side else None)
 
 
-def _filters(own: bool) -> list[Any]:
+def _filters(in_folder: bool) -> list[Any]:
     with gr.Accordion(text("filters"), open=False):
-        if not own:
-            return [gr.CheckboxGroup(choices=styles(), label=text("styles"), elem_id="styles")]
+        if not in_folder:
+            return [gr.CheckboxGroup(choices=list(styles()), label=text("styles"), elem_id="styles")]
         return [
             gr.Textbox(
                 value="", label=text("name_filter"), placeholder="2024/*.jpg", max_lines=1, elem_id="name-filter"
@@ -129,25 +142,25 @@ def _filters(own: bool) -> list[Any]:
         ]
 
 
-def _progress(own: OwnFolder) -> None:
-    """Looked at once a second until all is indexed."""
-    status = html(views.progress(own.progress, own.folder.name), "indexing")
+def _progress(folder: FolderCollection) -> None:
+    """The progress of the indexing, updated once a second until it ends."""
+    status = html_part(retrieval.progress(folder.progress, folder.folder.name), "indexing")
     timer = gr.Timer(1.0)
 
-    def look() -> tuple[str, gr.Timer]:
-        return views.progress(own.progress, own.folder.name), gr.Timer(active=not own.progress.finished)
+    def current() -> tuple[str, gr.Timer]:
+        return retrieval.progress(folder.progress, folder.folder.name), gr.Timer(active=not folder.progress.finished)
 
-    timer.tick(look, [], [status, timer], queue=False, show_progress="hidden", api_visibility="private")
+    timer.tick(current, [], [status, timer], queue=False, show_progress="hidden", api_visibility="private")
 
 
-def _found(hit: Hit) -> FoundImage:
+def _found(result: SearchResult) -> FoundImage:
     return FoundImage(
-        thumbnail=thumbnail(hit.path),
-        key=hit.key,
-        score=hit.score,
-        probability=hit.probability,
-        en=hit.names["en"],
-        ja=hit.names["ja"],
-        author=hit.author,
-        license=hit.license,
+        thumbnail=thumbnail(result.path),
+        key=result.key,
+        score=result.score,
+        probability=result.probability,
+        en=result.names["en"],
+        ja=result.names["ja"],
+        author=result.author,
+        license=result.license,
     )

@@ -1,6 +1,6 @@
 """The page as a whole in headless Chromium: languages, mistakes, html, on a model that knows nothing.
 
-What each tab does: `test_demo_browser_classify.py`, `_search.py`, `_inside.py`; keyboard and layout: `_access.py`.
+What each tab does: `test_demo_browser_classify.py`, `_search.py`, `_inspection.py`; keyboard and layout: `_access.py`.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.support.demo_pages import (
     upload,
 )
 from tests.support.demo_server import Server, serving
-from vlm.demo.texts import TEXTS
+from vlm.demo.page.texts import TEXTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -82,11 +82,11 @@ def test_mistakes_are_one_line_in_the_language_of_the_page(tiny: Server, opened:
     upload(go(page, "classify"), DOG)
     page.locator("#classify-button").click()
     says("no_labels")
-    page.locator("#labels textarea").fill("犬、猫、犬")
+    page.locator("#labels textarea").fill("x" * 501)
     page.locator("#classify-button").click()
-    says("labels_twice", labels="犬")
+    says("text_too_long", count="501", most="500")
     page.locator('[data-language="en"]').click()
-    page.locator(".notice", has_text="more than once").wait_for()
+    page.locator(".notice", has_text="too long").wait_for()
     page.locator('[data-language="ja"]').click()
 
     broken = tmp_path / "broken.png"

@@ -20,8 +20,8 @@ from tests.support.demo_pages import (
     tab_to,
 )
 from tests.support.demo_server import Server, serving
-from vlm.demo.gallery import EXAMPLES
-from vlm.demo.texts import TEXTS
+from vlm.demo.page.texts import TEXTS
+from vlm.demo.search.samples import EXAMPLES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

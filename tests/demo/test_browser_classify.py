@@ -24,11 +24,11 @@ from tests.support.demo_pages import (
     upload,
 )
 from tests.support.demo_server import Server
-from vlm.demo import views
-from vlm.demo.actions import Actions
-from vlm.demo.gallery import EXAMPLES
+from vlm.demo.actions import PageActions
+from vlm.demo.page.texts import TEXTS
+from vlm.demo.search.samples import EXAMPLES
 from vlm.demo.tabs.classify import TEMPLATES
-from vlm.demo.texts import TEXTS
+from vlm.demo.views import classification
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -40,8 +40,8 @@ HALF = 0.0005 + 1e-9  # the page shows a tenth of a percent
 
 
 @pytest.fixture(scope="module")
-def actions() -> Actions:
-    return Actions("mini")
+def actions() -> PageActions:
+    return PageActions("mini")
 
 
 def ask(page: "Page", labels: list[str], between: str = "\n") -> None:
@@ -135,7 +135,7 @@ def test_templates_are_chosen_edited_and_obeyed(mini_demo: Server, opened: Opene
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_a_label_that_is_clicked_shows_its_own_heat_map(
-    mini_demo: Server, opened: Opener, actions: Actions, language: str
+    mini_demo: Server, opened: Opener, actions: PageActions, language: str
 ) -> None:
     page = opened(mini_demo, LOCALES[language])
     upload(go(page, "classify"), DOG)
@@ -145,7 +145,7 @@ def test_a_label_that_is_clicked_shows_its_own_heat_map(
         page.locator("#where-note", has_text=TEXTS["where_note"][language].format(label=label)).wait_for()
         image = page.locator("#where img").get_attribute("src")
         assert image
-        assert f'src="{image}"' in views.where(label, actions.where(DOG, label).figure)
+        assert f'src="{image}"' in classification.heat_map(label, actions.locate(DOG, label).figure)
     ask(page, WORDS[language][:2])  # a new ranking: the map of the old one is gone
     page.locator("#where img").wait_for(state="detached")
 

@@ -21,8 +21,8 @@ from tests.support.demo_pages import (
     quiet,
 )
 from tests.support.demo_server import Server, serving
-from vlm.demo.gallery import EXAMPLES, samples
-from vlm.demo.texts import TEXTS
+from vlm.demo.page.texts import TEXTS
+from vlm.demo.search.samples import EXAMPLES, samples
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

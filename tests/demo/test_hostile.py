@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.demo_server import Server, serving
 from tests.support.odd_images import ODD_IMAGES, write_odd_images
-from vlm.demo.gallery import SAMPLES
+from vlm.demo.search.samples import SAMPLES
 
 DOG = SAMPLES / "fxemoji" / "dog.webp"
 pytestmark = pytest.mark.long

@@ -9,10 +9,11 @@ import torch
 
 import vlm
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.demo import models, remote
-from vlm.demo.gallery import SAMPLES
-from vlm.demo.models import Shelf, compare, find_models, is_loopback, without_header
-from vlm.demo.texts import NoAnswer
+from vlm.demo.models import downloads
+from vlm.demo.models.comparison import compare, threads
+from vlm.demo.models.registry import ModelRegistry, find_models, is_loopback, without_header
+from vlm.demo.page.texts import PageError
+from vlm.demo.search.samples import SAMPLES
 from vlm.images.preprocess import Preprocess
 from vlm.interop.hub import downloads as hub
 from vlm.models.vision import ViTClassifier
@@ -35,7 +36,7 @@ def place(tiny_embedder: vlm.Embedder, tmp_path: Path) -> Path:
 
 
 def key_of(action: Any, *values: Any) -> str:
-    with pytest.raises(NoAnswer) as no:
+    with pytest.raises(PageError) as no:
         action(*values)
     assert "\n" not in str(no.value)
     return no.value.key
@@ -49,42 +50,42 @@ def test_models_are_found_by_what_their_config_says(place: Path) -> None:
 
 
 def test_what_was_named_at_the_start_is_listed_once_and_first(place: Path) -> None:
-    shelf = Shelf([place], model=str(place / "tiny"), classifier=str(place / "deep/er/vit"))
-    assert [entry.name for entry in shelf.entries("clip")] == ["tiny", "mini"]
-    assert [entry.name for entry in shelf.entries("vit_classifier")] == ["vit"]
+    registry = ModelRegistry([place], model=str(place / "tiny"), classifier=str(place / "deep/er/vit"))
+    assert [entry.name for entry in registry.entries("clip")] == ["tiny", "mini"]
+    assert [entry.name for entry in registry.entries("vit_classifier")] == ["vit"]
 
 
 def test_a_page_for_others_opens_listed_models_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf([place])
-    assert shelf.source("runs/tiny", "clip") == str(place / "tiny")
-    monkeypatch.setattr(models.vlm, "load", lambda source: pytest.fail(f"{source} was opened"))
+    registry = ModelRegistry([place])
+    assert registry.source("runs/tiny", "clip") == str(place / "tiny")
+    monkeypatch.setattr(vlm, "load", lambda source: pytest.fail(f"{source} was opened"))
     for name in (str(place / "tiny"), "hf:org/name", "openclip:A/b", "../runs/tiny", "runs/../runs/tiny", "/etc"):
-        assert key_of(shelf.embedder, name) == "only_listed"
-    assert key_of(shelf.embedder, "") == "no_model_named"
-    assert key_of(shelf.embedder, None) == "not_text"
-    assert key_of(shelf.card, str(place / "tiny"), "clip") == "only_listed"
+        assert key_of(registry.embedder, name) == "only_listed"
+    assert key_of(registry.embedder, "") == "no_model_named"
+    assert key_of(registry.embedder, None) == "not_text"
+    assert key_of(registry.card, str(place / "tiny"), "clip") == "only_listed"
 
 
 def test_one_s_own_page_opens_any_folder_and_remote_models_after_consent(place: Path) -> None:
-    shelf = Shelf(anywhere=True)
-    vision = shelf.classifier(str(place / "deep/er/vit")).vision
+    registry = ModelRegistry(any_source=True)
+    vision = registry.classifier(str(place / "deep/er/vit")).vision
     assert vision.config.depth == 1
-    assert shelf.card(str(place / "tiny"), "clip") == "# A card"
-    assert key_of(shelf.embedder, "hf:org/name") == "consent_first"
-    shelf.downloaded("hf:org/name")
-    assert shelf.source("hf:org/name", "clip") == "hf:org/name"
+    assert registry.card(str(place / "tiny"), "clip") == "# A card"
+    assert key_of(registry.embedder, "hf:org/name") == "consent_first"
+    registry.mark_downloaded("hf:org/name")
+    assert registry.source("hf:org/name", "clip") == "hf:org/name"
     for name in ("no-such-folder", str(place / "broken"), str(place / "deep/er/vit"), str(DOG)):
-        assert key_of(shelf.embedder, name) == "cannot_open_model"
-    assert key_of(shelf.card, str(place / "list"), "clip") == "no_card"
+        assert key_of(registry.embedder, name) == "cannot_open_model"
+    assert key_of(registry.card, str(place / "list"), "clip") == "no_card"
 
 
 def test_a_model_is_loaded_once_until_it_is_saved_anew(place: Path, tiny_embedder: vlm.Embedder) -> None:
-    shelf = Shelf([place])
-    first = shelf.embedder("runs/tiny")
-    assert shelf.embedder("runs/tiny") is first
+    registry = ModelRegistry([place])
+    first = registry.embedder("runs/tiny")
+    assert registry.embedder("runs/tiny") is first
     shutil.rmtree(place / "tiny")
     vlm.save(tiny_embedder, place / "tiny", card="another")
-    assert shelf.embedder("runs/tiny") is not first
+    assert registry.embedder("runs/tiny") is not first
 
 
 @pytest.mark.parametrize(
@@ -128,13 +129,13 @@ def test_a_download_is_watched_until_it_is_there(tmp_path: Path, monkeypatch: py
     seen = threading.Event()
     monkeypatch.setattr(hub, "about", lambda source: hub.About(4000, tmp_path))
     monkeypatch.setattr(hub, "bring", bring)
-    steps: list[remote.Progress] = []
-    for progress in remote.download(" hf:org/name ", pause=0.01):
+    steps: list[downloads.DownloadProgress] = []
+    for progress in downloads.download(" hf:org/name ", pause=0.01):
         steps.append(progress)
         if progress.done == 1000:
             seen.set()
     assert steps[-1] == (1000, 4000)
-    assert remote.size("hf:org/name") == 4000
+    assert downloads.size("hf:org/name") == 4000
 
 
 def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +146,11 @@ def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HfApi, "model_info", offline)
     monkeypatch.setattr(hub, "fetch", lambda repo: (_ for _ in ()).throw(ValueError("The hub cannot be reached.")))
-    assert key_of(remote.size, "hf:org/name") == "cannot_fetch"
-    assert key_of(lambda: list(remote.download("hf:org/name", pause=0.01))) == "cannot_fetch"
+    assert key_of(downloads.size, "hf:org/name") == "cannot_fetch"
+    assert key_of(lambda: list(downloads.download("hf:org/name", pause=0.01))) == "cannot_fetch"
     for name in ("mini", "/etc/passwd", "https://a.example", ""):
-        assert key_of(remote.size, name) == "not_remote"
-    assert key_of(remote.size, "hf:no-slash") == "cannot_fetch"
+        assert key_of(downloads.size, name) == "not_remote"
+    assert key_of(downloads.size, "hf:no-slash") == "cannot_fetch"
 
 
 def test_the_size_counts_one_form_of_the_weights_and_the_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,4 +166,4 @@ def test_the_size_counts_one_form_of_the_weights_and_the_small_files(monkeypatch
 
 
 def test_the_thread_count_said_is_torch_s() -> None:
-    assert models.threads() == torch.get_num_threads()
+    assert threads() == torch.get_num_threads()

@@ -13,7 +13,7 @@ import pytest
 from gradio_client import Client, handle_file
 
 from tests.support.demo_pages import needs_mini
-from vlm.demo.gallery import SAMPLES
+from vlm.demo.search.samples import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def test_the_bare_folder_offers_demo_without_loading_a_model(space: Path) -> Non
         env=_bare(VLM_DEMO_MODEL="no-such-model"),
         check=False,
     )
-    assert done.stdout.split() == ["Page", str(space / "demo" / "__init__.py")], done.stderr
+    assert done.stdout.split() == ["DemoPage", str(space / "demo" / "__init__.py")], done.stderr
 
 
 @needs_mini

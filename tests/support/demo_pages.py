@@ -15,8 +15,8 @@ import vlm
 from tests.support.demo_server import Server, serving
 from vlm.checkpoint.sources import BUNDLED
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.demo.gallery import SAMPLES
-from vlm.demo.texts import TEXTS
+from vlm.demo.page.texts import TEXTS
+from vlm.demo.search.samples import SAMPLES
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
 

@@ -1,4 +1,4 @@
-"""Models that are not here yet: how large they are, and their download.  Each only after a visitor's consent."""
+"""Models on a hub: their size and their download, each after a visitor's consent only."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -6,48 +6,59 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm.demo.texts import NoAnswer
+from vlm.demo.page.texts import PageError
 
 REMOTE = ("hf:", "openclip:")
 
 
-class Progress(NamedTuple):
+class DownloadProgress(NamedTuple):
+    """How much of a model is on this machine."""
+
     done: int
-    """Bytes that are here."""
+    """Bytes."""
     total: int | None
-    """Bytes of the whole model, None where the registry does not say."""
+    """Bytes of the whole model; None if the hub does not say."""
 
 
 def is_remote(source: str) -> bool:
+    """Whether a source names a model on a hub."""
     return source.startswith(REMOTE)
 
 
 def size(source: str) -> int | None:
-    """Bytes that loading it would bring, None where nobody says.  Asks the hub; nothing is downloaded."""
+    """Download size in bytes, None if unknown.  Asks the hub and downloads nothing."""
     from vlm.interop.hub import downloads as hub
 
-    with _one_line():
+    with _page_errors():
         return hub.about(_checked(source)).size
 
 
-def download(source: str, *, pause: float = 0.5) -> Iterator[Progress]:
-    """Fetch it into the cache that huggingface_hub and OpenCLIP share; the progress every `pause` seconds."""
+def download(source: str, *, pause: float = 0.5) -> Iterator[DownloadProgress]:
+    """Download a model into the cache of huggingface_hub, and yield the progress.
+
+    Args:
+        source: a name that begins with hf: or openclip:.
+        pause: seconds between two progress values.
+
+    Raises:
+        PageError: the hub refuses, or cannot be reached.
+    """
     from vlm.interop.hub import downloads as hub
 
     source = _checked(source)
-    with _one_line(), ThreadPoolExecutor(1) as threads:
+    with _page_errors(), ThreadPoolExecutor(1) as threads:
         try:
             about = hub.about(source)
-        except ValueError:  # offline: it may lie in the cache
+        except ValueError:  # offline; the model may be in the cache
             about = hub.About(None, None)
         fetching = threads.submit(hub.bring, source)
         while not wait([fetching], pause).done:
-            yield Progress(_bytes_below(about.folder), about.size)
+            yield DownloadProgress(_bytes_below(about.folder), about.size)
         fetching.result()
 
 
 def folder(source: str) -> Path | None:
-    """Where a downloaded hf: model lies, None for any other."""
+    """Cache folder of a downloaded hf: model, None for any other source."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -61,29 +72,29 @@ def folder(source: str) -> Path | None:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _page_errors() -> Iterator[None]:
     try:
         yield
-    except NoAnswer:
+    except PageError:
         raise
     except (ValueError, OSError) as error:
-        raise NoAnswer("cannot_fetch", line=" ".join(str(error).split())[:400]) from error
+        raise PageError("cannot_fetch", line=" ".join(str(error).split())[:400]) from error
 
 
 def _checked(source: str) -> str:
     if not isinstance(source, str) or not is_remote(source.strip()):
-        raise NoAnswer("not_remote", name=str(source)[:80])
+        raise PageError("not_remote", name=str(source)[:80])
     return source.strip()
 
 
 def _bytes_below(folder: Path | None) -> int:
-    """What lies in the cache of one model, unfinished files included."""
+    """Bytes of all files in the cache folder of one model, unfinished ones included."""
     if folder is None or not folder.is_dir():
         return 0
     total = 0
     for path in folder.rglob("*"):
         try:
             total += 0 if path.is_symlink() or not path.is_file() else path.stat().st_size
-        except OSError:  # renamed between the two looks
+        except OSError:  # renamed in the meantime
             continue
     return total

@@ -12,9 +12,11 @@ from gradio_client.exceptions import AppError
 import vlm
 from tests.support.demo_server import serving
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.demo import inside, inside_views
-from vlm.demo.gallery import SAMPLES
-from vlm.demo.texts import NoAnswer
+from vlm.demo.models import inspection
+from vlm.demo.page.texts import PageError
+from vlm.demo.search.samples import SAMPLES
+from vlm.demo.views import inspection as views
+from vlm.demo.views.models import card as model_card
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
 
@@ -34,20 +36,20 @@ def classifier() -> ViTClassifier:
 
 
 @pytest.fixture
-def seen(tiny_embedder: vlm.Embedder) -> inside.Seen:
-    return inside.see(tiny_embedder.model.vision, tiny_embedder.preprocess, DOG)
+def seen(tiny_embedder: vlm.Embedder) -> inspection.PreparedImage:
+    return inspection.prepare(tiny_embedder.model.vision, tiny_embedder.preprocess, DOG)
 
 
-def test_the_image_s_vector_reads_the_row_of_the_class_token(seen: inside.Seen) -> None:
+def test_the_image_s_vector_reads_the_row_of_the_class_token(seen: inspection.PreparedImage) -> None:
     maps = [block.attn.weights(block.norm1(z)) for block, z in _blocks(seen)]  # pyright: ignore
     for block, head in ((1, 1), (1, 2), (2, 1)):
         expected = maps[block - 1][0, head - 1, 0, 1:]
-        assert torch.allclose(inside.attention(seen, block, head).grid.flatten(), expected, atol=1e-6)
-    patch = inside.attention(seen, 2, 2, 5).grid.flatten()
+        assert torch.allclose(inspection.attention(seen, block, head).grid.flatten(), expected, atol=1e-6)
+    patch = inspection.attention(seen, 2, 2, 5).grid.flatten()
     assert torch.allclose(patch, maps[1][0, 1, 5, 1:], atol=1e-6)  # the class token stands before patch 1
 
 
-def _blocks(seen: inside.Seen) -> list[tuple[Any, torch.Tensor]]:
+def _blocks(seen: inspection.PreparedImage) -> list[tuple[Any, torch.Tensor]]:
     with torch.no_grad():
         z, found = seen.vision.embed(seen.images), []
         for block in seen.vision.blocks:
@@ -69,14 +71,14 @@ def _blocks(seen: inside.Seen) -> list[tuple[Any, torch.Tensor]]:
         ((True, 1, 0), "no_such_block"),
     ],
 )
-def test_what_is_not_there_is_one_line_with_what_is(seen: inside.Seen, numbers: Any, key: str) -> None:
-    with pytest.raises(NoAnswer) as no:
-        inside.attention(seen, *numbers)
+def test_what_is_not_there_is_one_line_with_what_is(seen: inspection.PreparedImage, numbers: Any, key: str) -> None:
+    with pytest.raises(PageError) as no:
+        inspection.attention(seen, *numbers)
     assert no.value.key == key
 
 
 def test_a_classifier_s_answer_is_its_softmax_sorted(classifier: ViTClassifier) -> None:
-    given = inside.answer(classifier, DOG)
+    given = inspection.predict(classifier, DOG)
     assert classifier.preprocess is not None
     with torch.no_grad():
         logits = classifier(classifier.preprocess(DOG)[None])[0].double()
@@ -87,11 +89,11 @@ def test_a_classifier_s_answer_is_its_softmax_sorted(classifier: ViTClassifier) 
     assert 0 < float(given.rollout.grid.sum()) < 1  # the class token keeps the rest
 
 
-def test_without_a_image_or_with_a_broken_one_the_reason_is_said(classifier: ViTClassifier) -> None:
-    with pytest.raises(NoAnswer, match="no image"):
-        inside.answer(classifier, None)
-    with pytest.raises(NoAnswer) as no:
-        inside.answer(classifier, b"not an image")
+def test_without_an_image_or_with_a_broken_one_the_reason_is_said(classifier: ViTClassifier) -> None:
+    with pytest.raises(PageError, match="no image"):
+        inspection.predict(classifier, None)
+    with pytest.raises(PageError) as no:
+        inspection.predict(classifier, b"not an image")
     assert no.value.key == "not an image"
 
 
@@ -114,10 +116,12 @@ class _Read(HTMLParser):
         self.words += data
 
 
-def test_every_patch_and_every_head_is_a_button_with_a_name(seen: inside.Seen, tiny_embedder: vlm.Embedder) -> None:
+def test_every_patch_and_every_head_is_a_button_with_a_name(
+    seen: inspection.PreparedImage, tiny_embedder: vlm.Embedder
+) -> None:
     typed = "<b>${x}"
-    relevance = (typed, inside.relevance(seen, tiny_embedder, typed))
-    page = inside_views.all_figures(seen, inside.rollout(seen), relevance)
+    relevance = (typed, inspection.relevance(seen, tiny_embedder, typed))
+    page = views.all_figures(seen, inspection.rollout(seen), relevance)
     read = _Read(page)
     patches = [button["data-patch"] for button in read.buttons if "data-patch" in button]
     assert patches == [str(number) for number in range(1, 17)]
@@ -130,8 +134,8 @@ def test_every_patch_and_every_head_is_a_button_with_a_name(seen: inside.Seen, t
 
 
 def test_a_stranger_s_card_fetches_nothing_and_runs_nothing() -> None:
-    card = "# Name\n\n![x](https://a.example/x.png) <img src=y onerror=z> <script>w</script> [l](javascript:q) ${v}\n"
-    page = inside_views.card(card)
+    text = "# Name\n\n![x](https://a.example/x.png) <img src=y onerror=z> <script>w</script> [l](javascript:q) ${v}\n"
+    page = model_card(text)
     read = _Read(page)
     assert {"h1", "article"} <= read.tags
     assert not {"img", "script"} & read.tags
@@ -142,7 +146,7 @@ def test_a_stranger_s_card_fetches_nothing_and_runs_nothing() -> None:
 
 @pytest.mark.long
 def test_the_named_endpoints_give_the_library_s_numbers(
-    classifier: ViTClassifier, tiny_embedder: vlm.Embedder, seen: inside.Seen, tmp_path: Path
+    classifier: ViTClassifier, tiny_embedder: vlm.Embedder, seen: inspection.PreparedImage, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     vlm.save(classifier, runs / "vit")
@@ -153,13 +157,13 @@ def test_the_named_endpoints_give_the_library_s_numbers(
         assert [(one["name"], one["kind"]) for one in listed] == [
             ("tiny", "clip"), ("mini", "clip"), ("vit", "vit_classifier")
         ]  # fmt: skip
-        given, expected = client.predict(dog, api_name="/classifier"), inside.answer(classifier, DOG)
+        given, expected = client.predict(dog, api_name="/classifier"), inspection.predict(classifier, DOG)
         assert [one["label"] for one in given["top"]] == [label for label, _ in expected.top]
         assert torch.allclose(torch.tensor(given["rollout"]), expected.rollout.grid, atol=1e-5)
         look = client.predict(dog, "犬", 1, 2, 3, api_name="/look")
-        assert torch.allclose(torch.tensor(look["attention"]), inside.attention(seen, 1, 2, 3).grid, atol=1e-5)
+        assert torch.allclose(torch.tensor(look["attention"]), inspection.attention(seen, 1, 2, 3).grid, atol=1e-5)
         assert torch.allclose(
-            torch.tensor(look["relevance"]), inside.relevance(seen, tiny_embedder, "犬").grid, atol=1e-5
+            torch.tensor(look["relevance"]), inspection.relevance(seen, tiny_embedder, "犬").grid, atol=1e-5
         )
         both = client.predict(dog, "犬、猫", "tiny", "mini", api_name="/compare")
         assert [one["model"] for one in both] == ["tiny", "mini"]

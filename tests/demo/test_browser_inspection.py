@@ -23,8 +23,10 @@ from tests.support.demo_pages import (
     upload,
 )
 from tests.support.demo_server import Server, serving
-from vlm.demo import inside, inside_views
-from vlm.demo.texts import TEXTS
+from vlm.demo.models import inspection
+from vlm.demo.page.texts import TEXTS
+from vlm.demo.views import inspection as views
+from vlm.demo.views.models import classifier_answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -35,7 +37,7 @@ CLASSES = [f"class {number}" for number in range(7)]
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ModelRegistry:
     """A CLIP, two classifiers, and the place they lie in."""
 
     clip: vlm.Embedder
@@ -44,17 +46,17 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tiny_embedder: vlm.Embedder, tmp_path: Path) -> Shelf:
+def registry(tiny_embedder: vlm.Embedder, tmp_path: Path) -> ModelRegistry:
     vlm.save(tiny_embedder, tmp_path / "runs" / "tiny")
     save_classifier(tmp_path / "runs" / "other", ["only", "two"])
     made = save_classifier(tmp_path / "asked-first", CLASSES)
-    return Shelf(tiny_embedder, made, tmp_path / "runs")
+    return ModelRegistry(tiny_embedder, made, tmp_path / "runs")
 
 
 @pytest.fixture
-def server(shelf: Shelf, tmp_path: Path) -> Iterator[Server]:
-    options = ("--models", str(shelf.place), "--classifier", str(tmp_path / "asked-first"))
-    with serving(str(shelf.place / "tiny"), tmp_path, *options) as running:
+def server(registry: ModelRegistry, tmp_path: Path) -> Iterator[Server]:
+    options = ("--models", str(registry.place), "--classifier", str(tmp_path / "asked-first"))
+    with serving(str(registry.place / "tiny"), tmp_path, *options) as running:
         yield running
     quiet(running)
 
@@ -72,7 +74,7 @@ def choose(page: "Page", box: str, name: str) -> None:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_the_classifier_answers_with_its_own_classes_and_rollout(
-    server: Server, shelf: Shelf, opened: Opener, language: str
+    server: Server, registry: ModelRegistry, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     panel = go(page, "classifier")
@@ -80,7 +82,7 @@ def test_the_classifier_answers_with_its_own_classes_and_rollout(
     drop_image(panel, DOG)
     page.locator("#classifier-button").click()
     page.locator("#classifier-answer .bars li").nth(4).wait_for()
-    expected = inside.answer(shelf.classifier, DOG)
+    expected = inspection.predict(registry.classifier, DOG)
     assert page.locator("#classifier-answer .label").all_inner_texts() == [label for label, _ in expected.top]
     assert numbers(page.locator("#classifier-answer .percent")) == pytest.approx(
         [probability for _, probability in expected.top], abs=0.0005 + 1e-9
@@ -88,21 +90,21 @@ def test_the_classifier_answers_with_its_own_classes_and_rollout(
     assert "14.3%" in page.locator("#classifier-answer .fine").inner_text()  # chance, 1 of 7
     image = page.locator("#classifier-answer figure img").get_attribute("src")
     assert image
-    assert image in inside_views.classifier_answer("asked-first", expected)
+    assert image in classifier_answer("asked-first", expected)
     speaks(panel, language)
 
     choose(page, "#classifier-choice", "runs/other")  # found in --models
     panel.locator(".examples button").nth(1).click()
     page.locator("#classifier-answer strong", has_text="runs/other").wait_for()
     assert sorted(page.locator("#classifier-answer .label").all_inner_texts()) == ["only", "two"]
-    choose(page, "#classifier-choice", str(shelf.place / "nowhere"))
+    choose(page, "#classifier-choice", str(registry.place / "nowhere"))
     page.locator("#classifier-button").click()
     page.locator("#classifier-answer .notice", has_text=TEXTS["cannot_open_model"][language].split("{")[0]).wait_for()
 
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
-    server: Server, shelf: Shelf, opened: Opener, language: str
+    server: Server, registry: ModelRegistry, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     panel = go(page, "look")
@@ -111,14 +113,14 @@ def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
     text.fill("耳" if language == "ja" else "ear")
     page.keyboard.press("Enter")
     page.locator("#look-figures figure").nth(5).wait_for()
-    seen = inside.see(shelf.clip.model.vision, shelf.clip.preprocess, DOG)
+    seen = inspection.prepare(registry.clip.model.vision, registry.clip.preprocess, DOG)
     for figure in page.locator("#look-figures figure, #look-attention figure").all():
         assert re.search("第[23]章|[Cc]hapter [23]", figure.locator(".reference").inner_text())
     assert text.input_value() in page.locator(".figure-relevance figcaption").inner_text()
     speaks(panel, language)
 
     def attends(block: int, head: int, patch: int) -> None:
-        wanted = inside_views.attention(inside.attention(seen, block, head, patch), block, head, patch)
+        wanted = views.attention(inspection.attention(seen, block, head, patch), block, head, patch)
         source = re.findall('src="([^"]+)"', wanted)[0]
         page.locator(f'#look-attention img[src="{source}"]').wait_for()
 
@@ -142,7 +144,7 @@ def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_two_models_stand_side_by_side_each_with_its_own_ranking(
-    server: Server, shelf: Shelf, opened: Opener, language: str
+    server: Server, registry: ModelRegistry, opened: Opener, language: str
 ) -> None:
     page = opened(server, LOCALES[language])
     panel, labels = go(page, "models"), ["犬", "猫"] if language == "ja" else ["dog", "cat"]
@@ -151,7 +153,9 @@ def test_two_models_stand_side_by_side_each_with_its_own_ranking(
     page.locator("#compare-button").click()
     page.locator("#compared section").nth(1).wait_for()
     assert page.locator("#compared h2").all_inner_texts() == ["tiny", "mini"]
-    for section, embedder in zip(page.locator("#compared section").all(), (shelf.clip, vlm.load("mini")), strict=True):
+    for section, embedder in zip(
+        page.locator("#compared section").all(), (registry.clip, vlm.load("mini")), strict=True
+    ):
         expected = sorted(vlm.classify(embedder, [DOG], labels)[0].tolist(), reverse=True)
         assert numbers(section.locator(".percent")) == pytest.approx(expected, abs=0.0005 + 1e-9)
         assert re.search(r"\d+\.\d", section.locator(".small-heading").inner_text())  # milliseconds

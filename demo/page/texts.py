@@ -7,32 +7,45 @@ import html
 import json
 from pathlib import Path
 
+from vlm.errors import InputError
+
 TEXTS: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8"))
 LANGUAGES = ("en", "ja")
 
 
-def english(key: str, **values: object) -> str:
-    return TEXTS[key]["en"].format(**values)
+class PageError(InputError):
+    """An error that the visitor can correct, shown in the language of the page.
 
-
-class NoAnswer(ValueError):
-    """Something the user can put right.  `key` and `values` name the line of `texts.json` that says it."""
+    Args:
+        key: its line in texts.json.
+        values: fill the placeholders of the line.
+    """
 
     def __init__(self, key: str, **values: object) -> None:
         super().__init__(english(key, **values))
         self.key, self.values = key, values
 
 
+def english(key: str, **values: object) -> str:
+    """The English text of a key."""
+    return TEXTS[key]["en"].format(**values)
+
+
 def both(key: str, **values: object) -> str:
-    """HTML in both languages; values are escaped."""
+    """HTML with the text of a key in both languages; values are escaped."""
     return bilingual({language: TEXTS[key][language].format(**values) for language in LANGUAGES})
 
 
 def bilingual(text: dict[str, str]) -> str:
-    """{"en": ..., "ja": ...} -> HTML of which `style.css` shows the page's language."""
+    """{"en": ..., "ja": ...} -> HTML with both; `style.css` hides the other language."""
     return "".join(f'<span class="said" lang="{language}">{escape(text[language])}</span>' for language in LANGUAGES)
 
 
+def both_in_attribute(key: str, **values: object) -> str:
+    """Both languages in one line, for an HTML attribute; page.js leaves the one of the page."""
+    return escape(" / ".join(TEXTS[key][language].format(**values) for language in LANGUAGES))
+
+
 def escape(text: str) -> str:
-    """Nothing in it is HTML, nor a placeholder of Gradio's HTML templates."""
+    """Escape HTML, and the placeholders of Gradio's HTML templates."""
     return html.escape(text).replace("$", "&#36;").replace("{", "&#123;").replace("`", "&#96;")

@@ -1,4 +1,4 @@
-"""What Gradio would fetch for whoever asks (`file=http://...`, `proxy=...`) is not found: nothing is fetched."""
+"""Requests that are refused before Gradio sees them."""
 
 import re
 
@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _ELSEWHERE = re.compile(r"proxy=|(file|stream)=\s*https?:", re.IGNORECASE)
 
 
-class Door:
-    """ASGI middleware."""
+class RequestGuard:
+    """ASGI middleware: 404 for addresses at which Gradio would fetch from another host (`file=http://`, `proxy=`)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""The images the demo searches: `samples/`, each with its names, author and licence."""
+"""The bundled sample images: `demo/samples/`, each with its names, author and licence."""
 
 import json
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SAMPLES = Path(__file__).parent / "samples"
-EXAMPLES: dict[str, Any] = json.loads((SAMPLES.parent / "examples.json").read_text(encoding="utf-8"))  # to begin with
+DEMO = Path(__file__).parents[1]
+SAMPLES = DEMO / "samples"
+EXAMPLES: dict[str, Any] = json.loads((DEMO / "examples.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +27,27 @@ class Sample:
     def path(self) -> Path:
         return SAMPLES / self.file_name
 
+    @property
+    def style(self) -> str:
+        """The set of drawings it belongs to: `noto` for noto/dog.webp."""
+        return self.file_name.split("/")[0]
+
 
 @cache
 def samples() -> tuple[Sample, ...]:
-    """All of them, in the order of the file."""
+    """All samples, in the order of the file."""
     lines = (SAMPLES / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Sample(**json.loads(line)) for line in lines)
 
 
+@cache
+def styles() -> tuple[str, ...]:
+    """The sets of drawings, sorted."""
+    return tuple(sorted({one.style for one in samples()}))
+
+
 def sample(file_name: str) -> Sample:
-    """The one of that name; KeyError for any other name, so that no path from outside is ever opened."""
+    """The sample of that name; KeyError for any other name, so that no path from outside is opened."""
     return _by_name()[file_name]
 
 

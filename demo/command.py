@@ -1,0 +1,48 @@
+"""Serve the page until it is stopped, as `vlm demo` does."""
+
+import os
+import sys
+
+from vlm.demo.actions import PageActions
+from vlm.demo.app import build, launch
+from vlm.demo.models.registry import ModelRegistry, is_loopback
+from vlm.demo.server.uploads import private_upload_folder
+
+
+def serve_demo(
+    model: str,
+    *,
+    folder: str | None = None,
+    classifier: str | None = None,
+    models: str = "runs",
+    any_model: bool = False,
+    language: str = "auto",
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
+    """Load the model, serve the page, and return when it is stopped.
+
+    Args:
+        model: what `vlm.load` opens.
+        folder: images to search instead of the samples.
+        classifier: source of a trained ViT for the Classifier tab.
+        models: the models in this folder are listed.
+        any_model: whether visitors on other machines may name paths and models on a hub.
+        language: "ja", "en", or "auto" for the browser's language.
+        host: address to bind to; default: GRADIO_SERVER_NAME, else 127.0.0.1.
+        port: default: GRADIO_SERVER_PORT, else the first free port from 7860 on.
+
+    Raises:
+        VlmError: a model or a folder cannot be used.
+    """
+    with private_upload_folder():
+        print(f"loading {model} ...", file=sys.stderr)
+        local = is_loopback(host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
+        registry = ModelRegistry([models], model=model, classifier=classifier, any_source=local or any_model)
+        actions = PageActions(model, registry, folder=folder)
+        _ = actions.embedder  # a wrong name is an error at the start, not on the page
+        registry.check()
+        page = build(actions)
+        address = launch(page, actions, language=language, host=host, port=port)
+        print(f"{model} answers at {address} (Ctrl-C ends it)", file=sys.stderr)
+        page.block_thread()

@@ -1,0 +1,1 @@
+"""The models of the page: which there are, downloads, comparisons, views inside."""

@@ -1,0 +1,1 @@
+"""Parts of the page that all tabs share: texts, components, events, theme."""

@@ -1,0 +1,71 @@
+"""Components that the tabs share: HTML parts, image boxes and the page itself."""
+
+from typing import Any
+
+import gradio as gr
+
+from vlm.demo.page.texts import TEXTS, english
+from vlm.demo.search.samples import EXAMPLES, sample
+from vlm.demo.views.retrieval import example_images
+
+text = gr.I18n(**{language: {key: by_language[language] for key, by_language in TEXTS.items()}
+                  for language in ("en", "ja")})  # fmt: skip
+
+CLICK = """element.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) trigger("click", {...button.dataset, language: document.documentElement.lang});
+});"""
+
+
+class DemoPage(gr.Blocks):
+    """Gradio's page without downloads: an input that is a web address is refused, Gradio would fetch it."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
+        if any(_names_web_address(value) for value in inputs):
+            raise gr.Error(english("not an upload"), print_exception=False)
+        return await super().preprocess_data(block_fn, inputs, *rest, **named)
+
+
+def _names_web_address(value: Any) -> bool:
+    """Whether a value contains a file record that Gradio would download."""
+    remaining = [value]
+    while remaining:
+        item = remaining.pop()
+        if isinstance(item, dict):
+            path = item.get("path")
+            if isinstance(path, str) and "://" in path:
+                return True
+            remaining += item.values()
+        elif isinstance(item, list):
+            remaining += item
+    return False
+
+
+def html_part(value: str, name: str | None = None) -> gr.HTML:
+    """HTML made by `vlm.demo.views`; a click on a button in it is an event that carries the button's data-*."""
+    return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=CLICK)
+
+
+def image_box(label: str, placeholder: str, height: int) -> gr.Image:
+    """A box for one image: upload, paste, camera.
+
+    Args:
+        label: key of its title in texts.json.
+        placeholder: key of its empty text.
+        height: pixels.
+    """
+    return gr.Image(
+        type="filepath",
+        label=text(label),
+        placeholder=text(placeholder),  # pyright: ignore[reportArgumentType]
+        height=height,
+        sources=["upload", "clipboard", "webcam"],
+        buttons=[],
+        elem_classes="image",
+    )
+
+
+def image_and_examples(height: int = 300) -> tuple[gr.Image, gr.HTML]:
+    """An image box with clickable example images below it."""
+    image = image_box("image", "drop_image", height)
+    return image, html_part(example_images([sample(file) for file in EXAMPLES["classify"]]))

@@ -1,0 +1,1 @@
+"""How the page is served: which requests are accepted, where uploads lie."""

@@ -1,0 +1,1 @@
+"""Answers as HTML, in both languages at once."""

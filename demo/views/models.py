@@ -1,0 +1,103 @@
+"""Classifier answers, models side by side, model cards and downloads as HTML."""
+
+from collections.abc import Sequence
+
+from markdown_it import MarkdownIt
+
+from vlm.demo.models.comparison import RUNS, TimedRanking, threads
+from vlm.demo.models.inspection import ClassPrediction
+from vlm.demo.page.texts import LANGUAGES, TEXTS, bilingual, both, both_in_attribute, escape
+from vlm.demo.views.inspection import figure, image_tag
+
+TRAIN = "python -m training.train_vit training/recipes/groups-from-mini.toml --out runs/groups"
+MEGABYTE = 1e6
+
+
+def classifier_note(name: str | None) -> str:
+    """Which classifier answers, or how to train one."""
+    if name is None:
+        return f'<section class="model-note"><p>{both("no_classifier_yet")} <code>{escape(TRAIN)}</code></p></section>'
+    line = f'<span class="eyebrow">{both("classifier_answers")}</span> <strong>{escape(name)}</strong>'
+    return f'<section class="model-note"><p>{line}</p></section>'
+
+
+def classifier_answer(name: str, prediction: ClassPrediction) -> str:
+    """The most probable classes and the attention rollout."""
+    note = both("top_note", count=f"{prediction.classes:,}", chance=f"{1 / prediction.classes:.1%}")
+    rollout = figure("rollout", image_tag(prediction.rollout.figure), tab="classifier")
+    return (
+        f'{classifier_note(name)}<h2 class="heading spaced">{both("top_classes")}</h2>{ranked_list(prediction.top)}'
+        f'<p class="fine">{note}</p><div class="figures one">{rollout}</div>'
+    )
+
+
+def side_by_side(rankings: Sequence[TimedRanking]) -> str:
+    """Rankings of several models, with their times."""
+    columns = "".join(
+        f'<section><h2 class="heading">{escape(one.name)}</h2><p class="small-heading">'
+        + both("per_image", milliseconds=f"{one.milliseconds:.1f}", parameters=f"{one.parameters / 1e6:.1f}")
+        + f"</p>{ranked_list(one.ranking)}</section>"
+        for one in rankings
+    )
+    note = both("compare_note", runs=RUNS, threads=threads())
+    return f'<div class="side-by-side">{columns}</div><p class="fine">{note}</p>'
+
+
+def ranked_list(ranking: Sequence[tuple[str, float]]) -> str:
+    """(label, probability) as bars without buttons."""
+    rows = "".join(
+        f'<li><span class="label">{escape(label)}</span> <span class="percent">{probability:.1%}</span>'
+        f'<span class="track"><span style="width:{probability:.2%}"></span></span></li>'
+        for label, probability in ranking
+    )
+    return f'<ol class="bars">{rows}</ol>'
+
+
+def card(markdown: str) -> str:
+    """A model card; HTML in it is shown as text and its images are not fetched."""
+    page = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
+    label = both_in_attribute("card_heading")
+    return f'<article class="card" tabindex="0" aria-label="{label}">{_without_placeholders(page)}</article>'
+
+
+def locked() -> str:
+    """Why a public page takes listed models only."""
+    return f'<p class="fine">{both("locked")}</p>'
+
+
+def remote_size(name: str, size: int | None) -> str:
+    """Download size of a model on a hub."""
+    line = {
+        language: TEXTS["remote_size"][language].format(name=name, size=_bytes(size)[language])
+        for language in LANGUAGES
+    }
+    return f'<p class="intro" role="status">{bilingual(line)}</p>'
+
+
+def remote_progress(name: str, done: int, total: int | None) -> str:
+    """Progress of a download."""
+    line = {
+        language: TEXTS["remote_progress"][language].format(
+            name=name, done=f"{done / MEGABYTE:,.0f}", total=_bytes(total)[language]
+        )
+        for language in LANGUAGES
+    }
+    share = f'value="{min(1, done / total):.3f}"' if total else ""
+    return f'<p class="intro" role="status">{bilingual(line)}</p><progress class="fetched" {share} max="1"></progress>'
+
+
+def remote_done(name: str) -> str:
+    """The end of a download."""
+    return f'<p class="intro" role="status">{both("remote_done", name=name)}</p>'
+
+
+def _bytes(size: int | None) -> dict[str, str]:
+    if size is None:
+        return TEXTS["size_unknown"]
+    megabytes = f"{size / MEGABYTE:,.0f}"
+    return {language: TEXTS["size_known"][language].format(megabytes=megabytes) for language in LANGUAGES}
+
+
+def _without_placeholders(page: str) -> str:
+    """Escape the placeholders of Gradio's HTML templates."""
+    return page.replace("$", "&#36;").replace("{", "&#123;").replace("`", "&#96;")
