@@ -1,6 +1,6 @@
 """The page: its tabs, and how it is served.
 
-`python -m demo` opens it.  As a Hugging Face Space: `app_file: demo/app.py`, the model named by VLM_DEMO_MODEL.
+`vlm demo` serves it.  As a Hugging Face Space: `app_file: vlm/demo/app.py`, the model named by VLM_DEMO_MODEL.
 """
 
 import json
@@ -10,8 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file, as a Space does: the package is in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file, as a Space does: `vlm` is in the folder above vlm/demo/, or beside demo/
+    above = Path(__file__).resolve().parents[1]
+    sys.path[0] = str(above.parent if above.name == "vlm" else above)
 
 import gradio as gr
 from starlette.middleware import Middleware

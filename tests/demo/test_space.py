@@ -1,4 +1,4 @@
-"""The demo as a Hugging Face Space: a bare copy of `demo/`, with nothing but vlm and the requirements beside it."""
+"""The demo as a Hugging Face Space: bare copies of vlm/ and, in it, demo/; nothing is installed from the checkout."""
 
 import os
 import shutil
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def space(tmp_path: Path) -> Path:
     """A Space's folder, far from the checkout."""
-    shutil.copytree(ROOT / "demo", tmp_path / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "vlm", tmp_path / "vlm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "demo", tmp_path / "vlm" / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "demo" / "requirements.txt", tmp_path)
     return tmp_path
 
@@ -37,16 +37,16 @@ def test_a_space_installs_all_that_vlm_and_the_demo_ask_for() -> None:
 
 
 def test_the_bare_folder_offers_demo_without_loading_a_model(space: Path) -> None:
-    show = "import app; page = app.demo; import demo; print(type(page).__name__, demo.__file__)"
+    show = "from vlm.demo import app; print(type(app.demo).__name__, app.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", show],
         capture_output=True,
         text=True,
-        cwd=space / "demo",
+        cwd=space,
         env=_bare(VLM_DEMO_MODEL="no-such-model"),
         check=False,
     )
-    assert done.stdout.split() == ["DemoPage", str(space / "demo" / "__init__.py")], done.stderr
+    assert done.stdout.split() == ["DemoPage", str(space / "vlm" / "demo" / "app.py")], done.stderr
 
 
 @needs_mini
@@ -56,7 +56,7 @@ def test_the_app_file_of_a_space_answers(space: Path) -> None:
         port = str(free.getsockname()[1])
     with (space / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "demo/app.py"], cwd=space, env=_bare(GRADIO_SERVER_PORT=port), stdout=log, stderr=log
+            [sys.executable, "vlm/demo/app.py"], cwd=space, env=_bare(GRADIO_SERVER_PORT=port), stdout=log, stderr=log
         )
         try:
             client = _client(f"http://127.0.0.1:{port}", process, space / "log")
