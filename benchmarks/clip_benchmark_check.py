@@ -24,7 +24,8 @@ from vlm.images.open import open_image
 from vlm.metrics import top_k_accuracy
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import Selected
-from vlm.training.measure.evaluate import PICTURE_WORDS, embed_all_images, retrieval_rows
+from vlm.training.measure.picture_words import PICTURE_WORDS
+from vlm.training.measure.retrieval import embed_all_images, measure_retrieval
 from vlm.zero_shot import ZeroShotClassifier, label_sentences
 
 RECALLS = (1, 5, 10)
@@ -58,7 +59,7 @@ def check(model: str, split: str, language: str, classes: str, root: Path) -> tu
     theirs = run(root, "retrieval", "zeroshot_retrieval")
     measured = {
         (row.task, row.language): row.value
-        for row in retrieval_rows(embedder, one_each, embed_all_images(embedder, one_each), split, "")
+        for row in measure_retrieval(embedder, one_each, embed_all_images(embedder, one_each), split, "")
     }
     ours = {}
     for k in RECALLS:

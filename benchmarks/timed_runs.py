@@ -24,7 +24,9 @@ from benchmarks import open_clip_run
 from benchmarks.machine import about
 from benchmarks.open_clip_run import Settings
 from vlm.embedder import Embedder
-from vlm.training.measure.evaluate import SINGLE_PROCESS, embed_all_images, open_unseen, retrieval_rows
+from vlm.training.engine.distributed import SINGLE_PROCESS
+from vlm.training.measure.picture_words import open_unseen
+from vlm.training.measure.retrieval import embed_all_images, measure_retrieval
 
 SPLIT = "val_style"
 TASK = "text->image R@1"
@@ -261,20 +263,20 @@ def score_run(out: Path) -> Path:
 
 
 class Score:
-    """Text->image R@1 of val_style, by language: training/measure/evaluate.py, for both libraries alike."""
+    """Text->image R@1 of val_style, by language: training/measure/retrieval.py, for both libraries alike."""
 
     def __init__(self, embedder: Embedder):
         self.pairs = open_unseen(embedder, (SPLIT,))  # decoded once: both preprocess alike
 
     def __call__(self, embedder: Embedder) -> tuple[float, float]:
         embedder.model.eval()
-        rows = retrieval_rows(embedder, self.pairs, embed_all_images(embedder, self.pairs), SPLIT, "")
+        rows = measure_retrieval(embedder, self.pairs, embed_all_images(embedder, self.pairs), SPLIT, "")
         en, ja = (next(row for row in rows if (row.task, row.language) == (TASK, own)) for own in ("en", "ja"))
         return en.value, ja.value
 
     def about(self, embedder: Embedder) -> dict[str, float]:
         """Chance, and sizes."""
-        rows = retrieval_rows(embedder, self.pairs, embed_all_images(embedder, self.pairs), SPLIT, "")
+        rows = measure_retrieval(embedder, self.pairs, embed_all_images(embedder, self.pairs), SPLIT, "")
         found = {row.language: row for row in rows if row.task == TASK}
         return {
             "chance_en": found["en"].chance,

@@ -1,4 +1,4 @@
-"""The model card of a finished run, and its way to the hub."""
+"""The model card of a finished run, and the upload of the model to the Hugging Face hub."""
 
 import json
 from collections.abc import Sequence
@@ -7,25 +7,43 @@ from pathlib import Path
 from torch import nn
 
 from vlm.embedder import Embedder
+from vlm.errors import HubError
 from vlm.models.vision import ViTClassifier
-from vlm.training.measure.evaluate import Row
+from vlm.training.measure.measurement import Measurement, markdown_table
 
 
-def clip_card(run: Path, recipe: str, images: int, embedder: Embedder, rows: Sequence[Row]) -> str:
-    """README.md of a trained CLIP; `run` is the folder with timing.jsonl, `recipe` the TOML text."""
+def clip_card(run: Path, recipe: str, images: int, embedder: Embedder, measured: Sequence[Measurement]) -> str:
+    """The text of README.md for a trained CLIP.
+
+    Args:
+        run: folder of the run, with timing.jsonl.
+        recipe: TOML text.
+        images: number of training images.
+        embedder: the trained model.
+        measured: validation numbers.
+    """
     return _card(
         run,
         task="zero-shot-image-classification",
         opener='embedder = vlm.load("{name}")',
         saw=f"{_size('A CLIP model', embedder.model)} It saw {images:,} images",
-        command="train_clip",
         recipe=recipe,
-        rows=rows,
+        measured=measured,
     )
 
 
-def classifier_card(run: Path, recipe: str, images: int, classifier: ViTClassifier, rows: Sequence[Row]) -> str:
-    """The same of a classifier."""
+def classifier_card(
+    run: Path, recipe: str, images: int, classifier: ViTClassifier, measured: Sequence[Measurement]
+) -> str:
+    """The text of README.md for a trained classifier.
+
+    Args:
+        run: folder of the run, with timing.jsonl.
+        recipe: TOML text.
+        images: number of training images.
+        classifier: the trained model.
+        measured: validation numbers.
+    """
     what = _size(f"A ViT that tells {len(classifier.labels)} classes apart", classifier)
     return _card(
         run,
@@ -33,9 +51,8 @@ def classifier_card(run: Path, recipe: str, images: int, classifier: ViTClassifi
         opener='classifier = vlm.load_classifier("{name}")',
         saw=f"{what} Its classes: {', '.join(classifier.labels[:50])}{', ...' * (len(classifier.labels) > 50)}. "
         f"It learned from {images:,} images",
-        command="train_vit",
         recipe=recipe,
-        rows=rows,
+        measured=measured,
     )
 
 
@@ -43,8 +60,7 @@ def _size(what: str, model: nn.Module) -> str:
     return f"{what}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters."
 
 
-def _card(run: Path, *, task: str, opener: str, saw: str, command: str, recipe: str, rows: Sequence[Row]) -> str:
-    """Data, recipe, time and numbers."""
+def _card(run: Path, *, task: str, opener: str, saw: str, recipe: str, measured: Sequence[Measurement]) -> str:
     return f"""---
 library_name: vlm
 pipeline_tag: {task}
@@ -62,13 +78,13 @@ import vlm
 
 ## What it scores
 
-On validation data, which also guided the choices made. Chance is what a ranking that knows nothing gets.
+Measured on validation data, which may have guided choices. Chance is the value of equal scores for everything.
 
-{markdown_table(rows)}
+{markdown_table(measured)}
 
 ## Recipe
 
-`python -m training.{command} recipe.toml --out {run.name}` with
+`vlm train recipe.toml --out {run.name}` with
 
 ```toml
 {recipe.strip()}
@@ -76,20 +92,22 @@ On validation data, which also guided the choices made. Chance is what a ranking
 """
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    lines = ["| split | task | language | value | chance | n |", "|---|---|---|---|---|---|"]
-    lines += [f"| {r.split} | {r.task} | {r.language} | {r.value:.3f} | {r.chance:.4f} | {r.n} |" for r in rows]
-    return "\n".join(lines)
-
-
 def minutes_of_steps(run: Path) -> float:
-    """Mean seconds of a step, as far as written down, times the number of steps."""
+    """Minutes of all steps: the mean of the logged seconds per step, times the number of steps."""
     entries = [json.loads(line) for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
     return sum(entry["seconds"] for entry in entries) / len(entries) * entries[-1]["step"] / 60
 
 
 def push_to_hub(folder: Path, repo: str) -> None:
-    """The model in `folder`, nothing else of the run, as org/name.  Uses the login that huggingface_hub keeps."""
+    """Upload the model, and nothing else of the run, with the login of huggingface_hub.
+
+    Args:
+        folder: of the finished run.
+        repo: org/name.
+
+    Raises:
+        HubError: the upload failed; the model is finished, in `folder`.
+    """
     from huggingface_hub import HfApi
 
     files = [*json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"], "manifest.json"]
@@ -99,4 +117,7 @@ def push_to_hub(folder: Path, repo: str) -> None:
         api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=files)
     except Exception as error:  # the hub's HTTP library has errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the model is finished, in {folder}, but did not get to the hub: {reason}") from error
+        raise HubError(
+            f"The model is finished, in {folder}, but the upload to {repo} failed: {reason}. "
+            "Run the command again with --resume auto to upload it."
+        ) from error

@@ -1,6 +1,6 @@
-"""Pack a finished run for others: float16 weights and a model card whose numbers are measured on what is packed.
+"""Release a finished run: float16 weights, and a model card whose numbers are measured on those weights.
 
-Test splits are scored here and nowhere else: once per released model.
+Test splits are measured here and nowhere else, once per released model.
 """
 
 import json
@@ -11,15 +11,21 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from vlm.training.measure.calibrate import calibrate, section
-from vlm.training.measure.card import markdown_table, minutes_of_steps
-from vlm.training.measure.evaluate import PICTURE_WORDS, VALIDATION, Row, evaluate
+from vlm.training.measure.card import minutes_of_steps
+from vlm.training.measure.match_calibration import calibrate, section
+from vlm.training.measure.measurement import Measurement, markdown_table
+from vlm.training.measure.picture_words import PICTURE_WORDS, VALIDATION, evaluate_picture_words
 
 TEST = ("test_style", "test_concept", "test_both", "test_oca_artist", "test_photo_gc")
 
 
 def release(out: Path, run: Path) -> None:
-    """Rounded to float16 first, measured then: the card says what users get."""
+    """Write the released model: weights rounded to float16, and a card with the numbers of the rounded weights.
+
+    Args:
+        out: folder of the released model; a model that is there is replaced.
+        run: folder of the finished run; evaluation.json is written into it.
+    """
     import torch
 
     from vlm.checkpoint.load import load
@@ -29,19 +35,26 @@ def release(out: Path, run: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(trained, Path(folder) / out.name, dtype=torch.float16)
         packed = load(Path(folder) / out.name)
-        rows = evaluate(packed, [*VALIDATION, *TEST])
+        measured = evaluate_picture_words(packed, [*VALIDATION, *TEST])
         trained.calibration, reliable = calibrate(packed)
     parameters = sum(p.numel() for p in trained.model.parameters())
     (run / "evaluation.json").write_text(
-        json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1), encoding="utf-8"
+        json.dumps([one._asdict() for one in measured], ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    text = card(out.name, run, parameters, rows) + "\n" + section(trained.calibration, reliable)
+    text = card(out.name, run, parameters, measured) + "\n" + section(trained.calibration, reliable)
     save(trained, out, text, dtype=torch.float16)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
 
-def card(name: str, run: Path, parameters: int, rows: Sequence[Row]) -> str:
-    """README.md of the model folder."""
+def card(name: str, run: Path, parameters: int, measured: Sequence[Measurement]) -> str:
+    """The text of README.md.
+
+    Args:
+        name: of the model.
+        run: folder of the finished run.
+        parameters: number of the model's weights.
+        measured: what the card reports.
+    """
     images = parquet.read_metadata(PICTURE_WORDS / "train.parquet").num_rows
     recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
     return f"""---
@@ -53,9 +66,9 @@ license: mit
 
 # {name}
 
-A CLIP of {parameters / 1e6:.1f} million parameters for English and Japanese, trained from nothing on picture-words.
+A CLIP of {parameters / 1e6:.1f} million parameters for English and Japanese, trained from scratch on picture-words.
 
-**It knows drawings, not photographs:** six artists' emoji and Open Clip Art on white paper. For photographs use
+**It knows drawings, not photographs:** six artists' emoji and Open Clip Art on a white background. For photographs use
 a bigger model (`vlm.load("openclip:...")`, `vlm.load("hf:...")`).
 
 絵(絵文字とクリップアート)だけから、日本語と英語で学習した小さな CLIP です。**写真は知りません。**
@@ -84,10 +97,10 @@ recipe; `make train` runs it again:
 
 ## What it scores
 
-Chance is what a ranking that knows nothing gets. R@k: share of queries with a correct answer among the first k; a
-text query is the first caption of a concept, every image of that concept is correct. `val_style`: an artist not in
-training, concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Images whose pixels also occur in
-training are left out.
+Chance is the value of a ranking that gives every pair the same score. R@k: share of queries with a correct answer
+among the first k; a text query is the first caption of a concept, and every image of that concept is correct.
+`val_style`: an artist not in training, concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Images whose
+pixels also occur in training are left out.
 
-{markdown_table(rows)}
+{markdown_table(measured)}
 """

@@ -1,15 +1,36 @@
-"""The measurement of `vlm report`: how good and how well calibrated a classifier is, as numbers and as figures."""
+"""The measurement of `vlm report`: accuracy and calibration of a classifier, as numbers and as figures."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from vlm.checkpoint.load import load_classifier
 from vlm.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from vlm.images.preprocess import Preprocess
-    from vlm.inspect.drawing import Language
-    from vlm.training.data.labelled import Answers, ClassSet, Labelled
+from vlm.images.preprocess import Preprocess
+from vlm.inspect.drawing import Language, image_seen
+from vlm.metrics import reliability
+from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes_of_classifier, open_labelled
+from vlm.training.measure.classifier_figures import (
+    SHOWN,
+    Letters,
+    Mistake,
+    draw_confusion,
+    draw_mistakes,
+    draw_reliability,
+    letters,
+)
+from vlm.training.measure.classifier_metrics import (
+    WHOLE_CONFUSION,
+    Temperature,
+    card_section,
+    classifier_metrics,
+    confusion_matrix,
+    fit_temperature,
+    most_confused,
+    most_wrong,
+)
 
 
 def report(
@@ -23,7 +44,7 @@ def report(
     classes: str | None = None,
     label: str | None = None,
     wrong: int = 24,
-    language: "Language" = "en",
+    language: Language = "en",
 ) -> dict[str, Any]:
     """Measure a classifier on a split and write the report.
 
@@ -45,14 +66,12 @@ def report(
     Raises:
         CheckpointError: the classifier came without preprocessing settings.
     """
-    from vlm.checkpoint.load import load_classifier
-    from vlm.training.data.labelled import ask, classes_of_classifier, open_labelled
-    from vlm.training.measure.report_numbers import fit_temperature
-
     opened = load_classifier(classifier)
     preprocess = opened.preprocess
     if preprocess is None:
-        raise CheckpointError(f"{classifier} came without preprocessing settings, so it cannot read images.")
+        raise CheckpointError(
+            f"{classifier} came without preprocessing settings, so it cannot read images. Convert it with its config."
+        )
     class_set = classes_of_classifier(opened.labels, data, classes, label)
     images = open_labelled(data, split, class_set)
     answers = ask(opened, preprocess, images, what=split)
@@ -72,40 +91,50 @@ def report(
 def write_report(
     out: Path,
     source: dict[str, str],
-    answers: "Answers",
-    temperature: float,
-    data: "Labelled",
-    preprocess: "Preprocess",
-    classes: "ClassSet",
+    answers: Answers,
+    temperature: Temperature,
+    data: Labelled,
+    preprocess: Preprocess,
+    classes: ClassSet,
     *,
-    language: "Language",
+    language: Language,
     wrong: int,
 ) -> dict[str, Any]:
-    """All files of the report, and metrics.json as it is on disk.  `answers` are the logits for `data`."""
-    from vlm.inspect.drawing import image_seen
-    from vlm.metrics import reliability
-    from vlm.training.measure.report_figures import Mistake, draw_confusion, draw_mistakes, draw_reliability, letters
-    from vlm.training.measure.report_numbers import card_part, most_wrong, numbers
+    """Write all files of the report.
 
-    logits, targets = answers.outputs, answers.targets
-    measured = numbers(logits, targets, temperature, classes, language)
+    Args:
+        out: folder for the report.
+        source: what was measured: "classifier", "data", "split" and "temperature_fitted_on".
+        answers: logits of the images of `data`.
+        temperature: fitted to validation images.
+        data: the images that were measured.
+        preprocess: of the classifier; it draws the images of the mistakes.
+        classes: M classes in the order of the logits.
+        language: of the words in the figures.
+        wrong: mistakes to draw.
+
+    Returns:
+        What metrics.json holds.
+    """
+    logits, targets, names = answers.outputs, answers.targets, classes.words(language)
+    measured = classifier_metrics(logits, targets, temperature, classes.keys, names)
     found: dict[str, Any] = source | {"left_out": answers.left_out} | measured
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(card_part(found), encoding="utf-8")
+    (out / "README.md").write_text(card_section(found), encoding="utf-8")
 
     pen = letters(language)
-    names = pen.writable(classes.words(language))
-    draw_confusion(found["confusion"], names, pen, out / "confusion.png")
-    before, after = logits.softmax(1), (logits / temperature).softmax(1)
+    written = pen.writable(names)
+    _draw_confusion(logits, targets, written, pen, out / "confusion.png")
+    before, after = logits.softmax(1), (logits / temperature.value).softmax(1)
     errors = found["expected_calibration_error"], found["with_temperature"]["expected_calibration_error"]
     draw_reliability(reliability(before, targets), reliability(after, targets), errors, pen, out / "reliability.png")
     certainty, said = before.max(1)
     mistakes = [
         Mistake(
             image_seen(preprocess.pixels(data.rows.image(answers.index[place]))),
-            names[int(targets[place])],
-            names[int(said[place])],
+            written[int(targets[place])],
+            written[int(said[place])],
             float(certainty[place]),
         )
         for place in most_wrong(before, targets, wrong)
@@ -114,7 +143,15 @@ def write_report(
     return found
 
 
+def _draw_confusion(logits: Tensor, targets: Tensor, names: list[str], pen: Letters, path: Path) -> None:
+    """The whole matrix, or the classes with most errors where they are too many to draw."""
+    every = list(range(logits.shape[1]))
+    shown = every if len(every) <= WHOLE_CONFUSION else most_confused(logits, targets, SHOWN) or every[:SHOWN]
+    draw_confusion(confusion_matrix(logits, targets, shown).tolist(), [names[i] for i in shown], pen, path)
+
+
 def summary(found: dict[str, Any], out: Path) -> str:
+    """The main numbers of metrics.json as lines of text."""
     lines = [
         f"{name.replace('_', '-' if name.startswith('top') else ' '):<20} {found[name]['value']:.3f}"
         f"   chance {found[name]['chance']:.3f}"
@@ -122,9 +159,10 @@ def summary(found: dict[str, Any], out: Path) -> str:
         if name in found
     ]
     after = found["with_temperature"]["expected_calibration_error"]
+    temperature = Temperature(found["temperature"], found["temperature_at_limit"])
     lines.append(
         f"{'calibration error':<20} {found['expected_calibration_error']:.3f}   {after:.3f} at temperature "
-        f"{found['temperature']:.3f} fitted on {found['temperature_fitted_on']}"
+        f"{temperature} fitted on {found['temperature_fitted_on']}"
     )
     lines.append(f"{found['n']} images of {found['split']}; all of it in {out}")
     return "\n".join(lines)

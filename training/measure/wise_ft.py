@@ -3,19 +3,29 @@
 WiSE-FT, Wortsman et al. 2022.
 """
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from vlm.models.vision import ViTClassifier
-    from vlm.training.data.labelled import Labelled
+import torch
+
+from vlm.checkpoint.load import load, load_classifier
+from vlm.checkpoint.save import save
+from vlm.errors import CheckpointError, InputError
+from vlm.metrics import top_k_accuracy
+from vlm.models.vision import ViTClassifier
+from vlm.training.data.labelled import Labelled, ask, classes_of_classifier, open_labelled
+from vlm.zero_shot import classifier_from_names
 
 
 class Point(NamedTuple):
+    """The accuracy of one mixture."""
+
     alpha: float
     top_1: float
-    n: int
+    n: int  # images
 
 
 def wise_ft(
@@ -50,11 +60,6 @@ def wise_ft(
     Returns:
         The points of the curve and the best of them; of equals the one nearest to `start`.
     """
-    from vlm.checkpoint.load import load, load_classifier
-    from vlm.checkpoint.save import save
-    from vlm.training.data.labelled import classes_of_classifier, open_labelled
-    from vlm.zero_shot import classifier_from_names
-
     after = load_classifier(end)
     before = classifier_from_names(load(start), after.labels, templates) if zero_shot else load_classifier(start)
     class_set = classes_of_classifier(after.labels, data, classes, label)
@@ -68,18 +73,21 @@ def wise_ft(
     return points, best
 
 
-def interpolate(start: "ViTClassifier", end: "ViTClassifier", alpha: float) -> "ViTClassifier":
-    """(1 - alpha) start + alpha end, every weight; alpha 0 and 1 are the two ends bit for bit.
+def interpolate(start: ViTClassifier, end: ViTClassifier, alpha: float) -> ViTClassifier:
+    """A classifier with the weights (1 - alpha) start + alpha end; alpha 0 and 1 give the two ends bit for bit.
 
-    `ValueError` where the two are not the same kind of model for the same labels and images.
+    Args:
+        start: before fine-tuning.
+        end: after fine-tuning.
+        alpha: 0 to 1.
+
+    Raises:
+        InputError: alpha is out of range.
+        CheckpointError: the two are not the same kind of model for the same labels and images.
     """
-    import copy
-
-    import torch
-
     _check_alike(start, end)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be between 0 (before) and 1 (after), got {alpha}.")
+        raise InputError(f"alpha must be between 0 (before) and 1 (after), got {alpha}.")
     before, after = start.state_dict(), end.state_dict()
     if alpha == 0:
         mixed = before  # a sum with 0 would lose the sign of -0.0
@@ -92,13 +100,22 @@ def interpolate(start: "ViTClassifier", end: "ViTClassifier", alpha: float) -> "
     return model.eval()
 
 
-def curve(start: "ViTClassifier", end: "ViTClassifier", data: "Labelled", alphas: Sequence[float]) -> list[Point]:
-    """Top-1 of every mixture on the same images."""
-    from vlm.metrics import top_k_accuracy
-    from vlm.training.data.labelled import ask
+def curve(start: ViTClassifier, end: ViTClassifier, data: Labelled, alphas: Sequence[float]) -> list[Point]:
+    """Measure top-1 of mixtures on the same images.
 
+    Args:
+        start: before fine-tuning.
+        end: after fine-tuning.
+        data: the images.
+        alphas: shares of `end`.
+
+    Raises:
+        CheckpointError: `end` does not say how it reads images.
+    """
     if end.preprocess is None:
-        raise ValueError("The classifier came without preprocessing settings, so it cannot read images.")
+        raise CheckpointError(
+            "The classifier came without preprocessing settings, so it cannot read images. Convert it with its config."
+        )
     points = []
     for alpha in alphas:
         answers = ask(interpolate(start, end, alpha), end.preprocess, data, what=f"alpha {alpha:.2f}")
@@ -106,13 +123,15 @@ def curve(start: "ViTClassifier", end: "ViTClassifier", data: "Labelled", alphas
     return points
 
 
-def _check_alike(start: "ViTClassifier", end: "ViTClassifier") -> None:
-    import dataclasses
-
+def _check_alike(start: ViTClassifier, end: ViTClassifier) -> None:
     if start.labels != end.labels:
-        raise ValueError(f"START has labels {', '.join(start.labels)}, END {', '.join(end.labels)}: wanted the same.")
+        raise CheckpointError(
+            f"START has labels {', '.join(start.labels)}, END {', '.join(end.labels)}: wanted the same."
+        )
     if type(start.head) is not type(end.head):
-        raise ValueError(f"START has a {type(start.head).__name__} head, END a {type(end.head).__name__}: wanted one.")
+        raise CheckpointError(
+            f"START has a {type(start.head).__name__} head, END a {type(end.head).__name__}: wanted the same kind."
+        )
     settings = [dataclasses.replace(model.vision.config, dropout=0.0, drop_path=0.0) for model in (start, end)]
     preprocess = [model.preprocess.config if model.preprocess else None for model in (start, end)]
     for one, other, what in ((*settings, "architectures"), (*preprocess, "preprocessing")):
@@ -121,7 +140,7 @@ def _check_alike(start: "ViTClassifier", end: "ViTClassifier") -> None:
             ours = {} if one is None else one.to_dict()
             differing = [f"{name} {ours.get(name)} and {theirs.get(name)}" for name in ours.keys() | theirs.keys()
                          if ours.get(name) != theirs.get(name)]  # fmt: skip
-            raise ValueError(f"START and END have different {what}: {'; '.join(sorted(differing))}.")
+            raise CheckpointError(f"START and END have different {what}: {'; '.join(sorted(differing))}.")
 
 
 def _card(start: str, end: str, choose: str, points: Sequence[Point], best: Point) -> str:

@@ -24,7 +24,7 @@ from vlm.training.data.transforms import Transform
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.loop import Backward
 from vlm.training.measure.card import classifier_card
-from vlm.training.measure.evaluate import Row
+from vlm.training.measure.measurement import Measurement
 from vlm.training.recipe.config import LossSection, VitRecipe, VitSection
 from vlm.training.tasks.task import Task
 from vlm.zero_shot import zero_shot_head
@@ -208,13 +208,13 @@ def accuracy(model: nn.Module, preprocess: Preprocess, images: ClassImages, devi
 
 def final_rows(
     recipe: VitRecipe, classifier: ViTClassifier, preprocess: Preprocess, validation: ClassImages
-) -> list[Row]:
+) -> list[Measurement]:
     """What the model card reports, measured on the validation images."""
     device, M, n = classifier.head.weight.device, len(classifier.labels), len(validation)
     found = accuracy(classifier.eval(), preprocess, validation, device)
     split = f"{recipe.data.held_out} held out" if recipe.data.held_out else recipe.data.validation_split or "validation"
     return [
-        Row(split, f"classification {name}", recipe.data.language, found[f"val {name}"], k / M, n)
+        Measurement(split, f"classification {name}", recipe.data.language, found[f"val {name}"], k / M, n)
         for k, name in ((1, "top-1"), (5, "top-5"))
         if f"val {name}" in found
     ]

@@ -24,14 +24,9 @@ from vlm.training.engine.distributed import Processes
 from vlm.training.engine.loop import Backward
 from vlm.training.engine.lora import add_adapters, merge_adapters
 from vlm.training.measure.card import clip_card
-from vlm.training.measure.evaluate import (
-    PICTURE_WORDS,
-    Row,
-    embed_all_images,
-    evaluate,
-    retrieval_recall,
-    retrieval_rows,
-)
+from vlm.training.measure.measurement import Measurement
+from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words
+from vlm.training.measure.retrieval import embed_all_images, measure_retrieval, retrieval_recall
 from vlm.training.recipe.config import ModelSection, Recipe
 from vlm.training.tasks.task import Task
 
@@ -211,9 +206,9 @@ def _sizes(clip: CLIP) -> str:
     return f"{size / 1e6:.1f} M parameters" + f", {learning / 1e6:.2f} M of them learn" * (learning < size)
 
 
-def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Row]:
+def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Measurement]:
     """What the model card reports, measured on the validation split."""
     split = recipe.data.validation_split
     if Path(recipe.data.validation).resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
-        return evaluate(embedder, [split])
-    return retrieval_rows(embedder, validation, embed_all_images(embedder, validation), split, "")
+        return evaluate_picture_words(embedder, [split])
+    return measure_retrieval(embedder, validation, embed_all_images(embedder, validation), split)

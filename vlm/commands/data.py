@@ -92,8 +92,8 @@ def embed(parser: ArgumentParser) -> Run:
         import torch
 
         from vlm.training.engine.distributed import place_from_env
-        from vlm.training.measure.shards import Job, embed_with_ray
-        from vlm.training.measure.shards import embed as embed_data
+        from vlm.training.measure.embedding_shards import ShardJob, embed_with_ray
+        from vlm.training.measure.embedding_shards import embed as embed_data
 
         rank, size, local = place_from_env()
         if args.ray and size > 1:
@@ -101,7 +101,7 @@ def embed(parser: ArgumentParser) -> Run:
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device cuda: torch finds no such GPU here. Use --device cpu.")
-        job = Job(
+        job = ShardJob(
             model=args.model,
             data=args.data,
             out=args.out,

@@ -31,24 +31,25 @@ def evaluate(parser: ArgumentParser) -> Run:
 
     def run(args: Namespace) -> None:
         from vlm.checkpoint.load import load
-        from vlm.training.measure.evaluate import VALIDATION, evaluate_own, table
-        from vlm.training.measure.evaluate import evaluate as evaluate_picture_words
+        from vlm.training.measure.measurement import text_table
+        from vlm.training.measure.picture_words import VALIDATION, evaluate_picture_words
+        from vlm.training.measure.retrieval import evaluate_pairs
 
         embedder = load(args.model)
         if args.data is None:
             rows = evaluate_picture_words(embedder, args.split or VALIDATION)
         else:
-            rows = evaluate_own(embedder, args.data, args.split or ())
+            rows = evaluate_pairs(embedder, args.data, args.split or ())
         if args.json:
             print(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1))
         else:
-            print(table(rows))
+            print(text_table(rows))
 
     return run
 
 
 def probe(parser: ArgumentParser) -> Run:
-    """Measure the frozen features of a model: linear probe, few-shot and zero-shot, in one table.
+    """Measure the frozen features of a model: linear probe, k-NN, few-shot and zero-shot, in one table.
 
     vlm probe mini training/picture_words --classes emoji_group8 --train-split train --choose val_style
     ... --report test_style                  also on a split that chose nothing: once per released model
@@ -66,6 +67,7 @@ def probe(parser: ArgumentParser) -> Run:
     parser.add_argument("--report", metavar="SPLIT", help="is measured with what was chosen")
     parser.add_argument("--shots", nargs="*", type=positive, default=[1, 4, 16], help="images per class (1 4 16)")
     parser.add_argument("--draws", type=positive, default=5, help="of few-shot images, default %(default)s")
+    parser.add_argument("--neighbours", type=int, default=20, metavar="K", help="of k-NN; 0: no k-NN (%(default)s)")
     parser.add_argument("--classifier", nargs="+", default=[], metavar="FOLDER", help="trained ones for the table")
     parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="language of the labels of --out")
     parser.add_argument("--out", metavar="FOLDER", help="write the linear probe as a classifier")
@@ -74,8 +76,8 @@ def probe(parser: ArgumentParser) -> Run:
     def run(args: Namespace) -> None:
         if (args.choose is None) == (args.held_out is None):
             parser.error("give either --choose SPLIT or --held-out N")
-        from vlm.training.measure.heads import table
         from vlm.training.measure.probe import probe as probe_features
+        from vlm.training.measure.probe import probe_table
 
         rows = probe_features(
             args.model,
@@ -88,11 +90,14 @@ def probe(parser: ArgumentParser) -> Run:
             report=args.report,
             shots=args.shots,
             draws=args.draws,
+            neighbours=args.neighbours,
             classifiers=args.classifier,
             language=args.lang,
             out=args.out,
         )
-        print(json.dumps([row.plain() for row in rows], ensure_ascii=False, indent=1) if args.json else table(rows))
+        print(
+            json.dumps([row.plain() for row in rows], ensure_ascii=False, indent=1) if args.json else probe_table(rows)
+        )
 
     return run
 

@@ -18,7 +18,7 @@ def calibrate(parser: ArgumentParser) -> Run:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder of ours, which is written to")
 
     def run(args: Namespace) -> None:
-        from vlm.training.measure.calibrate import calibrate_folder
+        from vlm.training.measure.match_calibration import calibrate_folder
 
         print(calibrate_folder(args.model))
 

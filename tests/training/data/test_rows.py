@@ -303,7 +303,7 @@ def test_all_five_captions_are_drawn_equally_often(tmp_path, tiny_tokenizer):
 
 def test_recall_counts_all_five_captions(tmp_path):
     from vlm.metrics import recall_at_k
-    from vlm.training.measure.evaluate import concept_texts
+    from vlm.training.measure.retrieval import concept_texts
 
     lines = [
         f'{{"image": "{n}.png", "captions": {[f"p{n} c{k}" for k in range(5)]}}}'.replace("'", '"') for n in range(4)

@@ -14,9 +14,9 @@ from vlm.cli import run_alone
 from vlm.commands.release import release as declare
 from vlm.embedder import Embedder
 from vlm.training.measure import release as module
-from vlm.training.measure.calibrate import section
-from vlm.training.measure.card import markdown_table
-from vlm.training.measure.evaluate import Row, evaluate
+from vlm.training.measure.match_calibration import section
+from vlm.training.measure.measurement import Measurement, markdown_table
+from vlm.training.measure.picture_words import evaluate_picture_words
 
 SPLITS = ("val_both", "test_both")
 CALIBRATION = Calibration(scale=20.5, bias=-12.25, data="what a model that knows something would get")
@@ -57,8 +57,10 @@ def test_what_is_packed_is_the_run_in_float16_and_its_card_says_what_exactly_tha
     for name, weight in packed.model.state_dict().items():
         rounded = trained[name] if name == "logit_scale" else trained[name].half().float()
         assert torch.equal(weight, rounded), name
-    rows = evaluate(packed, SPLITS)
-    assert [Row(**row) for row in json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))] == rows
+    rows = evaluate_picture_words(packed, SPLITS)
+    assert [
+        Measurement(**row) for row in json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    ] == rows
     card = (out / "README.md").read_text(encoding="utf-8")
     assert markdown_table(rows) in card
     assert "\n# small\n" in card

@@ -13,7 +13,7 @@ from vlm.images.preprocess import Preprocess
 from vlm.metrics import expected_calibration_error, top_k_accuracy
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import ClassSet, ask, classes_of, open_labelled
-from vlm.training.measure.report_numbers import fit_temperature
+from vlm.training.measure.classifier_metrics import Temperature, fit_temperature
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def trained(run_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "vit"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+def run(*words: object) -> int:
     return main(["report", *map(str, words)])
 
 
@@ -39,12 +39,11 @@ def test_the_report_holds_the_numbers_of_the_classifier_and_all_its_images(
     run_folder: Path,
     tmp_path: Path,
     language: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     data, out = str(run_folder / "data.parquet"), tmp_path / "report"
     words = (trained, data, "--label", "concept", "--lang", language, "--out", out)
-    assert run(monkeypatch, *words, "--split", "train", "--fit-split", "validation", "--json") == 0
+    assert run(*words, "--split", "train", "--fit-split", "validation", "--json") == 0
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert json.loads(capsys.readouterr().out) == found
 
@@ -70,14 +69,15 @@ def test_the_report_holds_the_numbers_of_the_classifier_and_all_its_images(
 
 
 def test_where_the_temperature_saw_the_measured_images_the_card_says_so(
-    trained: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     words = (trained, run_folder / "data.parquet", "--label", "concept", "--out", tmp_path / "report")
-    assert run(monkeypatch, *words, "--split", "validation") == 0
+    assert run(*words, "--split", "validation") == 0
     assert "a little too good" in (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     before, after = (part["expected_calibration_error"] for part in (found, found["with_temperature"]))
-    fitted = f"at temperature {found['temperature']:.3f} fitted on validation"
+    temperature = Temperature(found["temperature"], found["temperature_at_limit"])
+    fitted = f"at temperature {temperature} fitted on validation"
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["top-1", f"{found['top_1']['value']:.3f}", "chance", f"{1 / 12:.3f}"],
         ["top-5", f"{found['top_5']['value']:.3f}", "chance", f"{5 / 12:.3f}"],
@@ -87,12 +87,10 @@ def test_where_the_temperature_saw_the_measured_images_the_card_says_so(
     ]
 
 
-def test_the_temperature_may_be_fitted_to_what_was_held_out(
-    trained: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_temperature_may_be_fitted_to_what_was_held_out(trained: Path, run_folder: Path, tmp_path: Path):
     data, out = str(run_folder / "data.parquet"), tmp_path / "report"
     where = (trained, data, "--label", "concept", "--out", out)
-    assert run(monkeypatch, *where, "--split", "validation", "--held-out", "5") == 0
+    assert run(*where, "--split", "validation", "--held-out", "5") == 0
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert (found["split"], found["temperature_fitted_on"]) == ("validation", "validation, 5 held out")
     assert (found["classifier"], found["data"]) == (str(trained), data)
@@ -100,16 +98,16 @@ def test_the_temperature_may_be_fitted_to_what_was_held_out(
     assert model.preprocess
     held_out = open_labelled(data, "validation", ClassSet(keys=model.labels, column="concept")).hold_out(5)[1]
     answers = ask(model, model.preprocess, held_out, what="x")
-    assert found["temperature"] == pytest.approx(fit_temperature(answers.outputs, answers.targets))
+    assert found["temperature"] == pytest.approx(fit_temperature(answers.outputs, answers.targets).value)
     assert "a little too good" not in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_does_not_fit_is_one_line_and_exit_code_1(
-    trained: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     words = (trained, run_folder / "data.parquet", "--out", tmp_path / "report")
-    assert run(monkeypatch, *words, "--split", "test", "--label", "concept") == 1
-    assert run(monkeypatch, *words, "--split", "train", "--classes", "animals") == 1
+    assert run(*words, "--split", "test", "--label", "concept") == 1
+    assert run(*words, "--split", "train", "--classes", "animals") == 1
     errors = capsys.readouterr().err
     assert errors.count("vlm: error: ") == errors.count("\n") == 2
     assert not (tmp_path / "report").exists()

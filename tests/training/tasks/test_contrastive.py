@@ -16,7 +16,7 @@ from vlm.embedder import Embedder
 from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
-from vlm.training.measure.evaluate import embed_all_images, retrieval_recall
+from vlm.training.measure.retrieval import embed_all_images, retrieval_recall
 from vlm.training.recipe.config import ModelSection, Recipe, read_recipe
 from vlm.training.tasks.contrastive import (
     _sizes,

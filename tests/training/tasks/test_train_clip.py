@@ -17,6 +17,7 @@ import vlm
 from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_recipe
 from vlm.cli import main
+from vlm.errors import HubError
 from vlm.loss import clip_loss, siglip_loss
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.recipe.config import read_recipe
@@ -237,9 +238,7 @@ def test_a_push_that_fails_says_that_the_model_is_safe(finished, recipe, monkeyp
 
     monkeypatch.setattr(FakeHub, "create_repo", refuse)
     monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    with pytest.raises(
-        ValueError, match=r"the model is finished, in .*, but did not get to the hub: 401 Unauthorized$"
-    ):
+    with pytest.raises(HubError, match=r"finished, in .* 401 Unauthorized\."):
         train(recipe, finished, SINGLE_PROCESS, resume=True, push="somebody/small")
 
 

@@ -16,9 +16,10 @@ from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.measure import evaluate as module
-from vlm.training.measure.card import markdown_table
-from vlm.training.measure.evaluate import PICTURE_WORDS, concept_texts, evaluate, retrieval_recall, retrieval_rows
+from vlm.training.measure import picture_words as module
+from vlm.training.measure.measurement import Measurement, markdown_table
+from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words, open_unseen
+from vlm.training.measure.retrieval import concept_texts, embed_all_images, measure_retrieval, retrieval_recall
 from vlm.zero_shot import classify
 
 
@@ -53,7 +54,7 @@ class Oracle(Embedder):
 
 def test_who_knows_all_concepts_scores_1(tiny_embedder, both):
     oracle = Oracle(tiny_embedder.model, *tiny_embedder.parts()).set(both)
-    rows = retrieval_rows(oracle, both, one_hot(both), "val_both", "")
+    rows = measure_retrieval(oracle, both, one_hot(both), "val_both", "")
     assert {row.value for row in rows} == {1.0}
     assert {(row.language, row.task) for row in rows} == {
         (language, f"{way} {metric}")
@@ -69,7 +70,7 @@ def test_who_knows_nothing_scores_chance_exactly(tiny_embedder, both):
             return torch.ones(len(texts), 4) / 2
 
     blind = Blind(tiny_embedder.model, *tiny_embedder.parts())
-    for row in retrieval_rows(blind, both, torch.ones(len(both), 4) / 2, "val_both", ""):
+    for row in measure_retrieval(blind, both, torch.ones(len(both), 4) / 2, "val_both", ""):
         assert row.value == pytest.approx(row.chance, abs=1e-6)
         assert row.chance > 10 if "median" in row.task else 0 < row.chance < 0.5
 
@@ -101,7 +102,7 @@ def test_images_that_were_trained_on_are_left_out():
 
 
 def test_all_numbers_of_a_split_have_chance_and_count(tiny_embedder):
-    rows = evaluate(tiny_embedder, ["val_both"])
+    rows = evaluate_picture_words(tiny_embedder, ["val_both"])
     sets = [row for row in rows if row.task.startswith("top-1")]
     assert {row.language for row in sets} == {"en", "ja"}
     for row in sets:
@@ -113,8 +114,8 @@ def test_all_numbers_of_a_split_have_chance_and_count(tiny_embedder):
 
 
 def test_the_progress_line_is_the_same_recall(tiny_embedder, both):
-    images = module.embed_all_images(tiny_embedder, both)
-    rows = retrieval_rows(tiny_embedder, both, images, "", "")
+    images = embed_all_images(tiny_embedder, both)
+    rows = measure_retrieval(tiny_embedder, both, images, "", "")
     recall = retrieval_recall(tiny_embedder, both)
     assert recall["val R@5 ja"] == next(r.value for r in rows if (r.task, r.language) == ("text->image R@5", "ja"))
     assert recall.keys() == {f"val R@{k} {language}" for k in (1, 5) for language in ("en", "ja")}
@@ -129,8 +130,8 @@ def test_the_command_reads_a_model_folder(tiny_embedder, tmp_path, capsys, monke
     save(tiny_embedder, tmp_path / "model")
     code, out, _ = run(capsys, monkeypatch, str(tmp_path / "model"), "--split", "val_both", "--json")
     assert code == 0
-    rows = [module.Row(**entry) for entry in json.loads(out)]
-    assert rows == evaluate(tiny_embedder, ["val_both"])
+    rows = [Measurement(**entry) for entry in json.loads(out)]
+    assert rows == evaluate_picture_words(tiny_embedder, ["val_both"])
     code, out, _ = run(capsys, monkeypatch, str(tmp_path / "model"), "--split", "val_both")
     assert code == 0
     assert out.count("\n") == len(rows) + 1
@@ -236,15 +237,15 @@ def test_each_class_set_is_asked_as_a_user_would_ask_it(tiny_embedder, words, sp
                 answers = classify(tiny_embedder, [image for image, _ in asked], labels).argmax(1).tolist()
                 right = sum(keys[answer] == key for answer, (_, key) in zip(answers, asked, strict=True)) / len(asked)
                 expected.append((split, f"top-1 of {len(keys)}, {name}", language, right, 1 / len(keys), len(asked)))
-    found = [row for row in evaluate(tiny_embedder, [split]) if row.task.startswith("top-1")]
-    assert found == [module.Row(*row[:3], pytest.approx(row[3]), *row[4:]) for row in expected]  # type: ignore[arg-type]
+    found = [row for row in evaluate_picture_words(tiny_embedder, [split]) if row.task.startswith("top-1")]
+    assert found == [Measurement(*row[:3], pytest.approx(row[3]), *row[4:]) for row in expected]  # type: ignore[arg-type]
     assert len({task for _, task, *_ in expected}) >= 4
 
 
 def test_rows_without_flags_and_by_novel_words_are_those_of_these_images_alone(tiny_embedder, words):
     for split in ("val_style", "val_concept"):
         own = of_split(words, split)
-        pairs = module.open_unseen(tiny_embedder, (split,))
+        pairs = open_unseen(tiny_embedder, (split,))
         assert pairs.uids == [row["uid"] for row in own]
         parts: dict[str, list[int]] = {"": list(range(len(own)))}
         parts[", no flags"] = [n for n, row in enumerate(own) if row["concept"] != "flag"]
@@ -254,35 +255,37 @@ def test_rows_without_flags_and_by_novel_words_are_those_of_these_images_alone(t
         expected = [
             row
             for label, part in parts.items()
-            for row in retrieval_rows(
-                tiny_embedder, pairs.select(part), module.embed_all_images(tiny_embedder, pairs)[part], split, label
+            for row in measure_retrieval(
+                tiny_embedder, pairs.select(part), embed_all_images(tiny_embedder, pairs)[part], split, label
             )
         ]
-        assert [row for row in evaluate(tiny_embedder, [split]) if not row.task.startswith("top-1")] == expected
+        assert [
+            row for row in evaluate_picture_words(tiny_embedder, [split]) if not row.task.startswith("top-1")
+        ] == expected
         assert {len(part) for part in parts.values()} == ({7, 5} if split == "val_style" else {8, 6, 3, 5})
 
 
 def test_where_no_image_is_a_flag_or_all_words_are_new_there_is_no_such_row(tiny_embedder, words, tmp_path):
     rows = [row | {"subgroup": "a", "novel_words": row["split"] == "val_both"} for row in words]
     Dataset.from_list(rows).to_parquet(tmp_path / "validation.parquet")
-    found = evaluate(tiny_embedder, ["val_concept", "val_both"])
+    found = evaluate_picture_words(tiny_embedder, ["val_concept", "val_both"])
     assert not [row for row in found if "flags" in row.task or "trained on" in row.task]
     assert {row.split for row in found} == {"val_concept", "val_both"}
 
 
 def test_a_image_without_a_text_in_a_language_asks_for_none_in_it(tiny_embedder, words):
-    pairs = module.open_unseen(tiny_embedder, ("val_concept",))
+    pairs = open_unseen(tiny_embedder, ("val_concept",))
     lacking = [not texts for texts in pairs.texts("ja")]
     concepts = pairs.rows.column("concept")
     assert sum(lacking) == 1
-    rows = retrieval_rows(tiny_embedder, pairs, module.embed_all_images(tiny_embedder, pairs), "s", "")
+    rows = measure_retrieval(tiny_embedder, pairs, embed_all_images(tiny_embedder, pairs), "s", "")
     asked = {(row.task.split()[0], row.language): row.n for row in rows}
     # a cat that has no Japanese caption is shown by another one's
     assert asked == {
         ("text->image", "en"): 4, ("image->text", "en"): 8, ("text->image", "ja"): 4, ("image->text", "ja"): 8
     }  # fmt: skip
     alone = pairs.select([n for n in range(8) if concepts[n] != "cat" or lacking[n]])
-    rows = retrieval_rows(tiny_embedder, alone, module.embed_all_images(tiny_embedder, alone), "s", "")
+    rows = measure_retrieval(tiny_embedder, alone, embed_all_images(tiny_embedder, alone), "s", "")
     asked = {(row.task.split()[0], row.language): row.n for row in rows}
     assert asked == {
         ("text->image", "en"): 4, ("image->text", "en"): 7, ("text->image", "ja"): 3, ("image->text", "ja"): 6
@@ -290,10 +293,10 @@ def test_a_image_without_a_text_in_a_language_asks_for_none_in_it(tiny_embedder,
 
 
 def test_images_are_embedded_as_always_in_any_batch(tiny_embedder, words):
-    pairs = module.open_unseen(tiny_embedder, ("val_style",))
+    pairs = open_unseen(tiny_embedder, ("val_style",))
     expected = tiny_embedder.embed_images([pairs.rows.image(n) for n in range(len(pairs))])
     for size in (128, 3):
-        torch.testing.assert_close(module.embed_all_images(tiny_embedder, pairs, batch_size=size), expected)
+        torch.testing.assert_close(embed_all_images(tiny_embedder, pairs, batch_size=size), expected)
 
 
 def test_all_three_validation_splits_are_the_default_and_people_get_a_table(
@@ -302,7 +305,7 @@ def test_all_three_validation_splits_are_the_default_and_people_get_a_table(
     save(tiny_embedder, tmp_path / "model")
     code, out, _ = run(capsys, monkeypatch, str(tmp_path / "model"))
     head, *lines = out.splitlines()
-    rows = evaluate(tiny_embedder, ["val_style", "val_concept", "val_both"])
+    rows = evaluate_picture_words(tiny_embedder, ["val_style", "val_concept", "val_both"])
     assert (code, len(lines)) == (0, len(rows))
     assert head.split() == ["split", "task", "value", "chance", "n"]
     for line, row in zip(lines, rows, strict=True):
@@ -312,20 +315,22 @@ def test_all_three_validation_splits_are_the_default_and_people_get_a_table(
 
 
 def test_of_own_data_all_is_asked_for_or_the_splits_named_and_what_is_broken_is_said(
-    tiny_embedder, words, tmp_path, capsys, monkeypatch
+    tiny_embedder, words, tmp_path, capsys, caplog, monkeypatch
 ):
     save(tiny_embedder, tmp_path / "model")
     broken = [row | {"image": {"bytes": b"", "path": None}} if row["uid"] in ("p3", "p9") else row for row in words]
     Dataset.from_list(broken).to_parquet(tmp_path / "own.parquet")
     own = [str(tmp_path / "model"), "--data", str(tmp_path / "own.parquet"), "--json"]
-    code, out, error = run(capsys, monkeypatch, *own)
-    rows = [module.Row(**row) for row in json.loads(out)]
+    code, out, _ = run(capsys, monkeypatch, *own)
+    rows = [Measurement(**row) for row in json.loads(out)]
     assert (code, {row.split for row in rows}) == (0, {"all"})
     assert {row.n for row in rows if row.task == "image->text R@1"} == {22}
-    assert error.startswith("2 samples left out; the first: p3: missing: ") and error.count("\n") == 1
+    (left_out,) = caplog.messages
+    assert left_out.startswith("2 samples left out; the first: p3: missing: ")
+    caplog.clear()
     assert out.startswith("[\n {")
-    code, out, error = run(capsys, monkeypatch, *own, "--split", "val_style", "val_both")
-    rows = [module.Row(**row) for row in json.loads(out)]
+    code, out, _ = run(capsys, monkeypatch, *own, "--split", "val_style", "val_both")
+    rows = [Measurement(**row) for row in json.loads(out)]
     assert {row.split for row in rows} == {"val_style+val_both"}
     assert {row.n for row in rows if row.task == "image->text R@1"} == {11}
-    assert error.startswith("1 samples left out")
+    assert caplog.messages[0].startswith("1 samples left out")

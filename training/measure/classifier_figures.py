@@ -1,4 +1,4 @@
-"""The figures of `report.py`, words in the user's language: confusion, reliability, what was surely wrong."""
+"""Figures of a classifier's report, in the user's language: confusion matrix, reliability diagram, worst mistakes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,29 +16,29 @@ from vlm.metrics import Reliability
 
 WORDS: dict[Language, dict[str, str]] = {
     "en": {
-        "confusion": "What is taken for what?",
+        "confusion": "Confusion matrix",
         "true": "true class",
         "answer": "answer",
-        "reliability": "Is it as often right as it is sure?",
-        "sure": "how sure (probability of the answer)",
-        "right": "how often right",
-        "perfect": "perfectly honest",
-        "wrong": "Most confidently wrong",
-        "none wrong": "no wrong answer",
+        "reliability": "Reliability diagram",
+        "sure": "confidence (probability of the answer)",
+        "right": "accuracy",
+        "perfect": "perfectly calibrated",
+        "wrong": "Most confident mistakes",
+        "none wrong": "No mistakes",
         "before": "as trained",
         "after": "with temperature",
         "error": "calibration error",
         "class": "class",
     },
     "ja": {
-        "confusion": "何を何と間違えるか",
+        "confusion": "混同行列",
         "true": "正解のクラス",
         "answer": "予測",
-        "reliability": "自信の分だけ当たっているか",
-        "sure": "自信（予測クラスの確率）",
+        "reliability": "信頼度図",
+        "sure": "確信度（予測クラスの確率）",
         "right": "正解率",
-        "perfect": "自信と正解率が一致",
-        "wrong": "自信をもって間違えた画像",
+        "perfect": "完全に較正された状態",
+        "wrong": "確信度の高い誤答",
         "none wrong": "誤答なし",
         "before": "学習したまま",
         "after": "温度補正後",
@@ -46,24 +46,26 @@ WORDS: dict[Language, dict[str, str]] = {
         "class": "クラス",
     },
 }
-_SHOWN = 40  # classes whose names and counts are still readable
+SHOWN = 40  # classes whose names and counts are readable
 
 
 class Mistake(NamedTuple):
+    """An image that was classified wrongly."""
+
     image: Image.Image
     true: str
     answer: str
-    probability: float
+    probability: float  # of the answer
 
 
 class Letters(NamedTuple):
-    """A language, and a font file that can write it; None is matplotlib's own."""
+    """Words of a language, and a font file that has its glyphs; None is matplotlib's own font."""
 
     words: dict[str, str]
     font: str | None
 
     def writable(self, names: Sequence[str]) -> list[str]:
-        """The class names, or numbers for those that no font here can write."""
+        """The class names, with a number in place of each that no installed font can write."""
         return [
             name if self.font or name.isascii() else f"{self.words['class']} {number}"
             for number, name in enumerate(names)
@@ -71,7 +73,7 @@ class Letters(NamedTuple):
 
 
 def letters(language: Language) -> Letters:
-    """Japanese where the machine has a font for it, else English."""
+    """The words and the font of a language; English where the machine has no Japanese font."""
     pen = choose_lettering(language)
     font = pen.font(12)
     if pen.japanese and isinstance(font, ImageFont.FreeTypeFont):
@@ -80,15 +82,22 @@ def letters(language: Language) -> Letters:
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], letters: Letters, path: Path) -> None:
-    """Colour: share of the true class's images; number: how many.  confusion (M, M), rows are true classes."""
+    """Draw a confusion matrix: the colour is the share of the true class's images, the number their count.
+
+    Args:
+        confusion: counts (m, m); a row is the true class, a column the answer.
+        names: of the m classes; written where they are at most `SHOWN`.
+        letters: words and font.
+        path: PNG file to write.
+    """
     counts = np.asarray(confusion)
-    side = max(4.0, min(len(counts), _SHOWN) * 0.45)
+    side = max(4.0, min(len(counts), SHOWN) * 0.45)
     with _figure((side + 2.5, side + 1.5), letters, path) as figure:
         axes = figure.subplots()
         share = counts / counts.sum(1, keepdims=True).clip(1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axes.set(title=letters.words["confusion"], xlabel=letters.words["answer"], ylabel=letters.words["true"])
-        if len(counts) > _SHOWN:
+        if len(counts) > SHOWN:
             return
         axes.set_xticks(range(len(names)), letters.writable(names), rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), letters.writable(names))
@@ -101,7 +110,15 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], let
 def draw_reliability(
     before: Reliability, after: Reliability, errors: tuple[float, float], letters: Letters, path: Path
 ) -> None:
-    """One dot per bin that has images, its area by how many; `errors` are the calibration errors of the two."""
+    """Draw a reliability diagram: accuracy over confidence, one dot per bin that has images, its area their count.
+
+    Args:
+        before: of the logits as trained.
+        after: of the logits divided by the temperature.
+        errors: expected calibration errors of the two.
+        letters: words and font.
+        path: PNG file to write.
+    """
     words = letters.words
     with _figure((5.5, 5.2), letters, path) as figure:
         axes = figure.subplots()
@@ -123,7 +140,14 @@ def draw_reliability(
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], letters: Letters, path: Path, columns: int = 6) -> None:
-    """A contact sheet, the surest first; over each image the true class, under it the answer."""
+    """Draw a contact sheet of mistakes: the true class above each image, the answer and its probability below.
+
+    Args:
+        mistakes: in the order of the sheet.
+        letters: words and font.
+        path: PNG file to write.
+        columns: images in a row.
+    """
     rows = max(1, -(-len(mistakes) // columns))
     with _figure((2.0 * columns, 2.4 * rows + 0.6), letters, path) as figure:
         figure.suptitle(letters.words["wrong"] if mistakes else letters.words["none wrong"])
@@ -137,7 +161,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], letters: Letters, path: Path, col
 
 @contextmanager
 def _figure(inches: tuple[float, float], letters: Letters, path: Path) -> Iterator[Figure]:
-    """Drawn on inside, written as PNG at the end."""
+    """A figure to draw on, written as PNG at the end of the block."""
     settings: dict[str, object] = {}
     if letters.font:
         font_manager.fontManager.addfont(letters.font)

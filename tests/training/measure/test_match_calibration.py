@@ -18,26 +18,26 @@ from vlm.commands.release import calibrate as declare
 from vlm.embedder import Embedder
 from vlm.metrics import calibration_bins, calibration_error
 from vlm.training.data.pairs import open_pairs
-from vlm.training.measure.calibrate import (
+from vlm.training.measure.match_calibration import (
     BINS,
     HEADING,
-    Answers,
-    best,
+    QueryHits,
+    best_hits,
     calibrate,
     fit,
     match_reliability,
     section,
-    validation_answers,
+    validation_hits,
 )
 
 
-def made_answers(queries: int = 3000, seed: int = 0) -> Answers:
+def made_hits(queries: int = 3000, seed: int = 0) -> QueryHits:
     """A world where P = sigmoid(12 cos - 6), so the fit has a truth to find."""
     generator = torch.Generator().manual_seed(seed)
     cosines = torch.rand(queries, 10, generator=generator).sort(1, descending=True).values
     correct = torch.rand(queries, 10, generator=generator) < (12 * cosines - 6).sigmoid()
     half = torch.arange(queries) % 2 == 0
-    return Answers("en", cosines, correct, cosines.masked_fill(correct, -1).amax(1), half)
+    return QueryHits("en", cosines, correct, cosines.masked_fill(correct, -1).amax(1), half)
 
 
 def test_a_probability_is_the_sigmoid_of_the_line():
@@ -104,7 +104,7 @@ def test_it_travels_with_the_model_and_the_weights_stay_as_they_are(tiny_embedde
 
 
 def test_the_fit_finds_the_truth_of_a_made_world_and_is_that_of_scikit_learn():
-    answers = made_answers()
+    answers = made_hits()
     found = fit([answers, answers._replace(language="ja")])
     assert (found.scale, found.bias) == (pytest.approx(12, abs=0.5), pytest.approx(-6, abs=0.3))
     other = LogisticRegression(C=np.inf, max_iter=1000).fit(answers.cosines.reshape(-1, 1), answers.correct.flatten())
@@ -114,7 +114,7 @@ def test_the_fit_finds_the_truth_of_a_made_world_and_is_that_of_scikit_learn():
 
 
 def test_reliability_is_what_its_names_say():
-    answers = made_answers()
+    answers = made_hits()
     truth = Calibration(scale=12.0, bias=-6.0)
     p = truth.probability(answers.cosines)
     found = match_reliability(answers, p, truth.probability(answers.best_wrong), 0.9)
@@ -130,7 +130,7 @@ def test_reliability_is_what_its_names_say():
 def test_reliability_of_three_queries_is_counted_by_hand():
     p = torch.tensor([[0.9, 0.2], [0.3, 0.1], [0.05, 0.02]], dtype=torch.float64)
     correct = torch.tensor([[True, False], [False, False], [True, False]])
-    answers = Answers("ja", p, correct, p[:, 1], torch.tensor([True, False, True]))
+    answers = QueryHits("ja", p, correct, p[:, 1], torch.tensor([True, False, True]))
     found = match_reliability(answers, p, torch.tensor([0.2, 0.3, 0.02]), 0.3)
     assert (found.language, found.queries) == ("ja", 3)
     assert found.shown == pytest.approx((0.9 + 0.2 + 0.3 + 0.1 + 0.05 + 0.02) / 6)
@@ -146,13 +146,13 @@ def test_reliability_of_three_queries_is_counted_by_hand():
 def test_the_best_ten_are_kept_and_the_best_wrong_one(gallery: int):
     scores = torch.rand(5, gallery, generator=torch.Generator().manual_seed(0)) * 2 - 1
     correct = torch.rand(5, gallery, generator=torch.Generator().manual_seed(1)) < 0.4
-    found = best(scores, correct, "ja", True)
+    found = best_hits(scores, correct, "ja", True)
     assert (found.language, found.half.tolist()) == ("ja", [True] * 5)
     for q in range(5):
         ranked = sorted(zip(scores[q].tolist(), correct[q].tolist(), strict=True), reverse=True)
         assert list(zip(found.cosines[q].tolist(), found.correct[q].tolist(), strict=True)) == ranked[:10]
         assert found.best_wrong[q].item() == next(score for score, right in ranked if not right)
-    assert not best(scores, correct, "ja", False).half.any()
+    assert not best_hits(scores, correct, "ja", False).half.any()
 
 
 class Recording(Embedder):
@@ -170,9 +170,11 @@ def test_each_half_of_the_concepts_is_asked_for_in_a_gallery_of_its_own(
 ):
     pairs, _ = open_pairs(run_folder / "data.parquet", tiny_embedder.preprocess).sound()
     opened: list[tuple[str, ...]] = []
-    monkeypatch.setattr("vlm.training.measure.calibrate.open_unseen", lambda _, splits: opened.append(splits) or pairs)
+    monkeypatch.setattr(
+        "vlm.training.measure.match_calibration.open_unseen", lambda _, splits: opened.append(splits) or pairs
+    )
     embedder = Recording(tiny_embedder.model, *tiny_embedder.parts())
-    answers = validation_answers(embedder)
+    answers = validation_hits(embedder)
     assert opened == [("val_style", "val_concept", "val_both")]
     assert [one.language for one in answers] == ["en", "ja"]
     images = tiny_embedder.embed_images([pairs.rows.image(i) for i in range(len(pairs))])
@@ -205,7 +207,7 @@ def test_the_calibration_error_is_the_weighted_distance_of_the_bins():
 
 
 def test_the_card_has_one_row_per_language_and_as_many_cells_as_heads():
-    answers = made_answers(100)
+    answers = made_hits(100)
     p = answers.cosines
     text = section(Calibration(scale=12.0, bias=-6.0), [match_reliability(answers, p, p[:, 0], 0.1)] * 2)
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -222,11 +224,11 @@ def test_the_card_has_one_row_per_language_and_as_many_cells_as_heads():
 def test_the_command_writes_it_into_the_model_and_keeps_the_rest_of_the_card(
     tiny_embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    folder, answers = tmp_path / "model", made_answers(100)
+    folder, answers = tmp_path / "model", made_hits(100)
     save(tiny_embedder, folder, "# a card\n\nwhat it says\n")
     found = Calibration(scale=20.5, bias=-12.25, data="a test")
     reliable = [match_reliability(answers, answers.cosines, answers.best_wrong, 0.1)]
-    monkeypatch.setattr("vlm.training.measure.calibrate.calibrate", lambda embedder: (found, reliable))
+    monkeypatch.setattr("vlm.training.measure.match_calibration.calibrate", lambda embedder: (found, reliable))
     monkeypatch.setattr("sys.argv", ["calibrate", str(folder)])
     for _ in range(2):  # the second time takes the place of the first
         assert run_alone(declare, "calibrate") == 0
@@ -240,17 +242,17 @@ def test_the_command_writes_it_into_the_model_and_keeps_the_rest_of_the_card(
 
 
 def test_each_language_is_measured_with_what_was_fitted_to_the_other_half(monkeypatch: pytest.MonkeyPatch):
-    answers = [made_answers(600), made_answers(400, seed=1)._replace(language="ja")]
+    answers = [made_hits(600), made_hits(400, seed=1)._replace(language="ja")]
     for one in answers:  # the odd ones are of a world where fewer are correct
         one.correct[1::2] &= torch.rand(one.correct[1::2].shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    monkeypatch.setattr("vlm.training.measure.calibrate.validation_answers", lambda embedder: answers)
+    monkeypatch.setattr("vlm.training.measure.match_calibration.validation_hits", lambda embedder: answers)
     embedder: Embedder = None  # type: ignore[assignment]
     calibration, found = calibrate(embedder)
     assert calibration == fit(answers)
     assert "1000 captions" in calibration.data
     assert [(one.language, one.queries) for one in found] == [("en", 600), ("ja", 400)]
     of_even, of_odd = (
-        fit([Answers(a.language, *(value[start::2] for value in a[1:])) for a in answers]) for start in (0, 1)
+        fit([QueryHits(a.language, *(value[start::2] for value in a[1:])) for a in answers]) for start in (0, 1)
     )
     assert abs(of_even.bias - of_odd.bias) > 1
     for one, measured in zip(answers, found, strict=True):  # even ones with what was fitted to the odd ones

@@ -7,7 +7,7 @@ from PIL import Image
 
 from vlm.inspect.drawing import Language, choose_lettering
 from vlm.metrics import reliability
-from vlm.training.measure.report_figures import (
+from vlm.training.measure.classifier_figures import (
     Letters,
     Mistake,
     draw_confusion,

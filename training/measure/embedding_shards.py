@@ -1,14 +1,15 @@
-"""A data set's vectors as parquet shards.  Each is whole or absent: a run may be killed anywhere, and goes on there.
+"""Embeddings of a data set as parquet shards.  Writes are atomic: an interrupted run keeps its whole shards.
 
-    part-00000.parquet   uid (string), embedding (E numbers, unit length), row by row; broken samples left out
-    broken.jsonl         those, with reasons, written when all shards are there
+    part-00000.parquet   uid (string), embedding (E numbers, unit length), one row per sample, without broken samples
+    broken.jsonl         the broken samples with reasons, written when all shards are there
 
-What the bits depend on stands in every shard's metadata (`vlm.` ...): a shard of another model, data set or setting is
-never mixed in.  A shard is computed in the same batches whoever does it, so processes need no talk.
+The metadata of every shard (`vlm.` ...) holds all settings that its bits depend on, and shards of another model, data
+set or setting are refused.  The batches of a shard are the same in any process, so processes need no communication.
 """
 
 import hashlib
 import json
+import logging
 import math
 import os
 import stat
@@ -29,62 +30,65 @@ from tqdm import tqdm
 
 from vlm import atomic
 from vlm.checkpoint.load import load
-from vlm.errors import ImageError
+from vlm.errors import DataError, ImageError, InputError
 from vlm.images.open import MAX_BYTES
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.rows import BrokenSample, Rows, open_rows
 
-_PROBES = 32  # samples whose images are hashed to know a data set again
+_log = logging.getLogger(__name__)
+_HASHED = 32  # samples whose images go into the hash of a data set
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is embedded, how, and to where."""
+class ShardJob:
+    """The model, the data and the settings of a set of shards."""
 
     model: str  # as for vlm.load
     data: str  # as for open_rows
-    out: Path
+    out: Path  # folder of the shards
     splits: tuple[str, ...] = ()
     rows_per_shard: int = 10_000
     batch_size: int = 64
     dtype: Literal["float16", "float32"] = "float16"
     device: str = "cpu"
-    threads: int = 1  # of one process; sums come out differently in the last bit with another number
-    workers: int = 1  # processes that decode ahead for each that embeds; the result does not depend on it
+    threads: int = 1  # of one process; another number changes the last bit of sums
+    workers: int = 1  # loader processes of each process that embeds; the result does not depend on it
 
     def __post_init__(self) -> None:
         for name in ("rows_per_shard", "batch_size", "threads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers}.")
+            raise InputError(f"workers must be 0 or more, got {self.workers}.")
 
 
-class Done(NamedTuple):
-    """What was done; sums up by `+`-ing the fields."""
+class ShardCounts(NamedTuple):
+    """How many shards and samples a run has written or found."""
 
     shards: int  # written
-    found: int  # whole already
-    rows: int  # of all these shards
-    broken: int  # of those rows, left out
+    found: int  # that were there already
+    rows: int  # samples of all these shards
+    broken: int  # samples of these that were left out
 
 
-class _Read(NamedTuple):
+class _ShardBatch(NamedTuple):
+    """Samples of one batch, decoded."""
+
     rows: range
-    uids: list[str]  # of the sound ones
-    pixels: Tensor  # uint8 (B, 3, H, W), of the sound ones
+    uids: list[str]  # of the usable samples
+    pixels: Tensor  # uint8 (B, C, H, W), of the usable samples
     broken: list[dict[str, str | int]]
 
 
 class ShardWriter:
-    """A job, opened: `write(numbers)` makes those shards of `range(count)` that are not there yet."""
+    """Writes the shards of a job: `write(numbers)` those of `range(count)` that are missing."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ShardJob) -> None:
         self.job = job
         self.embedder = load(job.model, device=job.device)
         self.rows = open_rows(job.data, job.splits)
         if not len(self.rows):
-            raise ValueError(f"{job.data} has no samples to embed.")
+            raise DataError(f"{job.data} has no samples to embed. Name a data set that has images.")
         self.count = math.ceil(len(self.rows) / job.rows_per_shard)
         job.out.mkdir(parents=True, exist_ok=True)
         self.identity = {
@@ -100,8 +104,13 @@ class ShardWriter:
         }
         self._refuse_others()
 
-    def write(self, numbers: Sequence[int], *, progress: bool = False) -> Done:
-        """Shards are written in the order of `numbers`; one that is there and whole is left alone."""
+    def write(self, numbers: Sequence[int], *, progress: bool = False) -> ShardCounts:
+        """Write the missing shards in the order of `numbers`; whole shards stay as they are.
+
+        Args:
+            numbers: of the shards, from 0.
+            progress: show a progress bar on stderr.
+        """
         missing, rows, broken = [], 0, 0
         for number in numbers:
             reasons = self._whole(number)
@@ -111,7 +120,7 @@ class ShardWriter:
                 rows, broken = rows + len(self._rows_of(number)), broken + len(reasons)
         found = len(numbers) - len(missing)
         with _threads(self.job.threads), self._bar(missing, progress) as bar:
-            collected: list[_Read] = []
+            collected: list[_ShardBatch] = []
             embeds: list[Tensor] = []
             for read in self._read(missing):
                 if len(read.uids):
@@ -126,10 +135,10 @@ class ShardWriter:
                     self._save(number, collected, embeds)
                     rows += len(self._rows_of(number))
                     collected, embeds = [], []
-        return Done(len(missing), found, rows, broken)
+        return ShardCounts(len(missing), found, rows, broken)
 
     def finish(self) -> bool:
-        """Writes broken.jsonl and returns True if all shards are there; whoever ends last finds them so."""
+        """Write broken.jsonl and return True if all shards are there, which the last process finds."""
         paths = [self.path(number) for number in range(self.count)]
         if not all(path.exists() for path in paths):
             return False
@@ -138,6 +147,7 @@ class ShardWriter:
         return True
 
     def path(self, number: int) -> Path:
+        """The file of a shard."""
         return self.job.out / f"part-{number:05d}.parquet"
 
     def _rows_of(self, number: int) -> range:
@@ -150,15 +160,15 @@ class ShardWriter:
             for first in range(rows.start, rows.stop, self.job.batch_size):
                 yield range(first, min(first + self.job.batch_size, rows.stop))
 
-    def _read(self, numbers: Sequence[int]) -> Iterator[_Read]:
-        """In order, decoded ahead."""
-        reader: Any = _Reader(self.rows, self.embedder.preprocess)
+    def _read(self, numbers: Sequence[int]) -> Iterator[_ShardBatch]:
+        """The batches of these shards in order, decoded ahead by the workers."""
+        reader: Any = _BatchReader(self.rows, self.embedder.preprocess)
         sampler: Any = self._batches(numbers)
         workers = self.job.workers if numbers else 0
-        as_it_is: Any = _as_it_is
-        yield from DataLoader(reader, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=as_it_is)
+        unchanged: Any = _unchanged
+        yield from DataLoader(reader, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=unchanged)
 
-    def _save(self, number: int, reads: Sequence[_Read], embeds: Sequence[Tensor]) -> None:
+    def _save(self, number: int, reads: Sequence[_ShardBatch], embeds: Sequence[Tensor]) -> None:
         E = self.embedder.embed_dim
         vectors = torch.cat([torch.empty(0, E), *embeds]).numpy().astype(self.job.dtype)
         kind = pa.list_(pa.from_numpy_dtype(vectors.dtype), E)
@@ -177,35 +187,35 @@ class ShardWriter:
             pq.write_table(table, new, use_dictionary=False, compression="none", write_page_checksum=True)
 
     def _whole(self, number: int) -> list[dict[str, Any]] | None:
-        """What is broken in a shard that is there and whole, by its checksums; None: it has to be made."""
+        """The broken samples of a shard whose checksums are right; None where the shard has to be written."""
         path, rows = self.path(number), self._rows_of(number)
         if not path.exists():
             return None
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
-            print(f"{path} is damaged and made again ({' '.join(str(error).split())})", file=sys.stderr)
+            _log.warning("%s is damaged and is written again (%s)", path, " ".join(str(error).split()))
             return None
         broken = _broken(table.schema.metadata)
         left_out = {found["row"] for found in broken}
         if table["uid"].to_pylist() != [self.rows.uid(index) for index in rows if index not in left_out]:
-            raise ValueError(
+            raise DataError(
                 f"{path} has other samples than rows {rows.start} to {rows.stop - 1} of {self.rows.name}: the data "
                 "has changed. Name another folder."
             )
         return broken
 
     def _refuse_others(self) -> None:
-        """`ValueError` if a readable shard in the folder is of another job."""
+        """Raise `DataError` if a readable shard in the folder is of another job."""
         for path in sorted(self.job.out.glob("part-*.parquet")):
             try:
                 there = _metadata(path)
             except (OSError, pa.ArrowException):
-                continue  # damaged: made again
+                continue  # damaged: it is written again
             for name, wanted in self.identity.items():
                 found = there.get(f"vlm.{name}".encode(), b"nothing").decode()
                 if found != wanted:
-                    raise ValueError(
+                    raise DataError(
                         f"{path} has {name} {found}, this run {wanted}: {_WHAT_DIFFERS.get(name, 'other settings')}. "
                         "Name another folder."
                     )
@@ -219,13 +229,13 @@ _WHAT_DIFFERS = {"fingerprint": "another model", "embed_dim": "another model", "
                  "rows": "other data"}  # fmt: skip
 
 
-class _Reader(Dataset[_Read]):
-    """range of rows -> what their images hold."""
+class _BatchReader(Dataset[_ShardBatch]):
+    """Row numbers of a batch -> the batch, decoded."""
 
     def __init__(self, rows: Rows, preprocess: Preprocess) -> None:
         self.rows, self.preprocess = rows, preprocess
 
-    def __getitem__(self, batch: range) -> _Read:
+    def __getitem__(self, batch: range) -> _ShardBatch:
         uids, pixels, broken = [], [], []
         for row in batch:
             uid = self.rows.uid(row)
@@ -234,17 +244,17 @@ class _Reader(Dataset[_Read]):
                 uids.append(uid)
             except (BrokenSample, ImageError) as error:
                 broken.append({"row": row, "uid": uid, "reason": error.reason, "detail": error.detail})
-        return _Read(batch, uids, torch.stack(pixels) if pixels else torch.empty(0), broken)
+        return _ShardBatch(batch, uids, torch.stack(pixels) if pixels else torch.empty(0), broken)
 
 
-def _as_it_is(read: _Read) -> _Read:
-    return read
+def _unchanged(batch: _ShardBatch) -> _ShardBatch:
+    return batch
 
 
 def data_hash(rows: Rows) -> str:
-    """16 hex digits of a data set: how many samples, and name and image of 32 of them."""
+    """Hash of a data set, 16 hex digits: the number of samples, and the uid and the image of 32 of them."""
     digest = hashlib.sha256(str(len(rows)).encode())
-    for row in np.linspace(0, len(rows) - 1, min(_PROBES, len(rows))).astype(int).tolist():
+    for row in np.linspace(0, len(rows) - 1, min(_HASHED, len(rows))).astype(int).tolist():
         digest.update(json.dumps(rows.uid(row)).encode())
         try:
             image = rows.image(row)
@@ -268,17 +278,27 @@ def _file_digest(path: str | os.PathLike[str]) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def embed_with_ray(job: Job, *, progress: bool = False) -> tuple[Done, bool]:
-    """The same shards, each a task of the Ray cluster that RAY_ADDRESS names, else of one on this machine.
+def embed_with_ray(job: ShardJob, *, progress: bool = False) -> tuple[ShardCounts, bool]:
+    """Write the same shards, each as a task of a Ray cluster: that of RAY_ADDRESS, else one on this machine.
 
-    As many actors as the cluster has room for (one GPU each with device cuda, else threads + workers processors); one
-    that dies is started again.  All machines see model, data and `out` under the same paths.
+    As many actors as the cluster has room for: each takes a GPU with device cuda, else threads + workers processors.
+    Actors that die are restarted.  All machines must see the model, the data and `out` under the same paths.
+
+    Args:
+        job: the model, the data and the settings.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The counts of this run, and whether all shards are there.
+
+    Raises:
+        InputError: the cluster has no room for one actor.
     """
     import ray
     from ray.exceptions import RayTaskError
     from ray.util import ActorPool
 
-    writer = ShardWriter(job)  # here too: it says at once what cannot be
+    writer = ShardWriter(job)  # checks the job before the cluster starts
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False)
@@ -287,30 +307,41 @@ def embed_with_ray(job: Job, *, progress: bool = False) -> tuple[Done, bool]:
         need = {"GPU": 1.0} if gpu else {"CPU": float(job.threads + job.workers)}
         room = min(int(ray.cluster_resources().get(name, 0) // amount) for name, amount in need.items())
         if not room:
-            raise ValueError(f"The Ray cluster has no room for one process: it needs {need}.")
+            raise InputError(f"The Ray cluster has no room for one process, which needs {need}. Lower workers.")
         actor = ray.remote(num_cpus=job.threads + job.workers, num_gpus=int(gpu), max_restarts=3, max_task_retries=3)(
             ShardWriter
         )
         actors: list[Any] = [actor.remote(job) for _ in range(min(room, writer.count))]
-        done = Done(0, 0, 0, 0)
+        done = ShardCounts(0, 0, 0, 0)
         numbers = list(range(writer.count))
         tasks: Any = ActorPool(actors).map_unordered(lambda actor, number: actor.write.remote([number]), numbers)
         for part in tqdm(tasks, total=writer.count, desc="embedding", unit="shard", disable=not progress):
             done = add(done, part)
         return done, writer.finish()
     except RayTaskError as error:
-        raise error.cause from None  # what it is without Ray
+        raise error.cause from None  # the error itself, without Ray's wrapper
     finally:
         if started:
             ray.shutdown()
 
 
-def add(one: Done, other: Done) -> Done:
-    return Done(*(a + b for a, b in zip(one, other, strict=True)))
+def add(one: ShardCounts, other: ShardCounts) -> ShardCounts:
+    """The sum of two counts, field by field."""
+    return ShardCounts(*(a + b for a, b in zip(one, other, strict=True)))
 
 
-def embed(job: Job, rank: int = 0, size: int = 1, *, progress: bool = False) -> tuple[Done, bool]:
-    """This process's part of the shards, every `size`-th from `rank` on; and whether all of them are there now."""
+def embed(job: ShardJob, rank: int = 0, size: int = 1, *, progress: bool = False) -> tuple[ShardCounts, bool]:
+    """Write this process's part of the shards: every `size`-th from `rank` on.
+
+    Args:
+        job: the model, the data and the settings.
+        rank: number of this process.
+        size: number of processes.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The counts of this process, and whether all shards are there now.
+    """
     writer = ShardWriter(job)
     done = writer.write(range(rank, writer.count, size), progress=progress)
     return done, writer.finish()
@@ -326,7 +357,7 @@ def _broken(metadata: dict[bytes, bytes]) -> list[dict[str, Any]]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """torch computes with that many, whatever OMP_NUM_THREADS, torchrun or Ray set."""
+    """torch uses so many threads, whatever OMP_NUM_THREADS, torchrun or Ray set."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
