@@ -1,0 +1,155 @@
+"""What an image classifier is trained for: single-label, multi-label or regression, each with its loss and its numbers.
+
+Outputs are (B, M): logits of M classes, or M standardised values.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlm.metrics import mean_average_precision, top_k_accuracy
+
+
+class Objective(ABC):
+    """A loss and the validation numbers that belong to it."""
+
+    @property
+    @abstractmethod
+    def chance_loss(self) -> float:
+        """Loss of a model that gives every image the best constant output."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch, scalar; outputs (B, M), targets as the data has them, or mixed (B, M)."""
+
+    @abstractmethod
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Validation numbers by name; outputs (n, M), targets as the data has them."""
+
+
+@dataclass(frozen=True)
+class SingleLabel(Objective):
+    """One class per image: softmax cross-entropy.  Targets are class numbers (B,), or shares (B, M) when mixed."""
+
+    num_classes: int  # M
+    label_smoothing: float = 0.0  # Szegedy et al. 2016
+    weights: Tensor | None = None  # (M,), of the classes; their mean over the training images is 1
+
+    @property
+    def chance_loss(self) -> float:
+        return float(torch.tensor(float(self.num_classes), dtype=torch.float64).log())
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.weights is None:
+            return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        weights = self.weights.to(outputs)
+        # the mean over the batch, not over the sum of its weights: chunks of a batch then add up to the whole
+        return F.cross_entropy(
+            outputs, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="none"
+        ).mean()
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        ks = (1, 5) if self.num_classes > 5 else (1,)
+        accuracy = {f"val top-{k}": top_k_accuracy(outputs, targets, k) for k in ks}
+        return {"val loss": float(F.cross_entropy(outputs, targets)), **accuracy}
+
+
+@dataclass(frozen=True)
+class MultiLabel(Objective):
+    """Any number of labels per image: binary cross-entropy of each label.  Targets (B, M) are 0, 1 or between."""
+
+    shares: Tensor  # (M,), share of the training images that have each label
+    label_smoothing: float = 0.0  # targets become t (1 - s) + s / 2
+    weights: Tensor | None = None  # (M,), of the images that have a label, against 1 for those that do not
+
+    @property
+    def chance_loss(self) -> float:
+        p = self.shares.double().clamp(1e-12, 1 - 1e-12)
+        weight = torch.ones_like(p) if self.weights is None else self.weights.double()
+        best = weight * p / (weight * p + 1 - p)  # the constant probability of the lowest loss
+        return float(-(weight * p * best.log() + (1 - p) * (1 - best).log()).mean())
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        smooth = targets.to(outputs) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        weights = None if self.weights is None else self.weights.to(outputs)
+        return F.binary_cross_entropy_with_logits(outputs, smooth, pos_weight=weights)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        wanted = targets.to(outputs)
+        loss = float(F.binary_cross_entropy_with_logits(outputs, wanted))
+        precisions = average_precisions(outputs, targets)
+        return {"val loss": loss, "val mAP": float(precisions.nanmean())}
+
+
+@dataclass(frozen=True)
+class Regression(Objective):
+    """Numbers per image: mean squared error of standardised values.  Targets (B, M) are in their own units."""
+
+    mean: Tensor  # (M,), of the training targets
+    std: Tensor  # (M,)
+
+    @property
+    def chance_loss(self) -> float:
+        return 1.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, (targets.to(outputs) - self.mean.to(outputs)) / self.std.to(outputs))
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Standardised outputs (n, M) -> values in the targets' units."""
+        return outputs * self.std.to(outputs) + self.mean.to(outputs)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        errors = self.values(outputs.double()) - targets.double()
+        spread = (targets.double() - targets.double().mean(0)).square().sum(0)
+        return {
+            "val loss": float(self.loss(outputs.double(), targets)),
+            "val MAE": float(errors.abs().mean()),
+            "val R2": float((1 - errors.square().sum(0) / spread).mean()),
+        }
+
+
+def average_precisions(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Average precision of each label over the images, (M,); NaN for a label that no image has.
+
+    Args:
+        outputs: (n, M), any scores.
+        targets: (n, M), 0 or 1.
+    """
+    correct = targets.bool().T  # (M, n)
+    found = torch.full((len(correct),), torch.nan, dtype=torch.float64)
+    for label in correct.any(1).nonzero().flatten().tolist():
+        found[label] = mean_average_precision(outputs.T[label : label + 1], correct[label : label + 1])
+    return found
+
+
+def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """The threshold of each label with the highest F1, (M,); 0.5 for a label that no image has.
+
+    It lies between two neighbouring probabilities, so that images like these fall on the same sides again.
+
+    Args:
+        probabilities: of validation images, (n, M).
+        targets: (n, M), 0 or 1.
+    """
+    found = torch.full((probabilities.shape[1],), 0.5, dtype=torch.float64)
+    for label, (column, wanted) in enumerate(zip(probabilities.double().T, targets.bool().T, strict=True)):
+        if not bool(wanted.any()):
+            continue
+        levels, order = column.sort(descending=True)
+        hits = wanted[order].double().cumsum(0)  # among the k most probable
+        f1 = 2 * hits / (torch.arange(1, len(levels) + 1) + wanted.sum())
+        lower = torch.cat([levels[1:], levels.new_zeros(1)])
+        f1[levels == lower] = -1  # a threshold cannot divide equal probabilities
+        best = int(f1.argmax())
+        found[label] = (levels[best] + lower[best]) / 2
+    return found
+
+
+def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
+    """scikit-learn's "balanced" class weights, n / (M n_c), (M,); 0 for a class without images; targets (n,)."""
+    counts = targets.bincount(minlength=num_classes).double()
+    return torch.where(counts > 0, len(targets) / (num_classes * counts.clamp_min(1)), 0.0)
