@@ -184,7 +184,7 @@ def add(name, found):
             add(re.match("[A-Za-z0-9._-]+", line)[0], found)
 
 base = set()
-add("vlm", base)
+add("vlm-clip", base)
 extra = {module for module, names in packages_distributions().items()
          if not base & {re.sub("[-_.]+", "-", name).lower() for name in names}}
 

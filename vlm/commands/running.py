@@ -7,8 +7,10 @@ import sys
 import threading
 import traceback
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from pathlib import Path
 from types import FrameType
 
+from vlm.commands.troubles import trouble
 from vlm.errors import VlmError
 
 FAILED, DEFECT, INTERRUPTED, CLOSED_PIPE = 1, 70, 130, 141  # 70: EX_SOFTWARE; the last two as shells report them
@@ -46,7 +48,7 @@ def run_safely(args: Namespace) -> int:
             return _interrupted(debug)
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return CLOSED_PIPE
-        return _explain(error, debug)
+        return _explain(error, debug, _paths(args))
     finally:
         interrupts.restore()
 
@@ -58,9 +60,18 @@ def _interrupted(debug: bool) -> int:
     return INTERRUPTED
 
 
-def _explain(error: Exception, debug: bool) -> int:
+def _paths(args: Namespace) -> list[str]:
+    """All texts and paths on the command line; which of them name files is not known here."""
+    values = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
+    return [str(value) for value in values if isinstance(value, (str, Path))]
+
+
+def _explain(error: Exception, debug: bool, given: list[str]) -> int:
     if debug:
         traceback.print_exc()
+    if not isinstance(error, VlmError) and (line := trouble(error, given)) is not None:
+        _say(f"error: {line}")
+        return FAILED
     # Temporary: errors of these standard types are shown as one line until every module raises a kind of vlm.errors.
     if isinstance(error, (VlmError, ValueError, OSError, FloatingPointError)):
         _say(f"error: {_one_line(error)}")
@@ -75,7 +86,7 @@ def _where() -> str:
     from importlib.metadata import PackageNotFoundError, metadata
 
     try:
-        urls = metadata("vlm").get_all("Project-URL") or []
+        urls = metadata(DISTRIBUTION).get_all("Project-URL") or []
     except PackageNotFoundError:
         urls = []
     pages = {name.strip().lower(): url.strip() for name, _, url in (line.partition(",") for line in urls)}
