@@ -7,6 +7,8 @@ an `OSError`, so that callers may catch the standard types.
 
 from typing import Literal
 
+DISTRIBUTION = "vlm-clip"  # what pip calls this library; on PyPI the name vlm belongs to another project
+
 
 class VlmError(Exception):
     """Base of all errors that a user can put right."""
@@ -48,6 +50,10 @@ class MissingPackageError(VlmError, ImportError):
     """A package of an extra is not installed; the message names the extra."""
 
 
+class TrainingError(VlmError, FloatingPointError):
+    """A training run cannot go on: its loss or its gradients are not finite."""
+
+
 class OtherKind(CheckpointError):
     """A CLIP where a classifier was asked for, or the reverse; the message names the function that opens it."""
 
@@ -84,3 +90,14 @@ class ImageError(VlmError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}: {self.detail}"
+
+
+def missing_package(what: str, package: str, extra: str) -> MissingPackageError:
+    """The error for a package that is not installed.
+
+    Args:
+        what: the function that needs it, such as "vlm serve".
+        package: the missing package.
+        extra: the extra of this distribution that brings it.
+    """
+    return MissingPackageError(f"{what} needs the package {package}. Install it: pip install '{DISTRIBUTION}[{extra}]'")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlm.errors import TrainingError
 from vlm.training.data.stream import AnyBatch, Batch, Stream, batches
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.doctor import Doctor, Signs
@@ -82,7 +83,7 @@ class Training:
         if self.loss_scale:
             self.loss_scale.learn(healthy)
         if not math.isfinite(loss) or not (healthy or (self.loss_scale and self.loss_scale.value >= 1)):
-            raise FloatingPointError(
+            raise TrainingError(
                 f"step {step}: loss {loss}, gradient norm {norm}. Lower the learning rate or look at the "
                 f"samples: {', '.join(batch.uids)}"
             )

@@ -2,16 +2,17 @@
 
 import io
 import os
+import select
 import signal
 import sys
 import threading
 import traceback
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections import namedtuple
 from pathlib import Path
 from types import FrameType
 
-from vlm.commands.troubles import trouble
-from vlm.errors import VlmError
+from vlm.errors import DISTRIBUTION, VlmError
 
 FAILED, DEFECT, INTERRUPTED, CLOSED_PIPE = 1, 70, 130, 141  # 70: EX_SOFTWARE; the last two as shells report them
 
@@ -57,6 +58,9 @@ def _interrupted(debug: bool) -> int:
     if debug:
         traceback.print_exc()
     _say("stopped")
+    # Python ends itself by SIGINT where KeyboardInterrupt passed through an evaluated string, handled or not (torch's
+    # import has many).  The next evaluated string clears that mark, and namedtuple evaluates one.
+    namedtuple("Cleared", ())
     return INTERRUPTED
 
 
@@ -69,11 +73,13 @@ def _paths(args: Namespace) -> list[str]:
 def _explain(error: Exception, debug: bool, given: list[str]) -> int:
     if debug:
         traceback.print_exc()
+    from vlm.commands.troubles import trouble  # after an error only: it imports multiprocessing and sqlite3
+
     if not isinstance(error, VlmError) and (line := trouble(error, given)) is not None:
         _say(f"error: {line}")
         return FAILED
     # Temporary: errors of these standard types are shown as one line until every module raises a kind of vlm.errors.
-    if isinstance(error, (VlmError, ValueError, OSError, FloatingPointError)):
+    if isinstance(error, (VlmError, ValueError, OSError)):
         _say(f"error: {_one_line(error)}")
         return FAILED
     if not debug:
@@ -105,11 +111,15 @@ def _say(text: str) -> None:
 def _stdout_is_closed() -> bool:
     """True where nobody reads stdout any more; what is left to be written then goes nowhere, silently."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        file = sys.stdout.fileno()
+    except (OSError, ValueError):  # a test's or a notebook's stand-in for stdout
+        return False
+    poll = select.poll()
+    poll.register(file, 0)  # errors are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    return True
 
 
 class _Interrupts:

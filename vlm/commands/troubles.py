@@ -10,7 +10,10 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+
+from vlm.errors import DISTRIBUTION, missing_package
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -23,6 +26,8 @@ _NO_MEMORY_TEXT = re.compile(
     re.I,
 )
 _KILLED_TEXT = re.compile(r"DataLoader worker \(pid.*?(is killed by signal: [\w ]+|exited unexpectedly)", re.S)
+_PACKAGE_OF = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu", "google": "protobuf",
+               "multipart": "python-multipart"}  # fmt: skip
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _SQLITE_NO_ACCESS = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH}
@@ -55,6 +60,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _explain(error: BaseException, given: list[Path]) -> str | None:
     if isinstance(error, MemoryError):
         return _no_memory(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing(error)
     if isinstance(error, BrokenProcessPool):
         return _killed("a worker process ended unexpectedly")
     if isinstance(error, sqlite3.Error):
@@ -73,6 +80,21 @@ def _explain(error: BaseException, given: list[Path]) -> str | None:
             return _no_memory(error)
         if _NO_SPACE_TEXT.search(text):
             return _full(text)
+    return None
+
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """A module that a package of one of our extras brings; the requirements of this distribution know which."""
+    module = (error.name or "").partition(".")[0]
+    package = _PACKAGE_OF.get(module, module).replace("_", "-").lower()
+    try:
+        lines = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:  # a bare copy of the code
+        lines = []
+    for line in lines:
+        found = re.match(r"([\w.-]+).*extra == [\"']([\w-]+)[\"']", line)
+        if found and found[1].replace("_", "-").lower() == package and found[2] not in ("all", "dev"):
+            return str(missing_package("This", found[1], found[2]))
     return None
 
 

@@ -6,6 +6,7 @@ anything else.  Nothing is unpacked to disk, and members of other kinds (a pickl
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from vlm.training.data.formats.columns import CAPTION, KEYWORDS, Columns, by_lan
 from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
 from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, SampleReason
 
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key, ending: WebDataset splits at the first dot of the file's name
 _TEXT_BYTES = 1 << 20  # of one .txt or .json: more is no caption
 
 
@@ -127,14 +129,13 @@ class _Problem:
 
 def _samples(path: str, size: int, problem: _Problem, named: dict[str, list[str]]) -> Iterator[_Sample]:
     """Neighbours of one key are a sample (WebDataset's rule)."""
-    from webdataset.tariterators import base_plus_ext
-
     current: _Sample | None = None
     with open(path, "rb") as file:
         for member in _members(path, file, size, problem):
-            key, ending = base_plus_ext(member.name)
-            if key is None or ending is None or member.isdir():
+            parts = _NAME.fullmatch(member.name)
+            if parts is None or member.isdir():
                 continue
+            key, ending = parts.groups()
             if current is None or current.key != key or ending.lower() in current.endings:
                 if current is not None:
                     yield current
