@@ -9,6 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from vlm.commands.options import Run, add_backend, add_model, positive
+from vlm.errors import missing_package
 
 
 def serve(parser: ArgumentParser) -> Run:
@@ -37,8 +38,7 @@ def serve(parser: ArgumentParser) -> Run:
             from vlm.serving.server import LOOPBACK_NAMES, create_app
             from vlm.serving.server import run as run_server
         except ModuleNotFoundError as error:
-            packages = "fastapi uvicorn python-multipart"
-            raise ValueError(f"vlm serve needs {error.name}. Install: pip install {packages}") from error
+            raise missing_package("vlm serve", error.name or "fastapi", "retrieval") from error
         from vlm.checkpoint.load import load
         from vlm.serving.service import Service
 
