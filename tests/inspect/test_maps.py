@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.config import VisionConfig
-from vlm.inspect.attention import attention_distance, attention_maps, attention_read, pool_weights, reading_weights
+from vlm.inspect.attention import attention_distance, attention_maps, attention_read, reading_weights
 from vlm.inspect.parameters import patch_filters, position_similarity
 from vlm.inspect.relevance import label_score, relevance, text_score, windows
 from vlm.inspect.rollout import rollout, rollout_map
@@ -118,7 +118,7 @@ def test_an_attention_pool_reads_with_its_own_weights():
     pool, seen = vision.pool, vision.features(images).patches.flatten(2).transpose(1, 2)  # (B, N, D), after the norm
     assert isinstance(pool, AttentionPool)
     values = pool.kv(seen)[..., 12:]  # (B, N, D)
-    weights = pool_weights(pool, seen)  # (B, h, N)
+    weights = pool.weights(seen)  # (B, h, N)
     joined = torch.cat([weights[:, head, None] @ values[..., head * 6 : head * 6 + 6] for head in range(2)], dim=-1)
     pooled = pool.proj(joined)
     torch.testing.assert_close((pooled + pool.mlp(pool.norm(pooled)))[:, 0], vision(images))

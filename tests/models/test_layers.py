@@ -82,26 +82,6 @@ def test_bidirectional_attention_does_not_know_the_order_of_tokens() -> None:
     torch.testing.assert_close(layer(z[:, order]), layer(z)[:, order])
 
 
-@causal_or_not
-def test_packed_rows_equal_each_row_alone(causal: bool) -> None:
-    block, lengths = make_block(causal=causal), torch.tensor([3, 8, 1, 5])
-    rows = [torch.randn(1, int(n), D, dtype=torch.float64) for n in lengths]
-    packed = block(torch.cat(rows, dim=1)[0], lengths)
-    alone = torch.cat([block(row) for row in rows], dim=1)[0]
-    torch.testing.assert_close(packed, alone)
-
-
-@causal_or_not
-def test_packed_rows_equal_padded_rows(causal: bool) -> None:
-    """In float32, as models run; a causal tower needs no mask against padding behind the row."""
-    block, lengths = make_block(causal=causal).float(), torch.tensor([3, 8, 1, 5])
-    padded = torch.randn(4, 8, D)
-    real = torch.arange(8) < lengths[:, None]
-    theirs = encoder_layer(block)
-    hidden = theirs(padded, src_mask=future(8) if causal else None, src_key_padding_mask=None if causal else ~real)
-    torch.testing.assert_close(block(padded[real], lengths), hidden[real], rtol=0, atol=2e-6)
-
-
 def make_block(causal: bool = False, drop_path: float = 0.0) -> Block:
     block = Block(D, H, 40, activation="gelu", norm_eps=1e-5, causal=causal, drop_path=drop_path).double()
     for norm in (block.norm1, block.norm2):  # as after training, not as at the start
@@ -160,6 +140,16 @@ def test_attention_pool_is_timms() -> None:
     theirs.load_state_dict(ours.state_dict())
     z = torch.randn(2, 9, D, dtype=torch.float64)
     torch.testing.assert_close(ours(z), theirs(z))
+
+
+def test_the_pool_weights_are_those_of_pytorchs_attention_with_the_query() -> None:
+    pool, z = AttentionPool(D, H, 48, activation="gelu", norm_eps=1e-5).double(), torch.randn(2, 9, D).double()
+    nn.init.normal_(pool.latent)
+    k, v = (half.unflatten(-1, (H, -1)).transpose(1, 2) for half in pool.kv(z).chunk(2, dim=-1))  # (B, h, N, Dh)
+    q = pool.q(pool.latent).unflatten(-1, (H, -1)).transpose(1, 2)
+    read = pool.weights(z)[:, :, None] @ v  # (B, h, 1, Dh)
+    torch.testing.assert_close(read, F.scaled_dot_product_attention(q.expand(2, -1, -1, -1), k, v))
+    torch.testing.assert_close(pool.weights(z).sum(-1), torch.ones(2, H).double())
 
 
 def test_drop_path_keeps_the_mean() -> None:
@@ -255,18 +245,3 @@ def test_the_sum_of_all_branches_starts_smaller_than_the_stream() -> None:
         sizes.append(float((z - start).detach().std()))
     assert max(sizes) < 1
     assert sizes[1] / sizes[0] == pytest.approx(1, abs=0.25)
-
-
-@causal_or_not
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_one_token_that_asks_hears_what_it_would_among_all(causal: bool, packed: bool) -> None:
-    """Output, and gradients of what was read and of the weights."""
-    block, lengths, only = make_block(causal=causal), torch.tensor([3, 8, 1, 5]), torch.tensor([2, 4, 0, 0])
-    z = torch.randn(17, D, dtype=torch.float64) if packed else torch.randn(4, 8, D, dtype=torch.float64)
-    place = lengths.cumsum(0) - lengths + only if packed else (torch.arange(4), only)
-    z, weight = z.requires_grad_(), torch.randn(4, D, dtype=torch.float64)
-    among_all, alone = block(z, lengths if packed else None)[place], block(z, lengths if packed else None, only)
-    torch.testing.assert_close(alone, among_all)
-    wanted, found = ((out * weight).sum() for out in (among_all, alone))
-    leaves = [z, *block.parameters()]
-    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.config import VisionConfig
-from vlm.models.layers import AttentionPool, Block
+from vlm.models.layers import Block
 from vlm.models.vision import VisionTransformer
 
 
@@ -42,7 +42,7 @@ def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
     config = vision.config
     if vision.pool is not None:
         tokens = vision.features(images, blocks=(-1,)).blocks[0]
-        return pool_weights(vision.pool, vision.norm(tokens)).mean(1)
+        return vision.pool.weights(vision.norm(tokens)).mean(1)
     weights = images.new_zeros(images.shape[0], config.num_tokens)
     read = slice(0, 1) if config.pool == "class" else slice(int(config.class_token), None)
     weights[:, read] = 1 / weights[0, read].numel()
@@ -71,10 +71,3 @@ def patch_distances(config: VisionConfig) -> Tensor:
     rows, columns = config.grid
     centres = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() * config.patch_size  # (Np, 2)
     return (centres[:, None] - centres).square().sum(-1).sqrt()
-
-
-def pool_weights(pool: AttentionPool, z: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) of the pool's one query, (B, N, D) -> (B, h, N)."""
-    q = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (1, h, 1, Dh)
-    k = pool.kv(z).chunk(2, dim=-1)[0].unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (B, h, N, Dh)
-    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0]

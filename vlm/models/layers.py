@@ -3,6 +3,8 @@
 z tokens (B, N, D) · h heads · Dh = D/h · F MLP hidden.  Equation numbers: *Vision Transformer 入門*, chapter 2.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,33 +26,18 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D).  Book eq. (8)(10).
-
-        `lengths` (B,): z holds rows of different lengths back to back, (sum of lengths, D), no padding anywhere.
-
-        `only` (B,): the one token of each row that asks, while all are read; its answers alone come back, (B, D).
-        """
-        rows = self.qkv(z) if lengths is None else _unpack(self.qkv(z), lengths)  # (B, N, 3 D)
-        q, k, v = self._split(rows)  # each (B, h, N, Dh)
-        seen = lengths  # (B,): how much of its row a token may read
-        if only is not None:
-            q = q[torch.arange(len(q), device=q.device), :, only][:, :, None]  # (B, h, 1, Dh)
-        if self.causal:  # no real token sees the padding behind it
-            seen = None if only is None else only + 1
-        mask = None if seen is None else _first(seen, rows.shape[1])[:, None, None]  # (B, 1, 1, N)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and only is None)
-        if only is not None:
-            return self.drop(self.proj(out.flatten(1)))  # (B, D)
-        joined = _join_heads(out) if lengths is None else out.transpose(1, 2)[_first(lengths, out.shape[2])].flatten(1)
-        return self.drop(self.proj(joined))  # (B, N, D), or (sum of lengths, D)
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D).  Book eq. (8)(10)."""
+        q, k, v = split_heads(self.qkv(z), 3, self.num_heads)  # each (B, h, N, Dh), eq. (6)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, h, N, Dh)
+        return self.drop(self.proj(join_heads(out)))  # (B, N, D)
 
     def weights(self, z: Tensor) -> Tensor:
         """The attention map A = softmax(q k^T / sqrt(Dh)), (B, h, N, N).  Book eq. (7).
 
-        `forward` never builds this matrix; this one draws the images, and is the test oracle of the fast path.
+        `forward` never builds this matrix.  Tests compare `forward` with it, and `vlm look` draws it.
         """
-        q, k, _ = self._heads(z)
+        q, k, _ = split_heads(self.qkv(z), 3, self.num_heads)
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         if self.causal:
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=z.device).triu(1)
@@ -58,17 +45,8 @@ class Attention(nn.Module):
         return scores.softmax(-1)
 
     def values(self, z: Tensor) -> Tensor:
-        """v of every head, (B, h, N, Dh): `proj(join(weights @ values))` is `forward`."""
-        return self._heads(z)[2]
-
-    def _heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v, each (B, h, N, Dh).  Book eq. (6)."""
-        return self._split(self.qkv(z))
-
-    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, 3 D) -> q, k, v, each (B, h, N, Dh)."""
-        q, k, v = torch.unflatten(rows, 2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        """v of every head, (B, h, N, Dh): `proj(join_heads(weights @ values))` is `forward`."""
+        return split_heads(self.qkv(z), 3, self.num_heads)[2]
 
 
 class Mlp(nn.Module):
@@ -84,6 +62,18 @@ class Mlp(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), each token by itself."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(z)))))
+
+
+class Tokens(Protocol):
+    """Which tokens a `Block` computes, where not all of (B, N, D): see `vlm/models/packing.py`."""
+
+    def keep(self, z: Tensor) -> Tensor:
+        """The tokens of z that the block returns."""
+        ...
+
+    def attend(self, attention: Attention, z: Tensor) -> Tensor:
+        """The output of `attention` at these tokens."""
+        ...
 
 
 class Block(nn.Module):
@@ -109,10 +99,12 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_dim, activation, dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None, only: Tensor | None = None) -> Tensor:
-        """`lengths` and `only` as in `Attention.forward`."""
-        answers = self.attn(self.norm1(z), lengths, only)
-        z = (z if only is None else _take(z, lengths, only)) + self.drop_path(answers)
+    def forward(self, z: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); with `tokens`, the shapes that it says."""
+        if tokens is None:
+            z = z + self.drop_path(self.attn(self.norm1(z)))
+        else:
+            z = tokens.keep(z) + self.drop_path(tokens.attend(self.attn, self.norm1(z)))
         return z + self.drop_path(self.mlp(self.norm2(z)))
 
 
@@ -134,11 +126,16 @@ class AttentionPool(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        B, N, D = z.shape
-        q = self.q(self.latent).expand(B, 1, D).view(B, 1, self.num_heads, -1).transpose(1, 2)  # (B, h, 1, Dh)
-        k, v = self.kv(z).view(B, N, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, h, N, Dh)
-        pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))  # (B, 1, D)
+        (q,) = split_heads(self.q(self.latent).expand(len(z), -1, -1), 1, self.num_heads)  # (B, h, 1, Dh)
+        k, v = split_heads(self.kv(z), 2, self.num_heads)  # each (B, h, N, Dh)
+        pooled = self.proj(join_heads(F.scaled_dot_product_attention(q, k, v)))  # (B, 1, D)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+    def weights(self, z: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(Dh)) of the one query, (B, N, D) -> (B, h, N)."""
+        (q,) = split_heads(self.q(self.latent), 1, self.num_heads)  # (1, h, 1, Dh)
+        k, _ = split_heads(self.kv(z), 2, self.num_heads)  # (B, h, N, Dh)
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0]
 
 
 class DropPath(nn.Module):
@@ -203,24 +200,11 @@ def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
     return linear
 
 
-def _join_heads(heads: Tensor) -> Tensor:
+def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """Cut projections into heads, (B, N, parts D) -> `parts` tensors (B, h, N, Dh).  Book eq. (6)."""
+    return torch.unflatten(x, 2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(heads: Tensor) -> Tensor:
     """(B, h, N, Dh) -> (B, N, D): the heads side by side.  Book eq. (10)."""
     return heads.transpose(1, 2).flatten(2)
-
-
-def _first(counts: Tensor, N: int) -> Tensor:
-    """(B, N), true for the first counts[b] of row b."""
-    return torch.arange(N, device=counts.device) < counts[:, None]
-
-
-def _unpack(packed: Tensor, lengths: Tensor) -> Tensor:
-    """(sum of lengths, F) -> (B, N, F), zeros behind each row: the scores, cheap at these lengths, are a rectangle."""
-    N = int(lengths.max())
-    return packed.new_zeros(len(lengths), N, packed.shape[1]).index_put_((_first(lengths, N),), packed)
-
-
-def _take(z: Tensor, lengths: Tensor | None, only: Tensor) -> Tensor:
-    """Token only[b] of every row b, (B, D)."""
-    if lengths is None:
-        return z[torch.arange(len(z), device=z.device), only]
-    return z[lengths.cumsum(0) - lengths + only]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vlm.config import TextConfig
 from vlm.models.layers import Block, init_blocks
+from vlm.models.packing import PackedRows, PackedToken, first, row_means
 
 
 class TextTransformer(nn.Module):
@@ -40,16 +41,16 @@ class TextTransformer(nn.Module):
         """ids (B, T) -> features (B, D)."""
         ids = self._full_rows(ids) if self.config.pad_to_context else ids
         lengths = self.lengths(ids)  # (B,)
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
+        real = first(lengths, ids.shape[1])  # (B, T)
         positions = real.nonzero()[:, 1]
         z = self.token_embed(ids[real]) + self.pos_embed[positions]  # (sum of lengths, D)
         *blocks, last = self.blocks
         for block in blocks:
-            z = block(z, lengths)
+            z = block(z, PackedRows(lengths))
         if self.config.pool == "mean":
-            return self._mean(last(z, lengths), lengths)
+            return self._mean(last(z, PackedRows(lengths)), lengths)
         ends = self._ends(ids) if self.config.pool == "eot" else lengths - 1
-        return self.norm(last(z, lengths, ends))  # the other tokens have no say any more
+        return self.norm(last(z, PackedToken(lengths, ends)))  # nobody reads the other tokens of the last block
 
     def lengths(self, ids: Tensor) -> Tensor:
         """Tokens of each row up to and with its end-of-text, (B,); T for models that read the padding."""
@@ -74,7 +75,4 @@ class TextTransformer(nn.Module):
 
     def _mean(self, z: Tensor, lengths: Tensor) -> Tensor:
         """(sum of lengths, D) -> (B, D)."""
-        row = torch.repeat_interleave(torch.arange(len(lengths), device=z.device), lengths)
-        z = z if self.config.norm_after_pool else self.norm(z)
-        mean = z.new_zeros(len(lengths), z.shape[1]).index_add(0, row, z) / lengths[:, None]
-        return self.norm(mean) if self.config.norm_after_pool else mean
+        return self.norm(row_means(z, lengths)) if self.config.norm_after_pool else row_means(self.norm(z), lengths)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlm.config import CosineHeadConfig, VisionConfig
 from vlm.models.layers import AttentionPool, Block, init_blocks, projection
 from vlm.models.linear import linear
+from vlm.models.packing import FirstToken
 
 if TYPE_CHECKING:
     from vlm.images.preprocess import Preprocess
@@ -104,8 +105,8 @@ class VisionTransformer(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             z = block(z)
-        if self.config.pool == "class":  # the patches have no say any more
-            return self.norm(last(z, only=torch.zeros(len(z), dtype=torch.int64, device=z.device)))
+        if self.config.pool == "class":  # nobody reads the patches of the last block
+            return self.norm(last(z, FirstToken()))
         return self._pool(last(z))  # (B, D)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
