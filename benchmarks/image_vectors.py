@@ -18,8 +18,9 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import vlm
-from vlm.training.data.augment import AugmentConfig, augment, uniform_draws
+from vlm.training.data.augment import augment, uniform_draws
 from vlm.training.data.pairs import open_pairs
+from vlm.training.recipe.augmentation import AugmentConfig
 
 TRAIN, VALIDATION = (Path(f"training/picture_words/{name}.parquet") for name in ("train", "validation"))
 HANDS = 4

@@ -29,7 +29,7 @@ import torch.utils.tensorboard.writer  # imported here so that no life needs to
 from benchmarks.machine import about
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.state import saved
-from vlm.training.recipe.config import read_recipe
+from vlm.training.recipe.reading import read_recipe
 from vlm.training.tasks.train import train
 
 STEPS, SAVE_EVERY = 200, 5

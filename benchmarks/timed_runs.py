@@ -183,7 +183,7 @@ def our_checkpoints(out: Path) -> list[Checkpoint]:
 
 def open_our_checkpoint(recipe_file: Path, checkpoint: Path) -> Embedder:
     """With the average of the weights where the recipe keeps one, as the trainer itself evaluates."""
-    from vlm.training.recipe.config import read_recipe
+    from vlm.training.recipe.reading import read_recipe
     from vlm.training.tasks.contrastive import open_embedder, ordinary
 
     recipe = read_recipe(recipe_file)

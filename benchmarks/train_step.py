@@ -222,10 +222,11 @@ def start_vlm(case: Case, folder: Path, device: str) -> Worker:
     from vlm.config import CLIPConfig
     from vlm.loss import clip_loss
     from vlm.models.clip import CLIP
-    from vlm.training.data.batches import Batch
+    from vlm.training.data.pair_stream import PairBatch
     from vlm.training.engine.distributed import Processes
     from vlm.training.engine.loop import Training
-    from vlm.training.recipe.config import OptimSection, Recipe, RunSection
+    from vlm.training.recipe.config import Recipe
+    from vlm.training.recipe.sections import OptimSection, RunSection
 
     config = CLIPConfig.from_dict(json.loads((folder / "ours.json").read_text()))
     model = CLIP(config)
@@ -234,14 +235,14 @@ def start_vlm(case: Case, folder: Path, device: str) -> Worker:
     data = load_file(folder / "batches.safetensors")
     kept = round(config.vision.num_patches * (1 - case.patch_dropout))
 
-    def batch(number: int) -> Batch:
+    def batch(number: int) -> PairBatch:
         images, ids = data[f"images.{number}"], data[f"ids.{number}"]
         keep = None
         if case.patch_dropout:
             keep = torch.rand(len(images), config.vision.num_patches).argsort(1)[:, :kept]
-        return Batch(images, ids, torch.arange(len(images)), keep, [""] * len(images)).to(torch.device(device))
+        return PairBatch(images, ids, torch.arange(len(images)), keep, [""] * len(images)).to(torch.device(device))
 
-    def backward(model: Any, batch: Batch, scale: float) -> Tensor:
+    def backward(model: Any, batch: PairBatch, scale: float) -> Tensor:
         images, texts = model(batch.images, batch.ids, batch.keep)
         loss = clip_loss(images, texts, model.logit_scale)
         loss.backward()

@@ -70,6 +70,8 @@ ImageReason = Literal[
     "unsupported format",
     "truncated",
     "damaged",
+    "no caption",  # these two: of a sample in a data set
+    "bad row",
 ]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.engine.distributed import Processes
-from vlm.training.recipe.config import read_any_recipe
+from vlm.training.recipe.reading import read_any_recipe
 from vlm.training.tasks.train import train
 
 COLOURS = {"red": "赤", "green": "緑", "blue": "青", "black": "黒", "grey": "灰"}
@@ -31,9 +31,9 @@ RECIPE: Sections = {
 VIT_RECIPE: Sections = {
     "model": {"vision": RECIPE["model"]["vision"] | {"drop_path": 0.2}},
     "data": {
-        "train_split": "train",
+        "train_splits": ["train"],
         "validation_split": "validation",
-        "column": "concept",
+        "columns": {"label": "concept"},
         "patch_dropout": 0.25,
         "workers": 0,
     },

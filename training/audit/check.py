@@ -26,7 +26,7 @@ def check(
 ) -> dict[str, Any]:
     """What check.json holds; `out` receives the files.  `ValueError`: what `open_rows` cannot open."""
     from vlm.training.audit.scan import Divided
-    from vlm.training.data.rows import open_rows
+    from vlm.training.data.sources import open_rows
 
     rows = Divided([open_rows(source, splits or (), columns, root) for source in data])
     return check_rows(rows, tokenizer, sample=sample, workers=workers, out=out, language=language)

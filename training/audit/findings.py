@@ -173,7 +173,7 @@ def _levels(counts: dict[str, Any]) -> str:
     return ", ".join(f"{counts[level]:,} {level}" for level in LEVELS if counts[level])
 
 
-def table(found: dict[str, Any]) -> str:
+def summary_table(found: dict[str, Any]) -> str:
     """Two columns for people."""
     images, captions, tokens = found["images"], found["captions"], found["tokens"]
     lines = {"rows": f"{found['rows']:,}"}

@@ -149,11 +149,11 @@ class _Scanner(Dataset[_Part]):
             try:
                 captions = self.rows.captions(index)
                 facts.append((index, *_facts(self.rows.image(index))))
-            except ImageError as error:
-                part.broken.append(BrokenSample(self.rows.uid(index), error.reason, error.detail))
-                continue
             except BrokenSample as error:
                 part.broken.append(error)
+                continue
+            except ImageError as error:
+                part.broken.append(BrokenSample(self.rows.uid(index), error.reason, error.detail))
                 continue
             uid, split, label = self.rows.uid(index), self.rows.split(index), self.rows.label(index)
             part.splits.append(split)

@@ -5,40 +5,13 @@ them.  Works on whole batches: an image is a few matrix products, not a chain of
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.config import StrictConfig, check_not_negative, check_share
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig(StrictConfig):
-    """Strengths; 0 turns a part off.  No flip by default: there is text in images, and left is not right."""
-
-    zoom: tuple[float, float] = (0.7, 1.3)  # side lengths relative to the frame, log-uniform
-    stretch: float = 0.15  # width against height, log units either way
-    rotate: float = 12.0  # degrees either way
-    shear: float = 0.1  # tangent either way
-    shift: float = 0.1  # of the frame either way
-    flip: float = 0.0  # probability
-    colour: float = 0.5  # saturation, brightness, contrast: factors within 1 +- this
-    hue: float = 0.05  # turns of the colour circle either way
-    gray: float = 0.1  # probability
-    line: float = 0.3  # probability of a drawn outline
-    blur: float = 0.3  # probability
-    background: float = 0.3  # probability that white paper becomes coloured
-    erase: float = 0.2  # probability of a blank rectangle
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "stretch", "rotate", "shear", "shift")
-        check_share(self, "flip", "colour", "hue", "gray", "line", "blur", "background", "erase")
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ValueError(f"zoom is {self.zoom}; wanted two positive factors, the smaller one first.")
-
+from vlm.training.recipe.augmentation import AugmentConfig
 
 _DRAWS = 32  # uniform numbers a sample uses, some spare
 

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlm.errors import DataError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.labelled import Labelled
-from vlm.training.data.pairs import Cache, Pairs
+from vlm.training.data.pairs import Pairs
 from vlm.training.data.rows import BrokenSample, Selected
 from vlm.training.data.stream import EndlessOrder, kept_patches
 from vlm.training.data.transforms import Transform
+from vlm.training.recipe.sections import Cache
 
 
 class ClassBatch(NamedTuple):
@@ -63,7 +65,7 @@ class ClassImages:
         if broken:
             print(f"{len(broken)} of {len(self)} {what} images left out; the first: {broken[0]}", file=sys.stderr)
         if len(broken) == len(self):
-            raise ValueError(f"None of the {len(self)} {what} images can be opened; the first: {broken[0]}")
+            raise DataError(f"None of the {len(self)} {what} images can be opened; the first: {broken[0]}")
 
 
 class ClassStream:

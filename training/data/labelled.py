@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.errors import ImageError
+from vlm.errors import DataError, ImageError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.formats.idx import FASHION
-from vlm.training.data.rows import BrokenSample, Rows, class_names, open_rows
+from vlm.training.data.rows import ColumnNames, Rows, class_names
+from vlm.training.data.sources import open_rows
+
+Splits = str | Sequence[str] | None  # one, several, or all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class ClassSet:
 
     def __post_init__(self) -> None:
         if len(self.keys) < 2:
-            raise ValueError(f"Two or more classes can be told apart, got {len(self.keys)}: {', '.join(self.keys)}.")
+            raise DataError(f"Two or more classes can be told apart, got {len(self.keys)}: {', '.join(self.keys)}.")
 
     def words(self, language: str) -> tuple[str, ...]:
         """Names in a language, the keys where there are none."""
@@ -42,7 +45,7 @@ class ClassSet:
                 order = [words.index(label) for label in labels]
                 names = {language: tuple(names[i] for i in order) for language, names in self.names.items()}
                 return dataclasses.replace(self, keys=tuple(self.keys[i] for i in order), names=names)
-        raise ValueError(
+        raise DataError(
             f"The classifier's labels ({_some(labels)}) are neither the keys nor the names of these classes "
             f"({_some(self.keys)})."
         )
@@ -53,13 +56,13 @@ def read_class_set(data: str | Path, name: str) -> ClassSet:
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
     path = folder / "classes.json"
     if not path.is_file():
-        raise ValueError(f"There is no {path}, which would name the classes of '{name}'.")
+        raise DataError(f"There is no {path}, which would name the classes of '{name}'.")
     sets = json.loads(path.read_text(encoding="utf-8"))
     if name not in sets:
-        raise ValueError(f"{path} has no class set '{name}'. It has: {', '.join(sets)}.")
+        raise DataError(f"{path} has no class set '{name}'. It has: {', '.join(sets)}.")
     column, classes = sets[name]["by"], sets[name]["classes"]
     if column == "uids":
-        raise ValueError(f"Class set '{name}' of {path} lists images one by one; wanted one that goes by a column.")
+        raise DataError(f"Class set '{name}' of {path} lists images one by one; wanted one that goes by a column.")
     languages = [language for language in ("en", "ja") if all(value.get(language) for value in classes.values())]
     names = {language: tuple(value[language][0] for value in classes.values()) for language in languages}
     return ClassSet(keys=tuple(classes), names=names, column=column)
@@ -68,9 +71,26 @@ def read_class_set(data: str | Path, name: str) -> ClassSet:
 FASHION_MNIST = ClassSet(keys=tuple(FASHION), names={"en": tuple(FASHION), "ja": tuple(FASHION.values())})
 
 
-def classes_of(data: str, split: str | None, column: str | None) -> ClassSet:
-    """All classes that occur in a split, sorted; their names are their keys."""
-    return _of_labels(class_names(_open(data, split, column)), column)
+def classes_of(
+    data: str,
+    splits: Splits = (),
+    column: str | None = None,
+    *,
+    columns: ColumnNames | None = None,
+    root: str | Path | None = None,
+) -> ClassSet:
+    """All classes that occur in some splits, sorted; their names are their keys.
+
+    Args:
+        data: a folder, a file or a hub data set.
+        splits: one or several; None or empty takes all rows.
+        column: that holds the classes, where it is not called label.
+        columns, root: as `open_rows` has them.
+
+    Raises:
+        DataError: the data cannot be read, or has samples without a class.
+    """
+    return _of_labels(class_names(_open(data, splits, column, columns, root)), column)
 
 
 def classes_of_classifier(labels: Sequence[str], data: str, name: str | None, column: str | None) -> ClassSet:
@@ -105,14 +125,31 @@ class Labelled:
 def held_out(total: int, count: int) -> tuple[Tensor, Tensor]:
     """(the rest, `count` of the numbers 0..total-1 drawn once and for all), both ascending."""
     if not 0 < count < total:
-        raise ValueError(f"held_out is {count}, and there are {total} training images: some must be left.")
+        raise DataError(f"held_out is {count}, and there are {total} training images: some must be left.")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     return order[count:].sort().values, order[:count].sort().values
 
 
-def open_labelled(data: str, split: str | None, classes: ClassSet) -> Labelled:
-    """The samples of a split (None: all) that belong to the classes; those that do not are counted and said."""
-    rows = _open(data, split, classes.column)
+def open_labelled(
+    data: str,
+    splits: Splits,
+    classes: ClassSet,
+    *,
+    columns: ColumnNames | None = None,
+    root: str | Path | None = None,
+) -> Labelled:
+    """The samples of some splits that belong to the classes; the others are counted, and named on stderr.
+
+    Args:
+        data: a folder, a file or a hub data set.
+        splits: one or several; None or empty takes all rows.
+        classes: the M classes, in the order of the targets.
+        columns, root: as `open_rows` has them.
+
+    Raises:
+        DataError: the data cannot be read, or no sample belongs to the classes.
+    """
+    rows = _open(data, splits, classes.column, columns, root)
     number = {key: target for target, key in enumerate(classes.keys)}
     labels = [rows.label(index) for index in range(len(rows))]
     index = [i for i, label in enumerate(labels) if label in number]
@@ -120,11 +157,9 @@ def open_labelled(data: str, split: str | None, classes: ClassSet) -> Labelled:
         f"class {label} is not asked for" if label else "no class" for label in labels if label not in number
     )
     if not index:
-        raise ValueError(
-            f"{rows.name} has no sample of these classes ({_some(classes.keys)}), only: {_some(left_out)}."
-        )
+        raise DataError(f"{rows.name} has no sample of these classes ({_some(classes.keys)}), only: {_some(left_out)}.")
     for reason, count in left_out.items():
-        print(f"{split or rows.name}: {count} of {len(rows)} samples left out: {reason}", file=sys.stderr)
+        print(f"{_listed(splits) or rows.name}: {count} of {len(rows)} samples left out: {reason}", file=sys.stderr)
     return Labelled(rows, index, torch.tensor([number[labels[i] or ""] for i in index]), dict(left_out))
 
 
@@ -152,7 +187,7 @@ def ask(
             try:
                 yield preprocess(data.rows.image(index))
                 kept.append(place)
-            except (ImageError, BrokenSample) as error:
+            except ImageError as error:
                 reasons[error.reason] += 1
                 print(f"{data.rows.uid(index)} left out: {error}", file=sys.stderr)
 
@@ -160,13 +195,18 @@ def ask(
     while batch := list(islice(remaining, batch_size)):
         outputs.append(model(torch.stack(batch)).float())
     if not outputs:
-        raise ValueError(f"None of the {len(data.index)} images of {data.rows.name} can be opened.")
+        raise DataError(f"None of the {len(data.index)} images of {data.rows.name} can be opened.")
     left_out = data.left_out | dict(reasons)
     return Answers(torch.cat(outputs), data.targets[kept], [data.index[place] for place in kept], left_out)
 
 
-def _open(data: str, split: str | None, column: str | None) -> Rows:
-    return open_rows(data, [split] if split else [], {"label": column} if column else None)
+def _open(data: str, splits: Splits, column: str | None, columns: ColumnNames | None, root: str | Path | None) -> Rows:
+    named = dict(columns or {}) | ({"label": column} if column else {})
+    return open_rows(data, [splits] if isinstance(splits, str) else splits or (), named, root)
+
+
+def _listed(splits: Splits) -> str:
+    return splits if isinstance(splits, str) else ", ".join(splits or ())
 
 
 def _some(words: Sequence[str] | Mapping[str, int]) -> str:

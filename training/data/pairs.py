@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +11,10 @@ from torch import Tensor
 from vlm.errors import ImageError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.pixel_cache import PixelCache
-from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected, open_rows
+from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected
+from vlm.training.data.sources import open_rows
+from vlm.training.recipe.sections import Cache
 
-Cache = Literal["auto", "memory", "disk", "none"]
 AUTO_BYTES = 1 << 28  # of pixels: more is not kept in memory unless asked for
 
 
@@ -59,10 +59,10 @@ class Pairs:
     def _decode_or_say(self, index: int) -> Tensor | BrokenSample:
         try:
             return self.preprocess.pixels(self.rows.image(index))
-        except ImageError as error:
-            return BrokenSample(self.rows.uid(index), error.reason, error.detail)
         except BrokenSample as error:
             return error
+        except ImageError as error:
+            return BrokenSample(self.rows.uid(index), error.reason, error.detail)
 
     @cached_property
     def uids(self) -> list[str]:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm.errors import DataError
+
 _THERE = 1 << 32
 
 
@@ -30,12 +32,12 @@ class PixelCache:
         self.path = path.with_suffix(".pixels")
         self._row = math.prod(shape)  # bytes
         if count < 1 or self._row < 1:
-            raise ValueError(f"A cache of {count} images of shape {shape} holds nothing. Is the data set empty?")
+            raise DataError(f"A cache of {count} images of shape {shape} holds nothing. Is the data set empty?")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._files = [_create(self.path, count * self._row), _create(path.with_suffix(".sums"), count * 8)]
         except OSError as error:
-            raise ValueError(f"There can be no cache in {folder}: {error.strerror}. Name another folder.") from error
+            raise DataError(f"There can be no cache in {folder}: {error.strerror}. Name another folder.") from error
         self._pixels = np.memmap(self.path, np.uint8, "r", shape=(count, *shape))
         self._sums = np.memmap(path.with_suffix(".sums"), np.uint64, "r", shape=(count,))
 
@@ -60,7 +62,7 @@ class PixelCache:
         return pixels if _sum(pixels) == expected else None
 
     def put(self, index: int, pixels: np.ndarray) -> None:
-        """uint8 (C, H, W).  A disk that is full is a `ValueError`."""
+        """uint8 (C, H, W).  A disk that is full is a `DataError`."""
         if pixels.dtype != np.uint8 or pixels.shape != self.shape:
             raise ValueError(f"The cache holds uint8 {self.shape}; got {pixels.dtype} {pixels.shape}.")
         data, at = np.ascontiguousarray(pixels), self._checked(index)
@@ -69,7 +71,7 @@ class PixelCache:
             _write(self._files[1], _sum(data).to_bytes(8, "little"), at * 8)
         except OSError as error:
             size = self.count * self._row / 2**30
-            raise ValueError(
+            raise DataError(
                 f"The cache {self.path} cannot be written: {error.strerror}. It needs {size:.1f} GiB; "
                 "make room, or train without it."
             ) from error

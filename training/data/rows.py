@@ -1,42 +1,30 @@
-"""A data set before any image is decoded, whatever its format: `open_rows(source)` -> `Rows`.
-
-Formats are recognised by what is there (training/data/formats/):
-
-    folder      metadata.jsonl / metadata.csv beside the images (Hugging Face imagefolder); a folder per class;
-                images with a .txt of the same name; .tar shards (WebDataset); .parquet shards; Fashion-MNIST's idx
-                files; what `datasets` saved with save_to_disk
-    file        .csv, .tsv, .jsonl, .parquet, .tar
-    org/name    a data set of the Hugging Face hub
-"""
+"""A data set before any image is decoded: what every format offers (`Rows`), parts and sums of data sets."""
 
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from vlm.errors import ImageReason
+from vlm.errors import DataError, ImageError
 from vlm.images.open import ImageSource
 
 # language, "" where it is unknown -> (captions, keywords); at least one of them holds something
 Captions = dict[str, tuple[list[str], list[str]]]
 # what a column is -> its name or names: {"image": "filepath", "caption": ["title", "alt"]}
 ColumnNames = Mapping[str, str | Sequence[str]]
-SampleReason = ImageReason | Literal["no caption", "bad row"]
 
 
-class BrokenSample(ValueError):
-    """A sample that cannot be used; `str()` is one line that names it."""
+class BrokenSample(ImageError, DataError):
+    """A sample of a data set that cannot be used, because of its image, its caption or its row.
 
-    def __init__(self, uid: str, reason: SampleReason, detail: str) -> None:
-        super().__init__(uid, reason, detail)  # all three, so that the error survives pickling between processes
-        self.uid = uid if uid.isprintable() else ascii(uid)
-        self.reason: SampleReason = reason
-        self.detail = " ".join(detail.split())
+    `str()` is one line that names it.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.uid}: {self.reason}: {self.detail}"
+    @property
+    def uid(self) -> str:
+        """The sample's name, as `Rows.uid` gives it."""
+        return self.name
 
 
 class Rows(Protocol):
@@ -83,7 +71,7 @@ class Rows(Protocol):
         ...
 
     def column(self, name: str) -> list[Any]:
-        """What any column of the table says, one value a sample; `ValueError` where there is none."""
+        """What any column of the table says, one value a sample; `DataError` where there is none."""
         ...
 
 
@@ -177,25 +165,9 @@ class Joined:
         return [value for part in self.parts for value in part.column(name)]
 
 
-def open_rows(
-    source: str | Path,
-    splits: Sequence[str] = (),
-    columns: ColumnNames | None = None,
-    root: str | Path | None = None,
-) -> Rows:
-    """Open a data set.  `splits`: only these; empty takes all.  `columns` names what would not be recognised.
-
-    `root`: where the paths of a table begin, and what they may not leave; by default the table's folder.
-    `ValueError`, in one line, says what was found and what to do.
-    """
-    from vlm.training.data.formats import open_source
-
-    return open_source(str(source), splits, columns or {}, None if root is None else Path(root))
-
-
 def class_names(rows: Rows) -> list[str]:
-    """All classes, sorted; `ValueError` where samples have none."""
+    """All classes, sorted; `DataError` where samples have none."""
     names = {rows.label(index) for index in range(len(rows))}
     if None in names or not names:
-        raise ValueError(f"{rows.name} has samples without a class. Wanted a folder per class, or a column label.")
+        raise DataError(f"{rows.name} has samples without a class. Wanted a folder per class, or a column label.")
     return sorted(name for name in names if name is not None)

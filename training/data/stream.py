@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vlm.errors import DataError, VlmError
 from vlm.training.data.augment import uniform_draws
 from vlm.training.data.order import KEEP, Order, Place, Shuffled
 from vlm.training.data.rows import BrokenSample
@@ -72,8 +73,6 @@ class EndlessOrder:
     def __init__(
         self, n: int, *, seed: int, batch_size: int, rank: int = 0, world: int = 1, order: Order | None = None
     ):
-        if batch_size % world:
-            raise ValueError(f"batch_size {batch_size} cannot be shared by {world} processes.")
         self.batch_size, self.rank, self.share = batch_size, rank, batch_size // world
         self.order = order or Shuffled(n, seed)
 
@@ -94,7 +93,7 @@ class EndlessOrder:
                 places.append(place._replace(sample=index))
                 break
             else:
-                raise ValueError(f"{MAX_STAND_INS} samples in a row are broken; the last: {broken[-1]}")
+                raise DataError(f"{MAX_STAND_INS} samples in a row are broken; the last: {broken[-1]}")
         return Loaded(Places(*map(np.array, zip(*places, strict=True))), loaded, tuple(broken))
 
     def _places(self, step: int) -> list[Place]:
@@ -126,7 +125,7 @@ def batches(
     )
     try:
         for batch in loader:
-            if isinstance(batch, ValueError):
+            if isinstance(batch, VlmError):
                 raise batch
             yield batch
     except Exception as error:
@@ -135,7 +134,7 @@ def batches(
 
 
 class _Careful(Dataset[Any]):
-    """Errors of the data as values: the loader would make a page of a line raised in a worker."""
+    """Hands on a `VlmError` as a value: the loader would add a worker's traceback to its one line."""
 
     def __init__(self, stream: Stream[Any]):
         self.stream = stream
@@ -143,7 +142,7 @@ class _Careful(Dataset[Any]):
     def __getitem__(self, step: int) -> Any:
         try:
             return self.stream[step]
-        except ValueError as error:
+        except VlmError as error:
             return error
 
 

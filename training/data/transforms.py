@@ -3,40 +3,14 @@
 A sample's draws are a pure function of (seed, epoch, position), so that workers, ranks and resumes never change them.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vlm.config import StrictConfig, check_not_negative, check_share
 from vlm.training.data.order import AUGMENT
 from vlm.training.data.stream import Places
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformConfig(StrictConfig):
-    """Names and meanings are torchvision's; the defaults leave an image as it is."""
-
-    padding: int = 0  # RandomCrop, pixels on every side
-    scale: tuple[float, float] = (1.0, 1.0)  # RandomResizedCrop, share of the area
-    flip: float = 0.0  # RandomHorizontalFlip, probability
-    rotate: float = 0.0  # RandomAffine, degrees either way
-    colour: float = 0.0  # ColorJitter: brightness, contrast, saturation within 1 +- this
-    rand_augment: int = 0  # RandAugment, magnitude of 0..30, two operations an image (Cubuk et al. 2020)
-    erase: float = 0.0  # RandomErasing, probability
-    fill: int = 0  # grey level of what is moved in from outside, and of erased parts, 0..255
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "padding", "rotate", "colour")
-        check_share(self, "flip", "erase")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is {self.scale}; wanted two shares of the area in (0, 1], the smaller one first.")
-        if not 0 <= self.rand_augment <= 30 or not 0 <= self.fill <= 255:
-            raise ValueError(
-                f"rand_augment must be 0 to 30 and fill 0 to 255, got {self.rand_augment} and {self.fill}."
-            )
+from vlm.training.recipe.augmentation import TransformConfig
 
 
 class Transform:

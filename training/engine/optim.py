@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm.models.text import TextTransformer
 from vlm.models.vision import VisionTransformer
-from vlm.training.recipe.config import OptimSection
+from vlm.training.recipe.sections import OptimSection
 
 
 class Muon(torch.optim.Optimizer):

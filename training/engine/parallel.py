@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vlm.models.clip import CLIP
 from vlm.models.layers import Block
 from vlm.training.engine.distributed import Processes
-from vlm.training.recipe.config import RunSection
+from vlm.training.recipe.sections import RunSection
 
 
 def prepare(model: nn.Module, run: RunSection, processes: Processes) -> nn.Module:

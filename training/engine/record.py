@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from vlm.training.recipe.config import RunSection
+from vlm.training.recipe.sections import RunSection
 
 
 class Record:

@@ -2,28 +2,41 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
+from vlm.errors import InputError, RunFolderError
 from vlm.models.vision import ViTClassifier
 from vlm.training.engine.loop import Rehearsal
-from vlm.training.recipe.config import RunSection
+from vlm.training.engine.state import recorded, saved
+from vlm.training.recipe.sections import RunSection
 
 
 def check_run(out: Path, *, resume: bool, push: str | None) -> None:
     """Before any work is done: an earlier run is not overwritten, the name on the hub is one."""
     if not resume and (out / "checkpoints").exists():
-        raise ValueError(
+        raise RunFolderError(
             f"{out} holds an earlier run's checkpoints. Add --resume auto to go on, or name another folder."
         )
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise ValueError(f"--push {push} is no name on the hub; wanted org/name.")
+        raise InputError(f"--push {push} is no name on the hub; wanted org/name.")
 
 
 def begin_run(out: Path, recipe: str) -> None:
     """Make the folder and write the recipe's TOML text into it."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.toml").write_text(recipe, encoding="utf-8")
+
+
+def recorded_recipe(out: Path) -> dict[str, Any] | None:
+    """The recipe, as plain values, that the newest readable checkpoint in `out` was written with; None without one."""
+    for path in saved(out / "checkpoints"):
+        try:
+            return recorded(path, "recipe")
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # damaged: `newest` names it when the run begins
+    return None
 
 
 def forecast(found: Rehearsal, run: RunSection) -> str:

@@ -95,6 +95,12 @@ def load_state(path: Path, like: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     return written["step"], _join(written["state"], tensors)
 
 
+def recorded(path: Path, name: str) -> Any:
+    """The plain value called `name` in the state of a checkpoint; tensors are not read."""
+    written = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return _join(dict(written["state"]["pairs"])[name], {})
+
+
 def saved(folder: Path) -> list[Path]:
     """Newest first."""
     return sorted(folder.glob("step-*"), reverse=True)

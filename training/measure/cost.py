@@ -124,18 +124,13 @@ class Cost:
 def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int | None = None) -> Cost:
     """`caption_tokens`: of a caption, on average; None: full rows, the most it can be."""
     run, data = recipe.run, recipe.data
-    if gpus < 1 or run.batch_size % (gpus * run.accumulate):
-        raise ValueError(
-            f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
-            f"{gpus} processes."
-        )
     with torch.device("meta"):
         model = CLIP(config)
     if recipe.model.lock_vision:
         model.vision.requires_grad_(False)
         model.vision_proj.requires_grad_(False)
     half = run.precision in ("bfloat16", "float16", "auto")
-    rows, captions = run.batch_size // gpus, data.captions_per_image
+    rows, captions = run.rows_of_a_process(gpus), data.captions_per_image
     patches = data.coarse(config.vision).num_patches
     kept = patches - int(patches * data.patch_dropout)
     fullest = config.vision.num_patches if data.dense_share else kept
@@ -275,10 +270,10 @@ def print_plan(
 
 def _architecture(recipe: Recipe) -> CLIPConfig:
     section = recipe.model
-    if section.source is not None:
-        return load(section.source).model.config
+    if section.start is not None:
+        return load(section.start).model.config
     if section.tokenizer is None:
-        text = named_size(section.size).text
+        text = named_size(section.size or "mini").text
         return section.architecture(text.vocab_size, text.eot_id, text.pad_id, text.context_length)
     tokenizer = load_tokenizer(Path(section.tokenizer))
     return section.architecture(tokenizer.vocab_size, tokenizer.eot_id, tokenizer.pad_id, tokenizer.context_length)

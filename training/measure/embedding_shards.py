@@ -33,7 +33,8 @@ from vlm.checkpoint.load import load
 from vlm.errors import DataError, ImageError, InputError
 from vlm.images.open import MAX_BYTES
 from vlm.images.preprocess import Preprocess
-from vlm.training.data.rows import BrokenSample, Rows, open_rows
+from vlm.training.data.rows import BrokenSample, Rows
+from vlm.training.data.sources import open_rows
 
 _log = logging.getLogger(__name__)
 _HASHED = 32  # samples whose images go into the hash of a data set
@@ -242,7 +243,7 @@ class _BatchReader(Dataset[_ShardBatch]):
             try:
                 pixels.append(self.preprocess.pixels(self.rows.image(row)))
                 uids.append(uid)
-            except (BrokenSample, ImageError) as error:
+            except ImageError as error:
                 broken.append({"row": row, "uid": uid, "reason": error.reason, "detail": error.detail})
         return _ShardBatch(batch, uids, torch.stack(pixels) if pixels else torch.empty(0), broken)
 

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from vlm.checkpoint.load import load, load_classifier
 from vlm.checkpoint.save import save
-from vlm.config import PreprocessConfig, VisionConfig
+from vlm.config import VisionConfig
 from vlm.errors import OtherKind
 from vlm.images.preprocess import Preprocess
 from vlm.metrics import top_k_accuracy
@@ -25,7 +25,8 @@ from vlm.training.engine.distributed import Processes
 from vlm.training.engine.loop import Backward
 from vlm.training.measure.card import classifier_card
 from vlm.training.measure.measurement import Measurement
-from vlm.training.recipe.config import LossSection, VitRecipe, VitSection
+from vlm.training.recipe.config import VitRecipe
+from vlm.training.recipe.sections import LossSection, VitSection
 from vlm.training.tasks.task import Task
 from vlm.zero_shot import zero_shot_head
 
@@ -70,17 +71,18 @@ def open_classes(recipe: VitRecipe) -> ClassSet:
     data = recipe.data
     if data.classes is not None:
         return read_class_set(data.train, data.classes)
-    return classes_of(data.train, data.train_split, data.column)
+    return classes_of(data.train, data.train_splits, columns=data.columns, root=data.root)
 
 
 def open_images(recipe: VitRecipe, classes: ClassSet, preprocess: Preprocess) -> tuple[ClassImages, ClassImages]:
     """(to train on, to validate on)."""
     data = recipe.data
-    training = open_labelled(data.train, data.train_split, classes)
+    training = open_labelled(data.train, data.train_splits, classes, columns=data.columns, root=data.root)
     if data.held_out:
         training, validation = training.hold_out(data.held_out)
     else:
-        validation = open_labelled(data.validation or data.train, data.validation_split, classes)
+        other = data.validation_source(data.train)
+        validation = open_labelled(other.path, other.splits, classes, columns=other.columns, root=other.root)
     return ClassImages(training, preprocess, data.cache), ClassImages(validation, preprocess, data.cache)
 
 
@@ -88,12 +90,9 @@ def open_classifier(recipe: VitRecipe, classes: ClassSet, processes: Processes) 
     """The model at its start, the same on every process, on this one's device."""
     section, labels = recipe.model, classes.words(recipe.data.language)
     torch.manual_seed(recipe.run.seed)
-    if section.source is None:
+    if section.start is None:
         config = section.architecture()
-        grey, std = recipe.data.mean, recipe.data.std
-        preprocess = PreprocessConfig(
-            image_size=config.image_size, resize="squash", mean=(grey, grey, grey), std=(std, std, std)
-        )
+        preprocess = recipe.data.preprocessing(config.image_size)
         classifier = ViTClassifier(config, len(labels), labels=labels, preprocess=Preprocess(preprocess))
     else:
         classifier = from_source(section, labels)
@@ -118,7 +117,7 @@ def from_source(section: VitSection, labels: Sequence[str]) -> ViTClassifier:
 
 def open_tower(section: VitSection, labels: Sequence[str]) -> tuple[VisionTransformer, Preprocess, CosineHead | None]:
     """The tower, its preprocessing, and the head that the class names make, if the recipe wants it."""
-    source = section.source or ""
+    source = section.start or ""
     try:
         embedder = load(source, num_heads=section.num_heads)
     except OtherKind as error:

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from vlm.checkpoint.load import load
-from vlm.config import CLIPConfig, PreprocessConfig
+from vlm.config import CLIPConfig
 from vlm.embedder import Embedder
+from vlm.errors import DataError, RecipeError
 from vlm.images.preprocess import Preprocess
 from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
 from vlm.tokenizers.load import load_tokenizer
-from vlm.training.data.batches import Batch, PairStream
 from vlm.training.data.captions import CaptionChoice
 from vlm.training.data.order import Mixture, Order, Shuffled
-from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.data.rows import Joined, open_rows
+from vlm.training.data.pair_stream import PairBatch, PairStream
+from vlm.training.data.pairs import Pairs
+from vlm.training.data.rows import Joined
+from vlm.training.data.sources import open_rows
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.loop import Backward
@@ -27,11 +29,12 @@ from vlm.training.measure.card import clip_card
 from vlm.training.measure.measurement import Measurement
 from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words
 from vlm.training.measure.retrieval import embed_all_images, measure_retrieval, retrieval_recall
-from vlm.training.recipe.config import ModelSection, Recipe
+from vlm.training.recipe.config import Recipe
+from vlm.training.recipe.sections import ModelSection
 from vlm.training.tasks.task import Task
 
 
-def open_task(recipe: Recipe, processes: Processes) -> Task[Batch]:
+def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
     """The model, data and loss of a CLIP's recipe, on this process."""
     embedder = open_embedder(recipe, processes)
     pairs = open_training_pairs(recipe, embedder)
@@ -60,23 +63,20 @@ def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:
     """The model at its start, the same on every process, on this one's device."""
     section = recipe.model
     torch.manual_seed(recipe.run.seed)
-    if section.source is not None:
-        embedder = load(section.source)
+    if section.start is not None:
+        embedder = load(section.start)
         if section.tokenizer is not None:
             embedder = Embedder(embedder.model, load_tokenizer(Path(section.tokenizer)), embedder.preprocess)
         if (embedder.model.logit_bias is not None) != (section.loss == "siglip"):
             fitting = "clip" if embedder.model.logit_bias is None else "siglip"
-            raise ValueError(f"{section.source} was trained with the other loss. Set [model] loss = '{fitting}'.")
+            raise RecipeError(f"{section.source} was trained with the other loss. Set [model] loss = '{fitting}'.")
     else:
         if section.tokenizer is None:
-            raise ValueError("the recipe names no [model] tokenizer. python -m training.train_tokenizer writes one.")
+            raise RecipeError("the recipe names no [model] tokenizer. python -m training.train_tokenizer writes one.")
         tokenizer = load_tokenizer(Path(section.tokenizer))
         ids = (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.pad_id, tokenizer.context_length)
         config = section.architecture(*ids)
-        grey, std = recipe.data.mean, recipe.data.std
-        preprocess = PreprocessConfig(
-            image_size=config.vision.image_size, resize="squash", mean=(grey, grey, grey), std=(std, std, std)
-        )
+        preprocess = recipe.data.preprocessing(config.vision.image_size)
         embedder = Embedder(CLIP(config), tokenizer, Preprocess(preprocess))
     choose_layers(embedder.model, section)
     embedder.model.vision.any_size = recipe.data.coarse_size > 0
@@ -90,7 +90,9 @@ def choose_layers(clip: CLIP, section: ModelSection) -> None:
     depth = max(len(tower.blocks) for tower in towers)
     last = depth if section.train_blocks is None else section.train_blocks
     if last > depth:
-        raise ValueError(f"train is '{section.train}'; this model has {depth} blocks. Wanted 'last-{depth}' or 'all'.")
+        raise RecipeError(
+            f"train_blocks is {last}; this model has {depth} blocks. Wanted 0 to {depth}, or leave it out: all."
+        )
     blocks = [block for tower in towers for block in list(tower.blocks)[max(0, len(tower.blocks) - last) :]]
     if section.lora_rank:
         add_adapters(clip, blocks, section.lora_rank, section.lora_alpha)
@@ -121,19 +123,24 @@ def open_training_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
     parts = [open_rows(part.path, part.splits, part.columns, part.root) for part in recipe.data.sources]
     for part, section in zip(parts, recipe.data.sources, strict=True):
         if not section.splits and (held := [split for split in part.splits() if split.startswith(("val", "test"))]):
-            raise ValueError(f"{part.name} has {', '.join(held)} in it. Say what to train on: splits = [...].")
+            raise DataError(f"{part.name} has {', '.join(held)} in it. Say what to train on: splits = [...].")
     return Pairs(parts[0] if len(parts) == 1 else Joined(parts), embedder.preprocess, recipe.data.cache)
 
 
 def open_validation_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
     """What cannot be used is left out, and said."""
     data = recipe.data
-    splits = (data.validation_split,) if data.validation_split else ()
-    pairs, broken = open_pairs(data.validation, embedder.preprocess, splits, data.validation_columns).sound()
+    if data.validation is None and not (isinstance(data.train, str) and data.validation_split):
+        raise RecipeError(
+            "say what to validate on: [data] validation = a folder or file, or validation_split = a split of train."
+        )
+    wanted = data.validation_source(data.train if isinstance(data.train, str) else "")
+    rows = open_rows(wanted.path, wanted.splits, wanted.columns, wanted.root)
+    pairs, broken = Pairs(rows, embedder.preprocess).sound()
     if broken:
         print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)
     if not len(pairs):
-        raise ValueError(f"{data.validation} has no sample that can be used; the first: {broken[0]}")
+        raise DataError(f"{wanted.path} has no sample that can be used; the first: {broken[0]}")
     return pairs
 
 
@@ -175,12 +182,12 @@ def contrastive(recipe: Recipe, embedder: Embedder, processes: Processes) -> Bac
     shared = [clip.logit_scale] if clip.logit_bias is None else [clip.logit_scale, clip.logit_bias]
     dtype = clip.logit_scale.dtype
 
-    def embed(model: nn.Module, chunk: Batch) -> tuple[Tensor, ...]:
+    def embed(model: nn.Module, chunk: PairBatch) -> tuple[Tensor, ...]:
         pixels = preprocess.normalize(chunk.images).to(dtype)
         images, texts = model(pixels, chunk.ids.flatten(0, 1), chunk.keep)  # (B, E), (B c, E)
         return images, *texts.unflatten(0, chunk.ids.shape[:2]).unbind(1)
 
-    def backward(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+    def backward(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
         def loss(images: Tensor, *captions: Tensor) -> Tensor:
             losses = [
                 clip_loss(images, texts, clip.logit_scale, batch.groups, processes=processes)
@@ -209,6 +216,6 @@ def _sizes(clip: CLIP) -> str:
 def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Measurement]:
     """What the model card reports, measured on the validation split."""
     split = recipe.data.validation_split
-    if Path(recipe.data.validation).resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
+    if Path(recipe.data.validation or "").resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
         return evaluate_picture_words(embedder, [split])
     return measure_retrieval(embedder, validation, embed_all_images(embedder, validation), split)

@@ -8,10 +8,8 @@ from typing import Any, Generic
 from torch import Tensor, nn
 
 from vlm.embedder import Embedder
-from vlm.errors import RecipeError
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.stream import AnyBatch, Stream
-from vlm.training.engine.distributed import Processes
 from vlm.training.engine.loop import Backward, Evaluate
 from vlm.training.recipe.config import LoopRecipe
 
@@ -33,13 +31,3 @@ class Task(Generic[AnyBatch]):
     """(trained weights, run folder, recipe text) -> (model to save, text of its model card)."""
     prepare_folder: Callable[[Path], Any] = lambda out: None
     """Called once in a new run folder, before the first step."""
-
-
-def check_batch_divides(recipe: LoopRecipe, processes: Processes) -> None:
-    """Raise `RecipeError` where a batch does not divide into equal chunks on all processes."""
-    run = recipe.run
-    if run.batch_size % (processes.size * run.accumulate):
-        raise RecipeError(
-            f"batch_size {run.batch_size} cannot be cut into accumulate = {run.accumulate} equal chunks on each of "
-            f"{processes.size} processes. Use a multiple of {processes.size * run.accumulate}."
-        )

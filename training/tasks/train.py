@@ -14,7 +14,7 @@ from vlm.training.measure.card import push_to_hub
 from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
 from vlm.training.recipe.text import recipe_text
 from vlm.training.tasks import classification, contrastive
-from vlm.training.tasks.task import Task, check_batch_divides
+from vlm.training.tasks.task import Task
 
 
 def train(
@@ -86,7 +86,7 @@ def dry_run(recipe: LoopRecipe, processes: Processes) -> None:
 
 def open_task(recipe: LoopRecipe, processes: Processes) -> Task:
     """Open the model, the data and the loss of a recipe on this process."""
-    check_batch_divides(recipe, processes)
+    recipe.run.rows_of_a_process(processes.size)  # an error if the batch does not divide
     match recipe:
         case Recipe():
             return contrastive.open_task(recipe, processes)

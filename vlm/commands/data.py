@@ -44,7 +44,7 @@ def check(parser: ArgumentParser) -> Run:
             columns.setdefault(role, []).append(name)
         from vlm.training.audit.check import check as check_data
         from vlm.training.audit.check import open_tokenizer
-        from vlm.training.audit.findings import table
+        from vlm.training.audit.findings import summary_table
 
         found = check_data(
             args.data, open_tokenizer(args.tokenizer), splits=args.split, columns=columns, root=args.root,
@@ -53,7 +53,7 @@ def check(parser: ArgumentParser) -> Run:
         if args.json:
             print(json.dumps(found, ensure_ascii=False, indent=1))
             return
-        print(table(found), end="\n\n")
+        print(summary_table(found), end="\n\n")
         for number, finding in enumerate(found["findings"], 1):
             print(f"{number}. {finding['text']}")
         if not found["findings"]:

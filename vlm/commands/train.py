@@ -47,6 +47,7 @@ def train(parser: ArgumentParser) -> Run:
     elsewhere.add_argument("--caption-tokens", type=int, help="mean length of a caption; default: the maximum")
 
     def run(args: Namespace) -> int:
+        out: Path = args.out
         if args.gpus is not None and not args.dry_run:
             parser.error("--gpus goes with --dry-run; torchrun starts a run on several GPUs")
         if args.out is None and not args.dry_run:
@@ -54,9 +55,12 @@ def train(parser: ArgumentParser) -> Run:
         # torch and oneDNN keep a compiled product for each length of a text batch: memory grows without a limit
         os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-        from vlm.training.recipe.config import Recipe, read_any_recipe
+        from vlm.training.engine.run_folder import recorded_recipe
+        from vlm.training.recipe.config import Recipe
+        from vlm.training.recipe.reading import read_any_recipe
 
-        recipe = read_any_recipe(args.recipe)
+        resume = args.resume == "auto" and not args.dry_run
+        recipe = read_any_recipe(args.recipe, recorded_recipe(out) if resume else None)
         if args.gpus is not None:
             from vlm.training.measure.cost import print_plan
 
@@ -74,7 +78,7 @@ def train(parser: ArgumentParser) -> Run:
                 dry_run(recipe, processes)
                 return 0
             text = args.recipe.read_text(encoding="utf-8")
-            return train_model(recipe, args.out, processes, resume=args.resume == "auto", push=args.push, text=text)
+            return train_model(recipe, out, processes, resume=resume, push=args.push, text=text)
         finally:
             leave()
 

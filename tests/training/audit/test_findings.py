@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vlm.training.audit.findings import findings, table
+from vlm.training.audit.findings import findings, summary_table
 from vlm.training.audit.scan import script
 
 NONE = {"same file": 0, "same pixels": 0, "nearly the same": 0}
@@ -212,7 +212,7 @@ def test_the_table_shows_each_number_beside_its_name():
         },
         tokens={"lost_letters": {"ᚠ": 2, "ᚢ": 1}},
     )  # fmt: skip
-    assert [(line[:23].strip(), line[24:]) for line in table(found).splitlines()] == [
+    assert [(line[:23].strip(), line[24:]) for line in summary_table(found).splitlines()] == [
         ("rows", "1,200"),
         ("looked at", "1,000, drawn at random (--sample); of pairs of duplicates about 69.44% can be seen"),  # (5/6)²
         ("splits", "train 800, held 190"),
@@ -239,7 +239,7 @@ def test_the_table_shows_each_number_beside_its_name():
 def test_the_table_leaves_out_what_there_is_not():
     letters = FINE["captions"]["letters"] | {"max": 1023}
     found = changed(captions={"letters": letters, "on_several_images": []}) | {"looked_at": 1200, "classes": {}}
-    lines = {line[:23].strip(): line[24:] for line in table(found).splitlines()}
+    lines = {line[:23].strip(): line[24:] for line in summary_table(found).splitlines()}
     assert not {"looked at", "classes"} & lines.keys()
     assert [lines[name] for name in ("broken", "leaks", "on several images")] == ["none"] * 3
     assert lines["letters of a text"].startswith("1 to 1,023, ")

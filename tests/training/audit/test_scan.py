@@ -15,7 +15,7 @@ from tests.support.check_sets import THINGS, Row, divided, encoded, examine, noi
 from tests.support.data_formats import idx
 from vlm.training.audit.check import open_tokenizer
 from vlm.training.audit.scan import Divided, Doubt, Seen, scan, script
-from vlm.training.data.rows import open_rows
+from vlm.training.data.sources import open_rows
 
 
 def seen_in(rows: list[Row], sample: int = 1000) -> Seen:

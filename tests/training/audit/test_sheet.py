@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.support.check_sets import Row, divided, encoded, noise_image, row
-from vlm.inspect import figures
+from vlm.inspect import drawing
 from vlm.inspect.drawing import Language, choose_lettering
 from vlm.training.audit.check import open_tokenizer
 from vlm.training.audit.numbers import LEVELS, Twins, find_twins
@@ -166,5 +166,5 @@ def test_words_are_those_of_the_language_where_a_font_has_them(tmp_path: Path, m
     one = drawn(rows, tmp_path, "en")
     with_font = choose_lettering("ja").japanese
     assert (one.shape == (other := drawn(rows, tmp_path, "ja")).shape) and bool((one != other).any()) == with_font
-    monkeypatch.setattr(figures, "FONTS", ())
+    monkeypatch.setattr(drawing, "FONTS", ())
     np.testing.assert_array_equal(drawn(rows, tmp_path, "en"), drawn(rows, tmp_path, "ja"))

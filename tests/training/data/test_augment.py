@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.training.data import augment as module
-from vlm.training.data.augment import AugmentConfig, augment, uniform_draws
+from vlm.training.data.augment import augment, uniform_draws
+from vlm.training.recipe.augmentation import AugmentConfig
 
 NOTHING: dict[str, Any] = {"zoom": (1.0, 1.0), "stretch": 0.0, "rotate": 0.0, "shear": 0.0, "shift": 0.0, "flip": 0.0,
                            "colour": 0.0, "hue": 0.0, "gray": 0.0, "line": 0.0, "blur": 0.0, "background": 0.0,

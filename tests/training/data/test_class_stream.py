@@ -8,7 +8,8 @@ from tests.training.tasks.test_classification import batch
 from vlm.training.data.class_stream import ClassStream
 from vlm.training.data.rows import BrokenSample
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
-from vlm.training.recipe.config import VitRecipe, read_recipe
+from vlm.training.recipe.config import VitRecipe
+from vlm.training.recipe.reading import read_recipe
 from vlm.training.tasks.classification import open_classes, open_classifier, open_images, open_stream
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.training.data.rows import Rows, open_rows
+from vlm.training.data.rows import Rows
+from vlm.training.data.sources import open_rows
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm.training.data.rows import open_rows
+from vlm.training.data.sources import open_rows
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 4, 7), dtype=np.uint8)  # n, H, W
 LABELS = [2, 0, 1, 2, 0]

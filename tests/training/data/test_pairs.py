@@ -13,7 +13,8 @@ from vlm.config import PreprocessConfig
 from vlm.images.open import ImageSource
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.data.rows import BrokenSample, Rows, open_rows
+from vlm.training.data.rows import BrokenSample, Rows
+from vlm.training.data.sources import open_rows
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=(6, 4), resize="squash"))  # high, wide
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 4, 3), dtype=np.uint8)

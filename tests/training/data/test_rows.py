@@ -24,11 +24,12 @@ from tests.support.data_formats import (
 )
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
-from vlm.training.data.augment import AugmentConfig
-from vlm.training.data.batches import PairStream
 from vlm.training.data.captions import CaptionChoice
+from vlm.training.data.pair_stream import PairStream
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.data.rows import BrokenSample, Captions, Joined, Rows, Selected, class_names, open_rows
+from vlm.training.data.rows import BrokenSample, Captions, Joined, Rows, Selected, class_names
+from vlm.training.data.sources import open_rows
+from vlm.training.recipe.augmentation import AugmentConfig
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))
 

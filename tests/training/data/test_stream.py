@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vlm.errors import DataError
 from vlm.training.data.order import Place, Shuffled
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import EndlessOrder, Places, batches, kept_patches
@@ -117,9 +118,9 @@ def test_workers_have_one_thread_and_leave_stopping_to_the_loop(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_the_data_comes_when_its_step_does(workers):
-    steps = batches(Recorder({1: ValueError("step 1 is broken")}), 0, 3, workers)
+    steps = batches(Recorder({1: DataError("step 1 is broken")}), 0, 3, workers)
     assert next(steps).step == 0
-    with pytest.raises(ValueError, match=r"^step 1 is broken$"):
+    with pytest.raises(DataError, match=r"^step 1 is broken$"):
         next(steps)
     with pytest.raises(KeyError):
         list(batches(Recorder({0: KeyError("a mistake in the code")}), 0, 1, workers))

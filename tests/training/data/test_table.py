@@ -12,7 +12,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from vlm.training.data.formats.columns import Columns
 from vlm.training.data.formats.table import Table, generated, stamp, texts_of
-from vlm.training.data.rows import BrokenSample, Rows, open_rows
+from vlm.training.data.rows import BrokenSample, Rows
+from vlm.training.data.sources import open_rows
 
 
 def table(folder: Path, **columns: Any) -> Rows:

@@ -14,7 +14,8 @@ from tests.support.data_formats import sample_images, tars
 from vlm.config import PreprocessConfig
 from vlm.errors import ImageError
 from vlm.images.preprocess import Preprocess
-from vlm.training.data.rows import BrokenSample, open_rows
+from vlm.training.data.rows import BrokenSample
+from vlm.training.data.sources import open_rows
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm.training.data.rows import BrokenSample, open_rows
+from vlm.training.data.rows import BrokenSample
+from vlm.training.data.sources import open_rows
 
 
 def opened(folder: Path, name: str, data: bytes):

@@ -97,10 +97,10 @@ def peak_of_loading(source: str, tokenizer_folder: str, answer) -> None:
     from vlm.config import PreprocessConfig
     from vlm.images.preprocess import Preprocess
     from vlm.tokenizers.load import load_tokenizer
-    from vlm.training.data.augment import AugmentConfig
-    from vlm.training.data.batches import PairStream
+    from vlm.training.data.pair_stream import PairStream
     from vlm.training.data.pairs import open_pairs
     from vlm.training.data.stream import batches
+    from vlm.training.recipe.augmentation import AugmentConfig
 
     peak, done = [0], threading.Event()
 

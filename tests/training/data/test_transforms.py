@@ -9,7 +9,8 @@ from tests.training.tasks.test_classification import PREPROCESS, batch
 from vlm.training.data.class_stream import ClassImages, ClassStream
 from vlm.training.data.labelled import ClassSet, open_labelled
 from vlm.training.data.stream import EndlessOrder, Places
-from vlm.training.data.transforms import Transform, TransformConfig
+from vlm.training.data.transforms import Transform
+from vlm.training.recipe.augmentation import TransformConfig
 
 FRAME = (12, 20)
 

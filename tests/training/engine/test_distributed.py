@@ -19,7 +19,7 @@ from tests.test_loss import LOSSES, assert_close, gradients
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.loss import clip_loss
 from vlm.models.clip import CLIP
-from vlm.training.data.batches import Batch
+from vlm.training.data.pair_stream import PairBatch
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes, init_from_env, leave, place_from_env
 from vlm.training.engine.loop import Training
@@ -117,12 +117,12 @@ def small_clip() -> CLIP:
     return CLIP(CLIPConfig(embed_dim=8, vision=vision, text=text)).double()
 
 
-def small_batch(rows: range) -> Batch:
+def small_batch(rows: range) -> PairBatch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (ROWS, 3, 8, 8), dtype=torch.uint8, generator=generator)
     ids = torch.randint(3, 20, (ROWS, 1, 4), generator=generator)
     ids[..., -1] = 2
-    return Batch(images[rows], ids[rows], GROUPS[rows], None, [f"{i}" for i in rows])
+    return PairBatch(images[rows], ids[rows], GROUPS[rows], None, [f"{i}" for i in rows])
 
 
 def trained(processes: Processes, *, shard: bool) -> tuple[Training, list[float]]:
@@ -131,7 +131,7 @@ def trained(processes: Processes, *, shard: bool) -> tuple[Training, list[float]
     optim = {"matrices": "adamw", "warmup_steps": 0, "clip_norm": 0.1}
     clip = small_clip()
 
-    def backward(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+    def backward(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
         images, texts = model(batch.images.double() / 255, batch.ids[:, 0])
         loss = clip_loss(images, texts, clip.logit_scale, batch.groups, processes=processes)
         loss.backward()

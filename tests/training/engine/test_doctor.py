@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vlm.loss import clip_loss
-from vlm.training.data.batches import Batch, PairStream
+from vlm.training.data.pair_stream import PairBatch, PairStream
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.doctor import WINDOW, Doctor, Signs
 from vlm.training.engine.loop import fit
@@ -32,16 +32,16 @@ class Clock:
 CLOCK = Clock()
 
 
-class Vectors(Dataset[Batch]):
+class Vectors(Dataset[PairBatch]):
     """In place of images: 16 random vectors a step, `ids` with the same ones; `seconds` to build a batch."""
 
     def __init__(self, seconds: float = 0.0):
         self.seconds = seconds
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> PairBatch:
         CLOCK.now += self.seconds
         x = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(step))
-        return Batch(x, x[:, None], torch.arange(ROWS), None, [f"{step}/{i}" for i in range(ROWS)])
+        return PairBatch(x, x[:, None], torch.arange(ROWS), None, [f"{step}/{i}" for i in range(ROWS)])
 
 
 class Towers(nn.Module):
@@ -58,7 +58,7 @@ class Towers(nn.Module):
         return clip_loss(F.normalize(self.vision(x), dim=1), F.normalize(self.text(x), dim=1), self.logit_scale)
 
 
-def backward(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+def backward(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
     CLOCK.now += 1.0
     loss = model(batch.images)
     (scale * loss).backward()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.engine.test_doctor import CLOCK, ROWS, Towers, Vectors, backward
-from vlm.training.data.batches import Batch
+from vlm.training.data.pair_stream import PairBatch
 from vlm.training.data.rows import BrokenSample
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.engine.loop import Evaluate, Training, fit, rehearse
@@ -177,7 +177,7 @@ def test_the_last_step_is_measured_and_saved_whatever_its_number(tmp_path):
 
 def test_too_many_broken_samples_end_the_run_at_the_step_that_shows_them(tmp_path, capsys):
     class Broken(Vectors):
-        def __getitem__(self, step: int) -> Batch:
+        def __getitem__(self, step: int) -> PairBatch:
             one = (BrokenSample("this", "damaged", "by hand"),) if step == 1 else ()
             return super().__getitem__(step)._replace(broken=one)
 
@@ -194,7 +194,7 @@ def test_too_many_broken_samples_end_the_run_at_the_step_that_shows_them(tmp_pat
 
 
 def test_dropout_is_drawn_again_the_same_after_a_resume(tmp_path):
-    def noisy(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+    def noisy(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
         return backward(model, batch._replace(images=nn.functional.dropout(batch.images, 0.5)), scale)
 
     whole, parts, again = towers(), towers(), towers()
@@ -210,7 +210,7 @@ def test_dropout_is_drawn_again_the_same_after_a_resume(tmp_path):
 def test_random_numbers_of_a_step_differ_between_steps_ranks_and_seeds():
     drawn = []
 
-    def draw(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+    def draw(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
         drawn.append(torch.rand(()).item())
         return backward(model, batch, scale)
 

@@ -21,7 +21,7 @@ from vlm.training.engine.optim import (
     orthogonalise,
     parameter_groups,
 )
-from vlm.training.recipe.config import OptimSection
+from vlm.training.recipe.sections import OptimSection
 
 MUON, ADAMW = OptimSection(matrices="muon", muon_decay=0.1), OptimSection(matrices="adamw")
 LR, DECAY = 0.1, 0.5

@@ -10,14 +10,14 @@ import torch
 from tests.support.data_formats import csv_of_repeated_rows
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
-from vlm.training.data.augment import AugmentConfig
-from vlm.training.data.batches import Batch, PairStream
 from vlm.training.data.order import Shuffled
+from vlm.training.data.pair_stream import PairBatch, PairStream
 from vlm.training.data.pairs import Cache, open_pairs
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import batches
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.engine.quarantine import Quarantine
+from vlm.training.recipe.augmentation import AugmentConfig
 
 SAMPLES = [BrokenSample(f"p{n}", "missing", "there is\nno such file") for n in range(50)]
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16))
@@ -87,7 +87,7 @@ def stream_of(source: Path, tokenizer, cache: Cache = "none", rank: int = 0, wor
     return PairStream(pairs, tokenizer, AugmentConfig(), seed=0, batch_size=8, num_patches=16, rank=rank, world=world)
 
 
-def same(one: Batch, two: Batch) -> bool:
+def same(one: PairBatch, two: PairBatch) -> bool:
     return one.uids == two.uids and torch.equal(one.images, two.images) and torch.equal(one.ids, two.ids)
 
 

@@ -6,7 +6,7 @@ from vlm.checkpoint.load import load
 from vlm.embedder import Embedder
 from vlm.training.engine.loop import Rehearsal
 from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
-from vlm.training.recipe.config import RunSection
+from vlm.training.recipe.sections import RunSection
 
 
 def test_an_earlier_run_is_gone_on_with_and_not_overwritten(tmp_path: Path):

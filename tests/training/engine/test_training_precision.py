@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.training.engine.test_doctor import Vectors, backward
 from tests.training.engine.test_loop import SINGLE_PROCESS, assert_equal, recipe, towers, weights
-from vlm.training.data.batches import Batch
+from vlm.training.data.pair_stream import PairBatch
 from vlm.training.engine.loop import Training, precision
 from vlm.training.engine.state import save_state
 
@@ -71,7 +71,7 @@ def test_float16_goes_on_with_the_loss_scale_it_had(tmp_path):
 
 
 def test_float16_gives_up_when_gradients_overflow_without_a_loss_scale():
-    def overflow(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+    def overflow(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
         loss = backward(model, batch, scale)
         for p in model.parameters():
             p.grad = torch.full_like(p, math.inf)

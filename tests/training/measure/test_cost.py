@@ -28,7 +28,9 @@ from vlm.training.measure.cost import (
     text_flops,
     vision_flops,
 )
-from vlm.training.recipe.config import ModelSection, OptimSection, Recipe, read_recipe
+from vlm.training.recipe.config import Recipe
+from vlm.training.recipe.reading import read_recipe
+from vlm.training.recipe.sections import ModelSection, OptimSection
 
 SIZES = ["mini", "B/32", "B/16", "L/14"]
 

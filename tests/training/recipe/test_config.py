@@ -6,28 +6,21 @@ from typing import Any
 
 import pytest
 
-from vlm.config import VisionConfig, named_size
-from vlm.errors import RecipeError
-from vlm.training.data.augment import AugmentConfig
-from vlm.training.recipe.config import (
-    DataSection,
-    LoopRecipe,
-    ModelSection,
-    Recipe,
-    SourceSection,
-    VitRecipe,
-    read_any_recipe,
-    read_recipe,
-)
+from tests.support.messages import refused
+from vlm.config import PreprocessConfig, VisionConfig, named_size
+from vlm.training.recipe.augmentation import AugmentConfig
+from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
+from vlm.training.recipe.reading import read_any_recipe
+from vlm.training.recipe.sections import DataSection, ModelSection, SourceSection
 
 RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_of_the_project_is_read_and_its_model_can_be_built(path):
+def test_every_recipe_of_the_project_is_read_and_its_model_can_be_built(path: Path):
     recipe = read_any_recipe(path)
     if isinstance(recipe, VitRecipe):
-        assert recipe.model.source is not None or recipe.model.architecture().num_patches > 1
+        assert recipe.model.start is not None or recipe.model.architecture().num_patches > 1
         return
     if recipe.model.tokenizer is not None:
         recipe.model.architecture(4096, 2, 0, 32)
@@ -55,77 +48,80 @@ def test_what_an_older_recipe_did_not_have_was_none():
     assert [line.split(": ")[0] + ": " for line in found[1:]] == new
 
 
+NEW = {"size": "mini"}  # a model from nothing
+
+
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "facts"),
     [
-        ({"run": {"stepz": 3}}, "no setting 'stepz'. Did you mean 'steps'"),
-        ({"run": {"steps": 0}}, "steps must be positive, got 0"),
-        ({"run": {"batch_size": 10, "accumulate": 4}}, "batch_size 10 does not divide into accumulate = 4"),
-        ({"run": {"precision": "float8"}}, "precision is 'float8'; it must be one of float32, bfloat16"),
-        ({"run": {"seed": -1}}, "seed must be 0 or more, got -1"),
-        ({"run": {"ema_decay": 1.0}}, r"ema_decay must be in \[0, 1\), got 1.0"),
-        ({"run": {"shard": True}}, "'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'"),
-        ({"optim": {"matrices": "adam"}}, "matrices is 'adam'; it must be one of muon, adamw"),
-        ({"optim": {"layer_decay": 0.0}}, r"layer_decay must be in \(0, 1\], got 0.0"),
-        ({"optim": {"lr": 0.0}}, "lr must be positive, got 0.0"),
-        ({"optim": {"layer_decay": 1.5}}, r"layer_decay must be in \(0, 1\], got 1.5"),
-        ({"optim": {"betas": [0.9, 1.0]}}, r"betas must both be in \[0, 1\), got \(0.9, 1.0\)"),
-        ({"optim": {"betas": [-0.1, 0.9]}}, r"betas must both be in \[0, 1\), got \(-0.1, 0.9\)"),
-        ({"optim": {"final_lr": 2.0}}, r"final_lr must be in \[0, 1\], got 2.0"),
-        ({"augment": {"zoom": [0.0, 1.0]}}, r"zoom is \(0.0, 1.0\); wanted two positive factors"),
-        ({"augment": {"erase": 3.0}}, r"erase must be in \[0, 1\], got 3.0"),
-        ({"data": {"keyword_share": -0.1}}, r"keyword_share must be in \[0, 1\], got -0.1"),
-        ({"data": {"patch_dropout": 1.0}}, r"patch_dropout must be in \[0, 1\), got 1.0"),
-        (
-            {"data": {"coarse_size": 48}},
-            "coarse_size is 48; it must be 0 or a side in pixels, and then dense_share",
-        ),
-        ({"data": {"coarse_size": -8, "dense_share": 0.5}}, "coarse_size is -8; it must be 0 or a side in pixels"),
-        ({"data": {"train": [{"path": "a"}, {"path": "b", "weight": 0}, {"path": "c"}]}}, "weight must be positive"),
-        ({"model": {"lock_vision": True}}, "lock_vision keeps a trained image tower as it is: name one"),
-        ({"model": {"source": "mini", "embed_dim": 8}}, "source brings its own"),
-        ({"model": {"source": "mini", "vision": {"depth": 2}}}, "source brings its own"),
-        ({"model": {"source": "mini", "text": {"depth": 2}}}, "source brings its own"),
-        ({"model": {"loss": "cosine"}}, "loss is 'cosine'; it must be one of clip, siglip"),
-        ({"model": {"train": "blocks"}}, "train is 'blocks'; it must be 'all', 'heads' or the like of 'last-2'"),
-        ({"model": {"source": "mini", "train": "last-0"}}, "train is 'last-0'"),
-        ({"model": {"lora_rank": -1}}, "lora_rank must be 0 or more and lora_alpha 1 or more, got -1 and 16"),
-        ({"model": {"lora_alpha": 0}}, "lora_rank must be 0 or more and lora_alpha 1 or more, got 0 and 0"),
-        ({"model": {"source": "mini", "lora_rank": 2, "train": "heads"}}, "train = 'heads' names none"),
-        ({"model": {"lora_rank": 2}}, "train and lora_rank are about a trained model: name one"),
-        ({"model": {"train": "heads"}}, "train and lora_rank are about a trained model: name one"),
+        ({"run": {"stepz": 3}}, ["stepz", "steps"]),
+        ({"run": {"steps": 0}}, ["steps", "positive", "0"]),
+        ({"run": {"batch_size": 10, "accumulate": 4}}, ["batch_size 10", "accumulate = 4"]),
+        ({"run": {"precision": "float8"}}, ["precision", "float8", "float32, bfloat16"]),
+        ({"run": {"seed": -1}}, ["seed", "-1"]),
+        ({"run": {"ema_decay": 1.0}}, ["ema_decay", "[0, 1)", "1.0"]),
+        ({"run": {"shard": True}}, ["muon", "shard", "matrices = 'adamw'"]),
+        ({"optim": {"matrices": "adam"}}, ["matrices", "'adam'", "muon, adamw"]),
+        ({"optim": {"layer_decay": 0.0}}, ["layer_decay", "(0, 1]", "0.0"]),
+        ({"optim": {"layer_decay": 1.5}}, ["layer_decay", "(0, 1]", "1.5"]),
+        ({"optim": {"lr": 0.0}}, ["lr", "positive", "0.0"]),
+        ({"optim": {"betas": [0.9, 1.0]}}, ["betas", "[0, 1)", "(0.9, 1.0)"]),
+        ({"optim": {"betas": [-0.1, 0.9]}}, ["betas", "[0, 1)", "(-0.1, 0.9)"]),
+        ({"optim": {"final_lr": 2.0}}, ["final_lr", "[0, 1]", "2.0"]),
+        ({"augment": {"zoom": [0.0, 1.0]}}, ["zoom", "(0.0, 1.0)", "positive"]),
+        ({"augment": {"erase": 3.0}}, ["erase", "[0, 1]", "3.0"]),
+        ({"data": {"keyword_share": -0.1}}, ["keyword_share", "[0, 1]", "-0.1"]),
+        ({"data": {"patch_dropout": 1.0}}, ["patch_dropout", "[0, 1)", "1.0"]),
+        ({"data": {"mean": [0.5, 0.5]}}, ["mean", "[0.5, 0.5]"]),
+        ({"data": {"std": 0.0}}, ["std", "positive"]),
+        ({"data": {"coarse_size": 48}}, ["coarse_size", "48", "dense_share"]),
+        ({"data": {"coarse_size": -8, "dense_share": 0.5}}, ["coarse_size", "-8"]),
+        ({"data": {"train": [{"path": "a"}, {"path": "b", "weight": 0}, {"path": "c"}]}}, ["weight", "positive"]),
+        ({"model": NEW | {"lock_vision": True}}, ["lock_vision", "[model] source"]),
+        ({"model": {"source": "mini", "embed_dim": 8}}, ["embed_dim", "source"]),
+        ({"model": {"source": "mini", "vision": {"depth": 2}}}, ["vision", "source"]),
+        ({"model": {"source": "mini", "text": {"depth": 2}}}, ["text", "source"]),
+        ({"model": {"source": "mini", "size": "B/32"}}, ["size", "source"]),
+        ({"model": {"loss": "cosine"}}, ["loss", "cosine", "clip, siglip"]),
+        ({"model": {"source": "mini", "train_blocks": -1}}, ["train_blocks", "-1"]),
+        ({"model": {"lora_rank": -1}}, ["lora_rank", "lora_alpha", "-1 and 16"]),
+        ({"model": {"lora_alpha": 0}}, ["lora_rank", "lora_alpha", "0 and 0"]),
+        ({"model": {"source": "mini", "lora_rank": 2, "train_blocks": 0}}, ["lora_rank", "train_blocks = 0"]),
+        ({"model": NEW | {"lora_rank": 2}}, ["lora_rank", "[model] source"]),
+        ({"model": NEW | {"train_blocks": 0}}, ["train_blocks", "[model] source"]),
+        ({"task": "vit"}, ["task", "vit", "clip"]),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_says_what_to_do(values: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_wrong_setting_is_one_line_that_says_what_to_do(values: dict[str, Any], facts: list[str]):
+    with refused(ValueError, *facts):
         Recipe.from_dict(values)
-    assert "\n" not in str(caught.value)
 
 
 HELD_OUT = {"train": "x", "held_out": 5}
+NEW_VIT = {"vision": {"width": 64, "num_heads": 4}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"data": {}}, "names no data"),
-        ({"data": {"train": "x"}}, "what to validate on"),
-        ({"data": HELD_OUT | {"validation_split": "y"}}, "what to validate on"),
-        ({"data": HELD_OUT | {"validation": "y"}}, "what to validate on"),
-        ({"model": {"head": "names"}}, r"name one, \[model\] source"),
-        ({"model": {"num_heads": 2}}, r"name one, \[model\] source"),
-        ({"model": {"train_blocks": 0}}, r"name one, \[model\] source"),
+        ({"data": {}}, ["[data] train"]),
+        ({"data": {"train": "x"}}, ["held_out", "validation_split"]),
+        ({"data": HELD_OUT | {"validation_split": "y"}}, ["held_out", "validation_split"]),
+        ({"data": HELD_OUT | {"validation": "y"}}, ["held_out", "validation_split"]),
+        ({"model": NEW_VIT | {"head": "names"}}, ["head", "[model] source"]),
+        ({"model": NEW_VIT | {"num_heads": 2}}, ["num_heads", "[model] source"]),
+        ({"model": NEW_VIT | {"train_blocks": 0}}, ["train_blocks", "[model] source"]),
         (
             {"model": {"source": "mini", "vision": {"width": 8, "dropout": 0.1, "depth": 2}}},
-            "^depth, width cannot be changed in a trained model; only drop_path, dropout, image_size.$",
+            ["depth, width", "only drop_path, dropout, image_size"],
         ),
-        ({"transform": {"flipp": 1.0}}, "Did you mean 'flip'"),
+        ({"transform": {"flipp": 1.0}}, ["flipp", "'flip'"]),
+        ({"task": "clip"}, ["task", "clip", "vit"]),
     ],
 )
-def test_a_wrong_recipe_of_a_classifier_is_one_line(changes: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_wrong_recipe_of_a_classifier_is_one_line(changes: dict[str, Any], facts: list[str]):
+    with refused(ValueError, *facts):
         VitRecipe.from_dict({"data": HELD_OUT} | changes)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +132,7 @@ def test_a_wrong_recipe_of_a_classifier_is_one_line(changes: dict[str, Any], mes
         {"model": {"source": "mini", "head": "names", "num_heads": 2, "train_blocks": 0}},
         {"model": {"source": "mini", "vision": {"image_size": 32, "dropout": 0.1, "drop_path": 0.1}}},
         {"model": {"vision": {"width": 64, "num_heads": 4}}},
+        {"model": {"head": "names", "train_blocks": 1}},  # of the bundled model
     ],
 )
 def test_what_a_classifier_can_be_made_of_is_accepted(changes: dict[str, Any]):
@@ -160,7 +157,6 @@ BOTH = [
     ("data", "workers", "at least 0"),
     ("data", "max_broken", "share"),
     ("data", "patch_dropout dense_share", "fraction"),
-    ("data", "std", "positive"),
 ]
 OF_CLIP = [
     ("data", "captions_per_image", "positive"),
@@ -190,35 +186,6 @@ def test_numbers_end_where_they_lose_their_meaning(kind: type[LoopRecipe], secti
                 kind.from_dict(start | {section: start.get(section, {}) | {name: value}})
 
 
-def test_an_unreadable_recipe_is_one_line_with_its_name(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no recipe .*none\.toml"):
-        read_recipe(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("[run\nsteps = 3")
-    with pytest.raises(ValueError, match=r"bad\.toml: "):
-        read_recipe(tmp_path / "bad.toml")
-    (tmp_path / "latin.toml").write_bytes("[run] # für".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.toml: .*can't decode"):
-        read_recipe(tmp_path / "latin.toml")
-    with pytest.raises(ValueError, match=rf"{tmp_path.name}: .*(directory|denied)"):
-        read_recipe(tmp_path)
-    (tmp_path / "wrong.toml").write_text("task = 'clip'\n[run]\nsteps = 'many'")
-    with pytest.raises(ValueError, match=r"wrong\.toml: .*steps is 'many'; wanted int"):
-        read_recipe(tmp_path / "wrong.toml")
-
-
-@pytest.mark.parametrize("top", ["", 'task = "clipp"\n', "[run]\ntask = 'clip'\n", "task = 3\n"])
-def test_a_recipe_without_a_task_asks_for_one(tmp_path, top):
-    (tmp_path / "recipe.toml").write_text(top)
-    with pytest.raises(RecipeError, match=r'recipe\.toml.*task = "clip".*task = "vit"'):
-        read_any_recipe(tmp_path / "recipe.toml")
-
-
-def test_a_recipe_of_another_task_is_refused_by_its_name(tmp_path):
-    (tmp_path / "recipe.toml").write_text("task = 'clip'\n")
-    with pytest.raises(RecipeError, match=r'recipe\.toml.*task = "clip"'):
-        read_recipe(tmp_path / "recipe.toml", VitRecipe)
-
-
 def test_siglip_starts_where_its_paper_does():
     config = ModelSection(loss="siglip").architecture(100, 2, 0, 16)
     assert config.logit_bias == -10
@@ -237,10 +204,26 @@ def test_a_size_can_be_changed_in_parts():
     assert ModelSection(text=ids).architecture(200, 9, 5, 32).text == ModelSection().architecture(**ids).text
 
 
-def test_what_learns_is_a_number_of_blocks():
-    sections = [ModelSection(source="mini", train=train) for train in ("all", "heads", "last-1", "last-10")]
-    assert [section.train_blocks for section in sections] == [None, 0, 1, 10]
-    assert ModelSection(source="mini", lora_rank=1, lora_alpha=1, train="last-2").train_blocks == 2
+@pytest.mark.parametrize(
+    ("section", "start"),
+    [({}, "mini"), ({"source": "x"}, "x"), ({"size": "mini"}, None), ({"tokenizer": "t"}, None),
+     ({"embed_dim": 8}, None), ({"vision": {"depth": 2}}, None), ({"text": {"depth": 2}}, None)],
+)  # fmt: skip
+def test_a_recipe_that_describes_no_model_starts_from_the_bundled_one(section: dict[str, Any], start: str | None):
+    assert ModelSection.from_dict(section).start == start
+
+
+def test_images_of_a_new_model_are_cropped_and_have_the_usual_colours_unless_a_recipe_says_otherwise():
+    assert DataSection().preprocessing(32) == PreprocessConfig(image_size=32)
+    own = DataSection(resize="squash", mean=0.75, std=(0.1, 0.2, 0.3)).preprocessing((32, 48))
+    assert own == PreprocessConfig(image_size=(32, 48), resize="squash", mean=(0.75, 0.75, 0.75), std=(0.1, 0.2, 0.3))
+
+
+def test_validation_data_are_described_like_training_data():
+    data = DataSection(train="a", columns={"image": "photo"}, root="r", validation_split="v")
+    assert data.validation_source("a") == SourceSection(path="a", splits=("v",), columns={"image": "photo"}, root="r")
+    other = dataclasses.replace(data, validation="b", validation_columns={}, validation_root="s", validation_split="")
+    assert other.validation_source("a") == SourceSection(path="b", columns={}, root="s")
 
 
 def test_training_data_of_one_part_is_a_mixture_of_one():
@@ -279,6 +262,7 @@ def test_what_a_recipe_does_not_ask_for_is_not_done():
     assert not any((data.template_share, data.kana_share, vit.data.patch_dropout, vit.data.dense_share))
     assert not any((loss.label_smoothing, loss.mixup, loss.cutmix, vit.transform.flip, vit.transform.erase))
     assert recipe.augment.flip == 0  # there is text in images, and left is not right
+    assert recipe.augment.line == recipe.augment.background == recipe.augment.erase == 0  # these suit drawings
     assert run.accumulate == data.captions_per_image == recipe.optim.layer_decay == SourceSection(path="").weight == 1
     assert loss.mix_share == 1  # once asked for, every step mixes
 

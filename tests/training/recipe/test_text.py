@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe, read_recipe
+from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
+from vlm.training.recipe.reading import read_recipe
 from vlm.training.recipe.text import recipe_text
 
 RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))

@@ -16,7 +16,9 @@ from vlm.models.vision import ViTClassifier
 from vlm.training.data.class_stream import ClassBatch, ClassImages
 from vlm.training.data.labelled import ClassSet, open_labelled
 from vlm.training.engine.optim import optimizers
-from vlm.training.recipe.config import LossSection, VitRecipe, VitSection, read_recipe
+from vlm.training.recipe.config import VitRecipe
+from vlm.training.recipe.reading import read_recipe
+from vlm.training.recipe.sections import LossSection, VitSection
 from vlm.training.tasks.classification import (
     accuracy,
     classifying,
@@ -224,9 +226,7 @@ def test_a_new_model_reads_images_as_the_data_say_and_starts_from_its_seed(run_f
     classes = ClassSet(keys=keys, names={"ja": ("赤犬", "灰日")}, column="concept")
     one, same, other = opened(1), opened(1), opened(2)
     assert one.preprocess is not None
-    assert one.preprocess.config == PreprocessConfig(
-        image_size=16, resize="squash", mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)
-    )
+    assert one.preprocess.config == PreprocessConfig(image_size=16, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
     assert one.labels == ("赤犬", "灰日")
     qkv = [model.vision.blocks[0].get_parameter("attn.qkv.weight") for model in (one, same, other)]
     assert torch.equal(qkv[0], qkv[1]) and not torch.equal(qkv[0], qkv[2])

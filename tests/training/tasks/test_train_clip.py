@@ -20,7 +20,7 @@ from vlm.cli import main
 from vlm.errors import HubError
 from vlm.loss import clip_loss, siglip_loss
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
-from vlm.training.recipe.config import read_recipe
+from vlm.training.recipe.reading import read_recipe
 from vlm.training.tasks import contrastive
 from vlm.training.tasks.contrastive import chance_loss, open_embedder
 

@@ -57,7 +57,7 @@ def test_a_run_ends_with_a_classifier_that_knows_its_classes_and_a_card_with_its
 
 
 def test_the_numbers_of_the_card_are_those_of_the_saved_model_on_the_images_themselves(finished, run_folder):
-    from vlm.training.data.rows import open_rows
+    from vlm.training.data.sources import open_rows
 
     classifier = load_classifier(finished)
     assert classifier.preprocess is not None

@@ -195,7 +195,7 @@ def test_a_folder_per_class_and_a_table_are_the_same_data(tmp_path: Path, monkey
     folder, table, hub = (VitRecipe.from_dict(tomllib.loads(block)).data for block in blocks)
     found = []
     for data in (folder, table):
-        labelled = open_labelled(data.train, data.train_split, classes_of(data.train, data.train_split, data.column))
+        labelled = open_labelled(data.train, data.train_splits, classes_of(data.train, data.train_splits))
         images = [Image.open(labelled.rows.image(index)).tobytes() for index in labelled.index]  # type: ignore[arg-type]
         found.append({hashlib.sha256(p).hexdigest(): t for p, t in zip(images, labelled.targets.tolist(), strict=True)})
     assert found[0] == found[1]

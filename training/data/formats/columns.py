@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from vlm.errors import DataError
 from vlm.training.data.rows import ColumnNames
 
 IMAGE = ("image", "filepath", "file_path", "file_name", "filename", "image_path", "img_path", "path", "img", "picture",
@@ -45,13 +46,13 @@ class Columns:
 def recognise(source: str, present: Sequence[str], named: ColumnNames) -> Columns:
     """The columns of a table that has the columns `present`; `named` comes first.
 
-    `ValueError`: no images, or neither captions nor classes, or a named column that is not there.
+    `DataError`: no images, or neither captions nor classes, or a named column that is not there.
     """
     for role, names in named.items():
         if role not in _ROLES:
-            raise ValueError(f"columns has no entry '{role}'. It knows: {', '.join(_ROLES)}.")
+            raise DataError(f"columns has no entry '{role}'. It knows: {', '.join(_ROLES)}.")
         if missing := [name for name in _listed(names) if name not in present]:
-            raise ValueError(f"{source} has no column {', '.join(missing)}. {_it_has(present, missing)}")
+            raise DataError(f"{source} has no column {', '.join(missing)}. {_it_has(present, missing)}")
     singles = {
         role: _single(role, present, named) for role in ("image", "label", "language", "uid", "concept", "split")
     }
@@ -62,12 +63,12 @@ def recognise(source: str, present: Sequence[str], named: ColumnNames) -> Column
     )
     if columns.image is None:
         if urls := [name for name in present if name.lower() in ("url", "image_url", "img_url")]:
-            raise ValueError(
+            raise DataError(
                 f"{source} has addresses ({urls[0]}), no images. Fetch them: img2dataset --url_list {source} ..."
             )
-        raise ValueError(f"{source} has no column with images. {_it_has(present, IMAGE)} {_name_it('image')}")
+        raise DataError(f"{source} has no column with images. {_it_has(present, IMAGE)} {_name_it('image')}")
     if not columns.captions and columns.label is None:
-        raise ValueError(f"{source} has no column with captions. {_it_has(present, CAPTION)} {_name_it('caption')}")
+        raise DataError(f"{source} has no column with captions. {_it_has(present, CAPTION)} {_name_it('caption')}")
     return columns
 
 

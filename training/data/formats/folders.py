@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm.errors import DataError
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.columns import Columns
 from vlm.training.data.formats.table import Table, generated, with_splits
@@ -30,7 +31,7 @@ def open_folder(folder: Path, splits: Sequence[str]) -> Table:
     captioned = bool(len(rows)) and np.asarray(table["captions"].combine_chunks().value_lengths()).any()
     labelled = table["label"].null_count < len(rows)
     if not captioned and not labelled:
-        raise ValueError(
+        raise DataError(
             f"{folder} has images, but neither captions nor classes. Give each class a folder, each image a .txt, "
             "or list them in metadata.csv: file_name,caption."
         )

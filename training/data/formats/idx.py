@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm.errors import DataError
 from vlm.images.open import ImageSource
 from vlm.training.data.rows import Captions
 
@@ -34,7 +35,7 @@ class IdxRows:
         self.name = str(folder)
         there = [split for split, begin in FILES.items() if _find(folder, begin, "images-idx3-ubyte")]
         if missing := [split for split in splits if split not in there]:
-            raise ValueError(f"{folder} has no split {', '.join(missing)}. It has: {', '.join(there)}.")
+            raise DataError(f"{folder} has no split {', '.join(missing)}. It has: {', '.join(there)}.")
         chosen = list(splits) or there
         images, labels = zip(*(_read_split(folder, FILES[split]) for split in chosen), strict=True)
         self._splits = np.repeat(chosen, [len(part) for part in images])
@@ -72,7 +73,7 @@ class IdxRows:
         return sorted(set(self._splits.tolist()))
 
     def column(self, name: str) -> list[str]:
-        raise ValueError(f"{self.name} has no column {name}: idx files have images and labels.")
+        raise DataError(f"{self.name} has no column {name}: idx files have images and labels.")
 
 
 def _class_names(folder: Path, count: int) -> list[str]:
@@ -83,7 +84,7 @@ def _class_names(folder: Path, count: int) -> list[str]:
     else:
         names = list(FASHION) if "fashion" in str(folder.resolve()).lower() else MNIST
     if len(names) < count:
-        raise ValueError(f"{folder} has {count} classes, and names for {len(names)}. Write one name a line in {file}.")
+        raise DataError(f"{folder} has {count} classes, and names for {len(names)}. Write one name a line in {file}.")
     return names
 
 
@@ -96,12 +97,10 @@ def _read_split(folder: Path, begin: str) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (n, H, W) and (n,)."""
     images, labels = (_find(folder, begin, kind) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     if images is None or labels is None:
-        raise ValueError(
-            f"{folder} has {begin}-images-idx3-ubyte, but no {begin}-labels-idx1-ubyte (or .gz) beside it."
-        )
+        raise DataError(f"{folder} has {begin}-images-idx3-ubyte, but no {begin}-labels-idx1-ubyte (or .gz) beside it.")
     pixels, numbers = _read(images, 3), _read(labels, 1)
     if len(pixels) != len(numbers):
-        raise ValueError(f"{images} has {len(pixels)} images, {labels} has {len(numbers)} labels.")
+        raise DataError(f"{images} has {len(pixels)} images, {labels} has {len(numbers)} labels.")
     return pixels, numbers
 
 
@@ -111,9 +110,9 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
         shape = struct.unpack(f">{dimensions}I", bytes(data[4 : 4 + 4 * dimensions]))
         magic, size = bytes(data[:4]), 4 + 4 * dimensions + int(np.prod(shape))
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as an idx file ({error}).") from error
+        raise DataError(f"{path} cannot be read as an idx file ({error}).") from error
     if magic != bytes((0, 0, 8, dimensions)) or len(data) != size:
-        raise ValueError(
+        raise DataError(
             f"{path} is no whole idx file: it begins with {magic.hex()} and has {len(data):,} bytes; wanted "
             f"0000080{dimensions} and {size:,} bytes. Get a whole copy."
         )

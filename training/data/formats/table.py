@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from vlm.errors import DataError, ImageReason
 from vlm.images.open import ImageSource
 from vlm.training.data.formats.columns import Columns
-from vlm.training.data.rows import BrokenSample, Captions, SampleReason
+from vlm.training.data.rows import BrokenSample, Captions
 
 VERSION = 1  # raise it when a reader changes what it yields
 
@@ -161,13 +162,13 @@ class Table:
     def column(self, name: str) -> list[Any]:
         """One value per sample of any column."""
         if name not in self.rows.column_names:
-            raise ValueError(f"{self.name} has no column {name}. It has: {', '.join(self.rows.column_names)}.")
+            raise DataError(f"{self.name} has no column {name}. It has: {', '.join(self.rows.column_names)}.")
         values = self.rows[name][:]
         return values if self._members is None else [values[self._row_numbers(i)[0]] for i in range(len(self))]
 
     def _raise_problem(self, index: int, row: Mapping[str, Any]) -> None:
         if self._problem and row["problem_reason"]:
-            reason: SampleReason = row["problem_reason"]
+            reason: ImageReason = row["problem_reason"]
             raise BrokenSample(self.uid(index), reason, row["problem_detail"] or "")
 
 
@@ -204,11 +205,11 @@ def with_splits(source: str, rows: Any, column: str | None, splits: Sequence[str
     if not splits:
         return rows
     if column is None:
-        raise ValueError(f"{source} has no column split. It has: {', '.join(rows.column_names)}.")
+        raise DataError(f"{source} has no column split. It has: {', '.join(rows.column_names)}.")
     values = rows.select_columns([column]).with_format("arrow")[:][column].combine_chunks().dictionary_encode()
     there = [str(value) for value in values.dictionary.to_pylist()]
     if missing := [split for split in splits if split not in there]:
-        raise ValueError(f"{source} has no split {', '.join(missing)}. It has: {', '.join(sorted(there))}.")
+        raise DataError(f"{source} has no split {', '.join(missing)}. It has: {', '.join(sorted(there))}.")
     wanted = [there.index(split) for split in splits]
     return rows.select(np.flatnonzero(np.isin(np.asarray(values.indices.fill_null(-1)), wanted)))
 
@@ -225,11 +226,11 @@ def generated(source: str, generator: Any, features: Any, **kwargs: Any) -> Any:
         rows: Any = Dataset.from_generator(generator, features=features, gen_kwargs=whole)
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{source} cannot be read ({' '.join(str(cause).split())}).") from error
+        raise DataError(f"{source} cannot be read ({' '.join(str(cause).split())}).") from error
     except ValueError as error:
         if "no data" not in str(error):
             raise
-        raise ValueError(f"{source} has no rows.") from error
+        raise DataError(f"{source} has no rows.") from error
     return rows
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from vlm.errors import ImageReason
 from vlm.images.open import MAX_BYTES, ImageSource
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.columns import CAPTION, KEYWORDS, Columns, by_language
 from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
-from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, SampleReason
+from vlm.training.data.rows import BrokenSample, Captions, ColumnNames
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key, ending: WebDataset splits at the first dot of the file's name
 _TEXT_BYTES = 1 << 20  # of one .txt or .json: more is no caption
@@ -33,7 +34,7 @@ class _Sample:
     keywords: dict[str, list[str]] = field(default_factory=dict)
     label: str | None = None
     endings: list[str] = field(default_factory=list)
-    problem: tuple[SampleReason, str] | None = None
+    problem: tuple[ImageReason, str] | None = None
 
 
 class Tars(Table):
@@ -123,7 +124,7 @@ def _printable(text: str) -> str:
 class _Problem:
     """What ended a shard early."""
 
-    reason: SampleReason | None = None
+    reason: ImageReason | None = None
     detail: str = ""
 
 

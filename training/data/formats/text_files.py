@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from vlm.errors import DataError
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.columns import Columns, recognise
 from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
@@ -31,9 +32,7 @@ def open_text_file(path: Path, splits: Sequence[str], named: ColumnNames, root: 
     columns = recognise(source, present, named)
     rows = generated(source, _read, _features(columns), file=stamp(path), separator=separator, columns=asdict(columns))
     if all(reason == "bad row" for reason in rows[:100]["problem_reason"]):
-        raise ValueError(
-            f"{source}: none of the first {len(rows[:100]['line'])} rows is right; {_first_problem(rows)}."
-        )
+        raise DataError(f"{source}: none of the first {len(rows[:100]['line'])} rows is right; {_first_problem(rows)}.")
     return Table(source, with_splits(source, rows, columns.split, splits), columns, root or path.parent)
 
 
@@ -52,11 +51,11 @@ def _features(columns: Columns) -> Any:
 
 
 def _head(path: Path) -> str:
-    """The first lines, as text; `ValueError` names the encoding that is not UTF-8."""
+    """The first lines, as text; `DataError` names the encoding that is not UTF-8."""
     with path.open("rb") as file:
         data = file.read(_HEAD)
     if not data.strip():
-        raise ValueError(f"{path} has no rows.")
+        raise DataError(f"{path} has no rows.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:200].count(0) > len(data[:200]) // 4:
         raise _encoding(path, "UTF-16", "UTF-16")
     whole = data if len(data) < _HEAD else data[: data.rfind(b"\n") + 1]
@@ -65,7 +64,7 @@ def _head(path: Path) -> str:
     if len(wrong) * 2 >= len(lines) > 0:  # fewer are bad rows of a sound file
         if all(_decodes(line, "cp932") for line in wrong):
             raise _encoding(path, "Shift-JIS", "CP932")
-        raise ValueError(f"{path} is not UTF-8 (a line has the bytes {wrong[0][:20]!r}). Save it as UTF-8.")
+        raise DataError(f"{path} is not UTF-8 (a line has the bytes {wrong[0][:20]!r}). Save it as UTF-8.")
     return whole.decode("utf-8-sig", "replace")
 
 
@@ -77,10 +76,8 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
-def _encoding(path: Path, seen: str, name: str) -> ValueError:
-    return ValueError(
-        f"{path} is {seen}, wanted UTF-8. Convert it: iconv -f {name} -t UTF-8 {path} > utf8{path.suffix}"
-    )
+def _encoding(path: Path, seen: str, name: str) -> DataError:
+    return DataError(f"{path} is {seen}, wanted UTF-8. Convert it: iconv -f {name} -t UTF-8 {path} > utf8{path.suffix}")
 
 
 def _header(source: str, head: str) -> tuple[str, list[str]]:
@@ -90,15 +87,15 @@ def _header(source: str, head: str) -> tuple[str, list[str]]:
     names = [name.strip() for name in rows[separator]]
     if len(names) < 2:
         shown = (names[0] if names else "")[:80]
-        raise ValueError(
+        raise DataError(
             f"{source} has one column, {ascii(shown) if not shown.isprintable() else shown!r}: no "
             f"{', '.join(_SEPARATORS.values())} in its first line. Wanted a header like filepath,caption."
         )
     if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names if "\0" not in name):
-        raise ValueError(f"{source} begins with an image, {names[0][:80]!r}. Put a header on top: filepath,caption.")
+        raise DataError(f"{source} begins with an image, {names[0][:80]!r}. Put a header on top: filepath,caption.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{source} has two columns named {twice[:80]!r}. Rename one.")
+        raise DataError(f"{source} has two columns named {twice[:80]!r}. Rename one.")
     return separator, names
 
 
@@ -118,7 +115,7 @@ def _json_keys(source: str, head: str) -> list[str]:
         except ValueError as error:
             problem = problem or f"line {number}: {error}"
     if not keys:
-        raise ValueError(f"{source} has no JSON objects, one a line ({problem or 'nothing in it'}).")
+        raise DataError(f"{source} has no JSON objects, one a line ({problem or 'nothing in it'}).")
     return list(keys)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of images and captions: sample on disk -> training/data/rows.py -> `Pairs` -> `Batch`.
+"""Pairs of images and captions: sample on disk -> training/data/rows.py -> `Pairs` -> `PairBatch`.
 
 What is drawn for a sample (captions, augmentation, kept patches) depends on its place in training/data/stream.py alone.
 """
@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.tokenizers.protocol import Tokenizer
-from vlm.training.data.augment import AugmentConfig, augment, uniform_draws
+from vlm.training.data.augment import augment, uniform_draws
 from vlm.training.data.captions import DRAWS, CaptionChoice
 from vlm.training.data.order import AUGMENT, CAPTION, Order
 from vlm.training.data.pairs import Pairs
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import EndlessOrder, kept_patches
+from vlm.training.recipe.augmentation import AugmentConfig
 
 
-class Batch(NamedTuple):
+class PairBatch(NamedTuple):
     images: Tensor  # uint8 (B, C, H, W)
     ids: Tensor  # (B, c, T), c captions an image
     groups: Tensor  # (B,), equal numbers show the same thing
@@ -27,22 +28,22 @@ class Batch(NamedTuple):
     uids: list[str]  # sample names, for messages
     broken: tuple[BrokenSample, ...] = ()  # samples that others stand in for
 
-    def chunks(self, count: int) -> list["Batch"]:
+    def chunks(self, count: int) -> list["PairBatch"]:
         """Cut along the samples into `count` equal parts."""
         side = len(self.uids) // count
         return [
-            Batch(*(None if part is None else part[start : start + side] for part in self[:5]))  # type: ignore[arg-type]
+            PairBatch(*(None if part is None else part[start : start + side] for part in self[:5]))  # type: ignore[arg-type]
             for start in range(0, side * count, side)
         ]
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "PairBatch":
         keep = None if self.keep is None else self.keep.to(device, non_blocking=True)
         images, ids, groups = (t.to(device, non_blocking=True) for t in (self.images, self.ids, self.groups))
         return self._replace(images=images, ids=ids, groups=groups, keep=keep)
 
 
 class PairStream:
-    """Step s -> its `Batch`; `rank` of `world` takes its slice of each global batch.
+    """Step s -> its `PairBatch`; `rank` of `world` takes its slice of each global batch.
 
     `order`: by default, all samples shuffled anew at every epoch.
     """
@@ -70,7 +71,7 @@ class PairStream:
         self.num_patches, self.coarse_size, self.dense_from = num_patches, coarse_size, dense_from
         self.choice = choice or CaptionChoice()
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> PairBatch:
         places, loaded, broken = self.order.load(step, self._load)
         epochs, positions, samples = places
         loaded_images, languages = zip(*loaded, strict=True)
@@ -83,7 +84,7 @@ class PairStream:
                 images = shrink(images, self.coarse_size)
             if self.kept is not None:
                 keep = kept_patches(self.seed, places, self.num_patches, self.kept)
-        return Batch(
+        return PairBatch(
             images=augment(images, self.augmentation, self.seed, AUGMENT, epochs, positions),
             ids=ids.view(len(samples), self.choice.per_image, -1),
             groups=torch.tensor([group_number(self.pairs.rows.group(int(i))) for i in samples]),

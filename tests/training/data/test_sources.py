@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from vlm.training.data.rows import Rows, open_rows
+from vlm.training.data.rows import Rows
+from vlm.training.data.sources import open_rows
 
 TABLE = "image,caption\n"
 

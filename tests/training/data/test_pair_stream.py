@@ -11,12 +11,12 @@ from PIL import Image
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
 from vlm.tokenizers.protocol import Tokenizer
-from vlm.training.data.augment import AugmentConfig
-from vlm.training.data.batches import Batch, PairStream, group_number, shrink
 from vlm.training.data.captions import CaptionChoice
+from vlm.training.data.pair_stream import PairBatch, PairStream, group_number, shrink
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import batches
+from vlm.training.recipe.augmentation import AugmentConfig
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16, resize="pad"))
 GLOBAL_BATCH = 8
@@ -36,7 +36,7 @@ def stream_of(pairs: Pairs, tokenizer: Tokenizer, rank: int = 0, world: int = 1,
     )
 
 
-def digests(batch: Batch, eot: int) -> list[str]:
+def digests(batch: PairBatch, eot: int) -> list[str]:
     """One per sample: name, token ids without padding, kept patches, and every pixel after augmentation."""
     found = []
     assert batch.keep is not None
@@ -255,11 +255,6 @@ def test_numbers_of_groups_are_63_bits_of_a_known_hash():
     assert sum(number & 1 for number in numbers) not in (0, 1000)
     digest = hashlib.blake2b("犬".encode(), digest_size=8).hexdigest()
     assert group_number("犬") == int(digest, 16) // 2
-
-
-def test_a_batch_that_does_not_divide_is_one_line(pairs, tiny_tokenizer):
-    with pytest.raises(ValueError, match="batch_size 8 cannot be shared by 3 processes"):
-        stream_of(pairs, tiny_tokenizer, world=3)
 
 
 def test_what_cannot_be_opened_is_left_out_and_told(run_folder, tmp_path):
