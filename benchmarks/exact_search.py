@@ -18,7 +18,9 @@ from torch import Tensor
 
 from benchmarks.machine import about
 from vlm.index.exact_search import nearest
-from vlm.index.vector_store import Content, Filter, Record, VectorStore
+from vlm.index.filters import Filter
+from vlm.index.records import Content, Record
+from vlm.index.vector_store import VectorStore
 
 EMBED_DIM, K, ROUNDS, BATCH = 512, 10, 25, 64
 ADD = 20_000  # vectors a commit

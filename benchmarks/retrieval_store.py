@@ -26,7 +26,9 @@ import torch
 
 from benchmarks.machine import about
 from vlm.index.exact_search import nearest
-from vlm.index.vector_store import Content, Filter, Record, VectorStore
+from vlm.index.filters import Filter
+from vlm.index.records import Content, Record
+from vlm.index.vector_store import VectorStore
 
 EMBED_DIM = 512
 BATCH = 1000

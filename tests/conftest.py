@@ -119,7 +119,8 @@ def client(tiny_embedder: Embedder, photos: Path) -> "Iterator[TestClient]":
     """`vlm serve` on that index, without a network."""
     from starlette.testclient import TestClient  # a web framework, for these tests alone
 
-    from vlm.serving.server import LOOPBACK_NAMES, create_app
+    from vlm.serving.request_limits import LOOPBACK_NAMES
+    from vlm.serving.server import create_app
     from vlm.serving.service import Service
 
     app = create_app(Service(tiny_embedder, photos), hosts=LOOPBACK_NAMES)

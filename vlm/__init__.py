@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vlm.images.finding import find_images
     from vlm.images.open import open_image
     from vlm.images.preprocess import Preprocess
-    from vlm.index.embedding_index import EmbeddingIndex, Hit
+    from vlm.index.embedding_index import EmbeddingIndex
+    from vlm.index.search import Hit
     from vlm.interop.exports import export
     from vlm.loss import clip_loss, siglip_loss
     from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
@@ -33,7 +34,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "CLIPConfig": "config",
     "Embedder": "embedder",
     "EmbeddingIndex": "index.embedding_index",
-    "Hit": "index.embedding_index",
+    "Hit": "index.search",
     "ImageError": "errors",
     "Preprocess": "images.preprocess",
     "PreprocessConfig": "config",

@@ -15,11 +15,12 @@ from typing import Any
 from vlm.commands.data import check, embed
 from vlm.commands.demo import demo
 from vlm.commands.images import classify, look
+from vlm.commands.index import index
 from vlm.commands.interop import convert, export
 from vlm.commands.measure import evaluate, probe, report, wise_ft
 from vlm.commands.options import Run
-from vlm.commands.retrieval import index, search
 from vlm.commands.running import add_debug, run_safely
+from vlm.commands.search import search
 from vlm.commands.serve import serve
 from vlm.commands.train import tokenizer, train
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm.config import CosineHeadConfig
 from vlm.embedder import Embedder
+from vlm.errors import InputError
 from vlm.images.open import ImageSource
 from vlm.models.vision import CosineHead, ViTClassifier
 
@@ -34,7 +35,7 @@ class ZeroShotClassifier:
     def scores(self, images: Iterable[ImageSource]) -> Tensor:
         """Each label on its own, yes or no: sigmoid of the logits, (B, M).  For models trained so (SigLIP) only."""
         if self.embedder.model.logit_bias is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.embedder.name} has no logit_bias, so its scores only compare labels. Call the classifier."
             )
         return self._logits(images).sigmoid()
@@ -101,10 +102,10 @@ def label_sentences(label: str, templates: Sequence[str] | None = None) -> list[
     if templates is None:
         templates = _default_templates()["ja" if _JAPANESE.search(label) else "en"]
     if isinstance(templates, str) or not templates:
-        raise ValueError(f"templates must be a list of one or more sentences, got {templates!r}.")
+        raise InputError(f"templates must be a list of one or more sentences, got {templates!r}.")
     for template in templates:
         if "{}" not in template:
-            raise ValueError(
+            raise InputError(
                 f"template {template!r} does not say where the label goes. Put {{}} there: '{template} {{}}'."
             )
     return [template.replace("{}", label.strip()) for template in templates]
@@ -112,13 +113,13 @@ def label_sentences(label: str, templates: Sequence[str] | None = None) -> list[
 
 def _check_labels(labels: Sequence[str]) -> None:
     if isinstance(labels, str):
-        raise ValueError(f"labels must be a list, got one text. Write [{labels!r}].")
+        raise InputError(f"labels must be a list, got one text. Write [{labels!r}].")
     counts = Counter(label.strip() for label in labels)
     if not counts or "" in counts:
-        raise ValueError(f"{counts['']} of the {len(labels)} labels are blank. Give one or more words, each not blank.")
+        raise InputError(f"{counts['']} of the {len(labels)} labels are blank. Give one or more words, each not blank.")
     twice = [label for label, count in counts.items() if count > 1]
     if twice:
-        raise ValueError(f"labels given more than once: {', '.join(twice)}. Give each label once.")
+        raise InputError(f"labels given more than once: {', '.join(twice)}. Give each label once.")
 
 
 @cache

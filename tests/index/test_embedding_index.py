@@ -12,7 +12,9 @@ from tests.support.odd_images import ODD_IMAGES, four_corners, noise, write_odd_
 from vlm.calibration import Calibration
 from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder
-from vlm.index.embedding_index import Added, EmbeddingIndex
+from vlm.errors import InputError
+from vlm.index.embedding_index import EmbeddingIndex
+from vlm.index.indexing import Added
 from vlm.index.query import Query
 from vlm.index.vector_store import VectorStore
 
@@ -101,29 +103,32 @@ def test_a_probability_is_that_of_the_model_and_only_for_a_single_text(
 
 
 @pytest.mark.parametrize(
-    ("query", "limits", "message"),
+    ("query", "limits", "fact"),
     [
-        (LONG, {}, "The query has 100,000,000 characters, at most 10,000"),
-        ([(1, "dog"), (1, "x" * 10_001)], {}, "The query has 10,001 characters"),
-        ("a\0dog", {}, "contains a NUL"),
-        (Path("a\0dog.png"), {}, "contains a NUL"),
-        (" ", {}, "The query is empty"),
-        ([], {}, "The query is empty"),
-        ("dog", {"glob": LONG}, "of 100,000,000 characters"),
+        (LONG, {}, "100,000,000"),
+        ([(1, "dog"), (1, "x" * 10_001)], {}, "10,001"),
+        ("a\0dog", {}, "NUL"),
+        (Path("a\0dog.png"), {}, "NUL"),
+        (" ", {}, "empty"),
+        ([], {}, "empty"),
+        ("犬 +  ", {}, "term"),
+        ("犬 - 犬", {}, "cancel out"),
+        ("dog", {"glob": LONG}, "100,000,000"),
         ("dog", {"glob": "a\0b"}, "NUL"),
-        ("dog", {"since": LONG}, "is not a date"),
-        ("dog", {"since": "２０２４"}, "is not a date"),
-        ("dog", {"min_side": 2**70}, "wanted a number of pixels"),
+        ("dog", {"since": LONG}, "not a date"),
+        ("dog", {"since": "2025", "until": "2024"}, "after"),
+        ("dog", {"min_side": 2**70}, "pixels"),
+        ("dog", {"literal": True}, "glob"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_what_cannot_be_meant_is_refused_in_one_short_line(
-    index: EmbeddingIndex, image_folder: Path, query: Query, limits: dict[str, Any], message: str
+    index: EmbeddingIndex, image_folder: Path, query: Query, limits: dict[str, Any], fact: str
 ):
     index.add_folder(image_folder)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(InputError, match=fact) as error:
         index.search(query, **limits)
-    assert len(str(error.value)) < 200
+    assert len(str(error.value)) < 220
 
 
 def test_filters_keep_what_they_say(index: EmbeddingIndex, tmp_path: Path):
@@ -148,8 +153,6 @@ def test_filters_keep_what_they_say(index: EmbeddingIndex, tmp_path: Path):
     assert found(until="1980") == ["undated.png"]
     assert found(glob="nowhere/*") == []
     assert len(index.search("犬", 1, glob="2024/*")) == 1
-    with pytest.raises(ValueError, match=r"'May' is not a date. Write 2024"):
-        found(since="May")
 
 
 def test_copies_are_one_vector_and_all_found(index: EmbeddingIndex, embedded: list[int], image_folder: Path):
@@ -157,7 +160,7 @@ def test_copies_are_one_vector_and_all_found(index: EmbeddingIndex, embedded: li
     added = index.add_folder(image_folder)
     assert (sum(embedded), counts(added)) == (6, (6, 1, 0, 0, 0))
     assert len(index) == len(index.search("犬", 99)) == 7
-    assert index.duplicates(1.1) == [[image_folder / "a.png", image_folder / "z.png"]]
+    assert index.duplicates(1) == [[image_folder / "a.png", image_folder / "z.png"]]
 
 
 # ---- keeping up ----------------------------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ def test_broken_images_are_listed_and_not_tried_again_until_they_change(
     assert {Path(error.name).name: error.reason for error in added.skipped} == reasons
     assert counts(added) == (12 - len(reasons), 0, 0, 0, len(reasons))
     with monkeypatch.context() as patch:
-        patch.setattr("vlm.index.image_reading.read", None)  # whoever calls it fails
+        patch.setattr("vlm.index.image_reading.read_file", None)  # whoever calls it fails
         again = index.add_folder(folder)
     assert counts(again) == (0, 0, 12, 0, len(reasons))
     four_corners().save(folder / "empty.jpg")
@@ -262,7 +265,7 @@ def test_a_folder_that_cannot_be_listed_keeps_its_images(
     monkeypatch.setattr("os.scandir", scandir)
     added = index.add_folder(image_folder)
     assert added.vanished == []
-    assert [(error.name, error.reason) for error in added.skipped] == [(str(image_folder / "deeper"), "not a file")]
+    assert [(error.name, error.reason) for error in added.skipped] == [(str(image_folder / "deeper"), "unreadable")]
     assert len(index.search("犬", 99)) == 6
 
 
@@ -324,7 +327,7 @@ def test_a_saved_copy_answers_as_the_index(
     index.save(tmp_path / "copy")
     with EmbeddingIndex.open(tmp_path / "copy", tiny_embedder) as copy:
         assert ranking(copy) == ranking(index)
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         index.save(tmp_path / "copy")
 
 
@@ -335,20 +338,19 @@ def test_a_search_while_another_process_prunes_answers(
     index.delete([image_folder / "a.png"])
     before = ranking(index)
     folder = index._store.folder  # pyright: ignore[reportPrivateUsage]
-    inner, pruned = VectorStore.rows, list[int]()
+    inner, pruned = VectorStore.embed_dim, list[bool]()
 
-    def rows(store: VectorStore, model: int) -> int:
-        found = inner(store, model)
+    def embed_dim(store: VectorStore, model: int) -> int:
         if store.folder == folder and not pruned:  # the search has seen the old rows, and then
-            pruned.append(found)
+            pruned.append(True)
             other = VectorStore(folder)
             other.prune()
             other.close()
-        return found
+        return inner(store, model)
 
-    monkeypatch.setattr(VectorStore, "rows", rows)
+    monkeypatch.setattr(VectorStore, "embed_dim", embed_dim)
     assert ranking(index) == before
-    assert (pruned, len(index._store.vectors(1))) == ([6], 5)  # pyright: ignore[reportPrivateUsage]
+    assert (pruned, len(index._store.vectors(1))) == ([True], 5)  # pyright: ignore[reportPrivateUsage]
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
@@ -374,9 +376,9 @@ def test_one_file_has_one_name_however_it_is_written(index: EmbeddingIndex, imag
 
 def test_names_that_no_file_can_have_are_refused(index: EmbeddingIndex, image_folder: Path):
     for action in (index.add_folder, lambda name: index.add([name]), lambda name: index.delete([name])):
-        with pytest.raises(ValueError, match=r"a\\x00b"):
+        with pytest.raises(InputError, match=r"a\\x00b"):
             action(f"{image_folder}/a\0b")
-    with pytest.raises(ValueError, match="There is no folder"):
+    with pytest.raises(InputError, match="There is no folder"):
         index.add_folder(image_folder / "a.png")
     assert counts(index.add([image_folder / "nowhere.png"])) == (0, 0, 0, 0, 1)
 
@@ -386,15 +388,4 @@ def test_file_names_that_are_not_utf8_are_kept(index: EmbeddingIndex, image_fold
     (image_folder / "a.png").rename(odd)
     index.add_folder(image_folder)
     assert odd in [hit.path for hit in index.search("犬", 99, glob="images/*")]
-    assert "caf\\udce9.png" in contact_sheet(index.search(odd, 1), "犬")
-
-
-@pytest.mark.parametrize("query", ["", "  ", "犬 +  ", []])
-def test_an_empty_query_is_refused(index: EmbeddingIndex, query: str):
-    with pytest.raises(ValueError, match="The query is empty"):
-        index.search(query)
-
-
-def test_terms_that_cancel_out_are_refused(index: EmbeddingIndex):
-    with pytest.raises(ValueError, match="cancel out"):
-        index.search("犬 - 犬")
+    assert "caf\\udce9.png" in contact_sheet([index.search(odd, 1)], "犬")

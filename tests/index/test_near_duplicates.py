@@ -49,7 +49,7 @@ def test_a_long_chain_is_one_group_though_its_ends_are_far_apart():
 
 
 @pytest.mark.parametrize("spectrum", [0.0, 0.7, 2.0])
-def test_the_glance_never_sees_less_than_the_cosine(spectrum: float):
+def test_the_bound_is_never_less_than_the_cosine(spectrum: float):
     vectors = pairs(spectrum, seed=1)
     folded = fold(vectors, 0.98)
     exact = torch.from_numpy(vectors).float()
@@ -77,12 +77,12 @@ def test_coordinates_are_as_few_as_let_one_pair_in_16384_pass_in_vain(threshold:
     exact = torch.from_numpy(vectors).double()
     axes = torch.linalg.svd(exact, full_matrices=False).Vh.T  # the most important first
 
-    def in_vain(m: int) -> float:
+    def false_positives(m: int) -> float:
         first, rest = exact @ axes[:, :m], (exact @ axes[:, m:]).norm(dim=1)
         bounds = first @ first.T + rest[:, None] * rest
         return ((bounds >= threshold) & (exact @ exact.T < threshold)).double().mean().item()
 
-    few = next((m for m in (16, 32, 64, 128) if in_vain(m) <= 1 / 16384), 160)
+    few = next((m for m in (16, 32, 64, 128) if false_positives(m) <= 1 / 16384), 160)
     assert fold(vectors, threshold).shape[1] == few + 1
 
 

@@ -1,10 +1,5 @@
 import os
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
@@ -13,120 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from tests.support.index_vectors import image_record
 from tests.support.odd_images import noise
 from vlm.embedder import Embedder
-from vlm.index.ann import load
+from vlm.errors import IndexFileError
 from vlm.index.embedding_index import EmbeddingIndex
-from vlm.index.exact_search import cosines
-from vlm.index.vector_store import Content, Filter, Record, VectorStore
-
-CRASHED_WRITER = """
-import itertools, sys
-from pathlib import Path
-import numpy as np
-from vlm.index.vector_store import Content, Record, VectorStore
-
-store = VectorStore(Path(sys.argv[1]))
-model = store.model("fingerprint", "model", 64)
-start = int(sys.argv[2])
-print("ready", flush=True)
-for number in itertools.count(start):
-    names = [f"/{number}/{item}" for item in range(8)]
-    digests = [name.encode() for name in names]
-    contents = [Content(digest=digest, size=1, width=1, height=1, taken=None) for digest in digests]
-    records = [Record(path=n, size=1, mtime=1, digest=c.digest, content=c) for n, c in zip(names, contents)]
-    vectors = {digest: np.random.default_rng(list(digest)).standard_normal(64) for digest in digests}
-    store.add(model, records, vectors)
-    print(number, flush=True)
-    if number % 5 == 4:
-        store.delete([f"/{number - 2}/{item}" for item in range(0, 8, 2)])
-        store.prune()
-        print(f"pruned {number}", flush=True)
-        file, vectors = store.ann_file(model), store.vectors(model)
-        if len(vectors) >= 640:
-            from vlm.index.ann import build
-
-            store.put_ann(model, file, build(vectors, None, lambda line: None).save)
-            print("built", flush=True)
-"""
-
-
-def crash(folder: Path, start: int, steps: int, after: float) -> list[str]:
-    """Let a process add, delete, prune and build, kill it some time after so many steps -> what it said it finished."""
-    command = [sys.executable, "-c", CRASHED_WRITER, str(folder), str(start)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        said = [child.stdout.readline().strip() for _ in range(steps)]
-        time.sleep(after)
-        child.send_signal(signal.SIGKILL)
-        return said + child.stdout.read().splitlines()
-
-
-def image(path: str, **known: Any) -> Record:
-    """Of 9 bytes, 40 x 50 pixels, no date, of a file of the same size."""
-    kinds: dict[str, Any] = {"digest": path.encode(), "size": 9, "width": 40, "height": 50, "taken": None}
-    content = Content(**{key: known.get(key, kinds[key]) for key in kinds})
-    return Record(path=path, size=content.size, mtime=known.get("mtime", 1), digest=content.digest, content=content)
-
-
-def check_after_crashes(folder: Path, finished: list[str]) -> int:
-    """Opens, holds every committed image once, each with its own vector; -> the next number."""
-    store = VectorStore(folder)
-    model = store.model("fingerprint", "model", 64)
-    rows = store.allowed_rows(model, Filter())
-    files = store.files_at(model, rows.tolist(), Filter())
-    paths = [path for _, path in files]
-    assert len(set(paths)) == len(paths) == len(rows)
-    vectors = store.vectors(model)
-    for row, path in files:
-        expected = np.random.default_rng(list(path.encode())).standard_normal(64).astype(np.float16)
-        np.testing.assert_array_equal(vectors[row], expected)
-    rebuilt = VectorStore(folder.with_name("rebuilt"))
-    again = rebuilt.model("fingerprint", "model", 64)
-    rebuilt.add(again, [*map(image, paths)], {path.encode(): vectors[row] for row, path in files})
-    query = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 64))).float()
-    fresh = dict(rebuilt.files_at(again, range(len(paths)), Filter()))
-    old = cosines(vectors[[row for row, _ in files]], query)[0].tolist()
-    old_scores = dict(zip(paths, old, strict=True))
-    new_scores = {fresh[row]: score for row, score in enumerate(cosines(rebuilt.vectors(again), query)[0].tolist())}
-    assert old_scores == pytest.approx(new_scores, abs=1e-5)
-    rebuilt.close()
-    shutil.rmtree(folder.with_name("rebuilt"))
-    if store.ann_file(model).exists():  # whole, and of these vectors
-        ann = load(store.ann_file(model), 64)
-        assert ann.rows <= store.rows(model)
-        itself = torch.nn.functional.normalize(torch.from_numpy(vectors[rows[:200]]).float(), dim=1)
-        found = ann.nearest(vectors, itself, 1)[1][:, 0]
-        assert (found == torch.from_numpy(rows[:200])).float().mean() >= 0.9  # codes of other vectors would find none
-    numbers = [int(line) for line in finished if line.isdecimal()]
-    deleted = {int(line.split()[1]) - 2 for line in finished if line.startswith("pruned")}
-    for number in numbers:
-        kept = {item for item in range(8) if f"/{number}/{item}" in paths}
-        assert kept in ({1, 3, 5, 7},) if number in deleted else kept in ({1, 3, 5, 7}, set(range(8)))
-    store.close()
-    return max((int(path.split("/")[1]) for path in paths), default=-1) + 1
-
-
-def crash_often(folder: Path, times: int) -> None:
-    generator, finished, start = np.random.default_rng(0), [], 0
-    for _ in range(times):
-        finished += crash(folder, start, int(generator.integers(0, 20)), generator.uniform(0, 0.1))
-        start = check_after_crashes(folder, finished)
-    assert start > times  # it did get somewhere in between
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
-def test_killed_at_any_moment_the_index_holds_what_was_committed(tmp_path: Path):
-    crash_often(tmp_path / "index", 4)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
-def test_killed_fifty_times_the_index_holds_what_was_committed(tmp_path: Path):
-    crash_often(tmp_path / "index", 50)
+from vlm.index.filters import make_filter
+from vlm.index.records import Record
+from vlm.index.vector_store import VectorStore
 
 
 def test_a_batch_whose_transaction_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -134,7 +24,7 @@ def test_a_batch_whose_transaction_fails_leaves_no_trace(tmp_path: Path, monkeyp
     model = store.model("fingerprint", "model", 4)
 
     def add(name: str, level: float) -> None:
-        store.add(model, [image(name)], {name.encode(): np.full(4, level)})
+        store.add(model, [image_record(name)], {name.encode(): np.full(4, level)})
 
     add("/a", 1)
     with monkeypatch.context() as patch:
@@ -142,30 +32,30 @@ def test_a_batch_whose_transaction_fails_leaves_no_trace(tmp_path: Path, monkeyp
         with pytest.raises(OSError, match="the disk is full"):
             add("/b", 2)
     assert store.vectors(model).tolist() == [[1] * 4]
-    assert store.present_below("/") == {"/a"}
+    assert present_below(store, "/") == {"/a"}
     add("/c", 3)
     assert store.vectors(model).tolist() == [[1] * 4, [3] * 4]
     store.close()
 
 
 def test_what_is_no_index_is_left_alone(tiny_embedder: Embedder, image_folder: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="is not an index"):
+    with pytest.raises(IndexFileError, match="is not an index"):
         EmbeddingIndex.open(image_folder, tiny_embedder)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "index.sqlite").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(ValueError, match="cannot be opened: file is not a database"):
+    with pytest.raises(IndexFileError, match=r"index\.sqlite.*damaged.*not a database.*delete the index"):
         EmbeddingIndex.open(tmp_path / "broken", tiny_embedder)
 
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"is not an index\. Name a folder"):
+    with pytest.raises(IndexFileError, match="is not an index"):
         EmbeddingIndex.open(tmp_path / "file", tiny_embedder)
 
 
 def test_an_index_of_a_later_program_is_left_as_it_is(store: VectorStore):
     with closing(sqlite3.connect(store.folder / "index.sqlite")) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     before = (store.folder / "index.sqlite").read_bytes()
-    with pytest.raises(ValueError, match=r"' is an index of format 2, this program reads 1\. Update vlm\.$"):
+    with pytest.raises(IndexFileError, match=r"format 3\b.* 2\b.*Update vlm"):
         VectorStore(store.folder)
     assert (store.folder / "index.sqlite").read_bytes() == before
 
@@ -174,14 +64,16 @@ def test_a_vector_file_that_was_cut_is_said_to_be(index: EmbeddingIndex, image_f
     index.add_folder(image_folder)
     (file,) = index._store.folder.glob("*.f16")  # pyright: ignore[reportPrivateUsage]
     os.truncate(file, 287)
-    with pytest.raises(ValueError, match="holds 287 bytes, the index counts on 288"):
-        index.search("犬")
     noise(20, 20).save(image_folder / "new.png")
-    with pytest.raises(ValueError, match="holds 287 bytes, the index counts on 288"):
-        index.add_folder(image_folder)
+    for action in (lambda: index.search("犬"), lambda: index.add_folder(image_folder), index.check_files):
+        with pytest.raises(IndexFileError, match=r"287 bytes.* 288\b.*delete the index"):
+            action()
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"' is gone\. Restore it, or delete the index and build it again"):
-        index.search("犬")
+    for action in (lambda: index.search("犬"), lambda: index.add_folder(image_folder), index.check_files):
+        with pytest.raises(IndexFileError, match=r"missing.*delete the index"):
+            action()
+    with pytest.raises(IndexFileError, match="missing"):
+        EmbeddingIndex.open(index._store.folder, index.embedder)  # pyright: ignore[reportPrivateUsage]
 
 
 # ---- the store alone -----------------------------------------------------------------------------------------------
@@ -202,12 +94,16 @@ def add(store: VectorStore, model: int, *images: Record, level: float = 1) -> No
     store.add(model, images, vectors)
 
 
+def present_below(store: VectorStore, folder: str) -> set[str]:
+    return {path for path, state in store.states_below(0, folder).items() if not state.missing}
+
+
 def found(store: VectorStore, model: int, **limits: Any) -> list[str]:
     """Paths, in the order they come in."""
-    rows = store.allowed_rows(model, Filter(**limits)).tolist()
-    files = store.files_at(model, rows, Filter(**limits))
-    assert rows == sorted({row for row, _ in store.files_at(model, range(99), Filter(**limits))})
-    return [path for _, path in files]
+    allowed = make_filter(**limits)
+    rows = store.allowed_rows(model, allowed).tolist()
+    assert rows == sorted({found.row for found in store.files_at(model, range(99), allowed)})
+    return [found.path for found in store.files_at(model, rows, allowed)]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +133,9 @@ def found(store: VectorStore, model: int, **limits: Any) -> list[str]:
 )
 def test_a_filter_passes_what_it_says(store: VectorStore, limits: dict[str, Any], names: str):
     midnight = int(datetime(2024, 5, 2).timestamp()) * 10**9
-    jpg = image("/a/2024/x.jpg", taken="2024-05-01 12:00:30")
-    png = image("/b/2024/x.png", mtime=midnight, width=50, height=40)  # no EXIF: the date of the file
-    gif = image("name.gif", taken="2024-04-30 23:59:59", width=60, height=60)
+    jpg = image_record("/a/2024/x.jpg", taken="2024-05-01 12:00:30")
+    png = image_record("/b/2024/x.png", mtime=midnight, width=50, height=40)  # no EXIF: the date of the file
+    gif = image_record("name.gif", taken="2024-04-30 23:59:59", width=60, height=60)
     add(store, 2, gif, jpg, png)
     assert found(store, 2, **limits) == names.split()
     assert found(store, 1, **limits) == []
@@ -248,20 +144,25 @@ def test_a_filter_passes_what_it_says(store: VectorStore, limits: dict[str, Any]
 def test_below_a_folder_is_what_is_in_it_and_not_what_begins_alike(store: VectorStore):
     names = ["/a.b/x", "/a/x", "/a/y", "/a/z/x", "/a0", "/a0x"]
     broken = [Record(path=f"{name}.svg", size=1, mtime=1, reason="empty file", detail=name) for name in names]
-    store.add(1, [*map(image, names), *broken], {name.encode(): np.ones(4) for name in names})
+    store.add(1, [*map(image_record, names), *broken], {name.encode(): np.ones(4) for name in names})
     inside = ["/a/x", "/a/y", "/a/z/x"]
     for folder in ("/a", "/a/"):
-        assert store.present_below(folder) == {*inside, *(f"{name}.svg" for name in inside)}
-        assert store.broken(folder) == [(f"{name}.svg", "empty file", name) for name in inside]
-    assert [path for path, *_ in store.broken()] == [f"{name}.svg" for name in names]
+        assert present_below(store, folder) == {*inside, *(f"{name}.svg" for name in inside)}
+        assert store.refused(folder) == [(f"{name}.svg", "empty file", name) for name in inside]
+    assert [path for path, *_ in store.refused()] == [f"{name}.svg" for name in names]
     store.mark_missing(["/a.b/x", "/a/x", "/a/y", "/a0x", "/a/z/x.svg"])
-    assert store.present_below("/a") == {"/a/z/x", "/a/x.svg", "/a/y.svg"}
-    assert [path for path, *_ in store.broken("/a")] == ["/a/x.svg", "/a/y.svg"]
+    assert present_below(store, "/a") == {"/a/z/x", "/a/x.svg", "/a/y.svg"}
+    assert [path for path, *_ in store.refused("/a")] == ["/a/x.svg", "/a/y.svg"]
     assert [store.prune(folder) for folder in ("/a", "/a", None)] == [3, 0, 2]
 
 
 def test_each_model_counts_and_knows_its_own(store: VectorStore):
-    images = [image("/a"), image("/b", size=8), image("/c"), image("/b again", digest=b"/b", size=8)]
+    images = [
+        image_record("/a"),
+        image_record("/b", size=8),
+        image_record("/c"),
+        image_record("/b again", digest=b"/b", size=8),
+    ]
     store.add(1, images, {b"/a": np.ones(4), b"/b": np.ones(4)})
     store.add(2, [], {b"/b": np.zeros(6), b"/c": np.ones(6)})
     assert [store.rows(model) for model in (1, 2)] == [2, 2]
@@ -273,7 +174,9 @@ def test_each_model_counts_and_knows_its_own(store: VectorStore):
         [True, True, False],
         [False, True, True],
     ]
-    assert [(row, record.path, record.digest) for row, record in store.shown(2)] == [
+    with store.reading():
+        shown = [(row, record.path, record.digest) for row, record in store.shown(2)]
+    assert shown == [
         (0, "/b", b"/b"),
         (0, "/b again", b"/b"),
         (1, "/c", b"/c"),
@@ -282,21 +185,24 @@ def test_each_model_counts_and_knows_its_own(store: VectorStore):
     assert store.vectors(2)[:, 0].tolist() == [0, 1, 7]
 
 
-def test_a_file_is_current_while_size_and_time_are_the_same_and_all_is_known(store: VectorStore):
-    add(store, 1, image("/a"), image("/b"))
-    store.add(1, [Record(path="/broken", size=9, mtime=1, reason="truncated"), image("/c")], {})
-    assert [store.is_current(1, path, 9, 1) for path in ("/a", "/broken", "/c", "/d")] == [True, True, False, False]
-    assert [store.is_current(2, path, 9, 1) for path in ("/a", "/broken", "/c", "/d")] == [False, True, False, False]
-    assert not store.is_current(1, "/a", 8, 1)
-    assert not store.is_current(1, "/a", 9, 2)
+def test_the_state_of_a_path_says_what_is_known_and_by_which_model(store: VectorStore):
+    add(store, 1, image_record("/a"), image_record("/b"))
+    store.add(1, [Record(path="/broken", size=9, mtime=1, reason="truncated", reader="7"), image_record("/c")], {})
+    for model, embedded in ((1, {"/a", "/b"}), (2, set[str]())):
+        states = store.states_below(model, None)
+        assert states == {path: store.state_of(model, path) for path in ("/a", "/b", "/broken", "/c")}
+        assert {path for path, state in states.items() if state.embedded} == embedded
+    state = store.state_of(1, "/broken")
+    assert state is not None and (state.refused, state.reader, state.size, state.mtime) == (True, "7", 9, 1)
+    assert store.state_of(1, "/d") is None
     store.mark_missing(["/b"])
-    assert [store.is_current(1, path, 9, 1) for path in ("/a", "/b")] == [True, False]
+    assert [path for path, state in store.states_below(1, None).items() if state.missing] == ["/b"]
 
 
 def test_pruning_closes_the_gaps_of_every_model_and_takes_strays_along(store: VectorStore):
     names = [f"/{n}" for n in range(5)]
-    add(store, 1, *map(image, names))
-    add(store, 2, *map(image, names[1:]), level=7)
+    add(store, 1, *map(image_record, names))
+    add(store, 2, *map(image_record, names[1:]), level=7)
     (store.folder / "vectors-2-1.f16").write_bytes(b"a compaction that crashed" * 99)
     (store.folder / "vectors-3-0.f16").touch()
     (store.folder / "ann-1-7.safetensors").touch()
@@ -321,11 +227,11 @@ def test_pruning_closes_the_gaps_of_every_model_and_takes_strays_along(store: Ve
 
 
 def test_the_tail_of_a_crash_is_written_over_and_pruned(store: VectorStore):
-    add(store, 1, image("/a"))
+    add(store, 1, image_record("/a"))
     file = store.folder / "vectors-1-0.f16"
     with file.open("ab") as opened:
         opened.write(b"a batch that was not committed")
-    add(store, 1, image("/b"), level=2)
+    add(store, 1, image_record("/b"), level=2)
     assert file.read_bytes() == np.repeat(np.array([1, 2], "<f2"), 4).tobytes()
     with file.open("ab") as opened:
         opened.write(b"!")
@@ -335,8 +241,8 @@ def test_the_tail_of_a_crash_is_written_over_and_pruned(store: VectorStore):
 
 
 def test_a_copy_has_all_models_and_shares_nothing(store: VectorStore, tmp_path: Path):
-    add(store, 1, image("/a"), image("/b"))
-    add(store, 2, image("/c"), level=5)
+    add(store, 1, image_record("/a"), image_record("/b"))
+    add(store, 2, image_record("/c"), level=5)
     store.model("third", "model", 8)
     store.ann_file(1).write_text("of the first")
     store.save(tmp_path / "far" / "copy")
@@ -346,7 +252,7 @@ def test_a_copy_has_all_models_and_shares_nothing(store: VectorStore, tmp_path: 
         ]
         assert copy.ann_file(1).read_text() == "of the first"
         assert not copy.ann_file(2).exists()
-        add(copy, 2, image("/d"))
+        add(copy, 2, image_record("/d"))
         assert [store.rows(2), copy.rows(2)] == [1, 2]
         assert found(copy, 1) == ["/a", "/b"]
 
@@ -357,24 +263,22 @@ def test_what_is_committed_is_on_the_disk_and_so_is_the_name_of_a_new_file(
     synced: list[int] = []
     inner = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino) or inner(file))
-    add(store, 1, image("/a"))
+    add(store, 1, image_record("/a"))
     file, folder = (path.stat().st_ino for path in (store.folder / "vectors-1-0.f16", store.folder))
     assert synced == ([file, folder] if os.name == "posix" else [file])
-    add(store, 1, image("/b"))
+    add(store, 1, image_record("/b"))
     assert synced[-1] == file
     (store.folder / "any").touch()
     assert (store.folder / "vectors-1-0.f16").stat().st_mode == (store.folder / "any").stat().st_mode
 
 
 def test_one_program_writes_at_a_time_and_others_read(store: VectorStore):
-    add(store, 1, image("/a"))
+    add(store, 1, image_record("/a"))
     with closing(VectorStore(store.folder)) as other:
-        other._db.execute("PRAGMA busy_timeout = 1")  # pyright: ignore[reportPrivateUsage]
-        with store._writing():  # pyright: ignore[reportPrivateUsage]
+        other.database.execute("PRAGMA busy_timeout = 1")
+        with store.writing():
             assert found(other, 1) == ["/a"]
-            with pytest.raises(
-                ValueError, match=r"is being written to by another program \(database is locked\)\. Wait"
-            ):
+            with pytest.raises(IndexFileError, match=r"written to by another program.*locked.*Wait"):
                 other.delete(["/a"])
         assert other.delete(["/a"]) == 1
 
@@ -383,10 +287,10 @@ def test_reading_sees_one_moment_also_when_it_fails(store: VectorStore):
     def fail(other: VectorStore) -> None:
         with store.reading():
             before = store.count(1)
-            add(other, 1, image("/b"))
+            add(other, 1, image_record("/b"))
             raise KeyError(before, store.count(1), other.count(1))
 
-    add(store, 1, image("/a"))
+    add(store, 1, image_record("/a"))
     with closing(VectorStore(store.folder)) as other:
         with pytest.raises(KeyError, match=r"\(1, 1, 2\)"):
             fail(other)

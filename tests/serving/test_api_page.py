@@ -26,15 +26,15 @@ def test_the_page_needs_no_other_host_and_no_script(client: TestClient):
 
 def test_the_openapi_description_is_whole(client: TestClient):
     schema = client.get("/openapi.json").json()
-    assert sorted(schema["paths"]) == ["/classify", "/embed", "/health", "/search"]
+    assert sorted(schema["paths"]) == ["/classify", "/embed", "/health", "/ready", "/search"]
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema)))
     assert named <= set(schema["components"]["schemas"])
-    assert {"SearchAsked", "TermAsked", "SearchHit", "Problem"} <= named
+    assert {"SearchRequest", "SearchTerm", "SearchHit", "Problem"} <= named
 
 
 def test_every_body_may_be_json_or_a_form_and_is_described(client: TestClient):
     schema = client.get("/openapi.json").json()
-    for path, model in (("/search", "SearchAsked"), ("/classify", "ClassifyAsked"), ("/embed", "EmbedAsked")):
+    for path, model in (("/search", "SearchRequest"), ("/classify", "ClassifyRequest"), ("/embed", "EmbedRequest")):
         body = schema["paths"][path]["post"]["requestBody"]
         wanted = {"schema": {"$ref": f"#/components/schemas/{model}"}}
         assert body == {"required": True, "content": dict.fromkeys(("application/json", "multipart/form-data"), wanted)}
@@ -117,7 +117,7 @@ def test_the_curl_examples_of_the_documents_are_answered(
         Path(name).write_bytes(png(1))
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("curl ")]
-    assert {path_of(words) for words in commands} == {"/search", "/classify", "/embed", "/health"}
+    assert {path_of(words) for words in commands} == {"/search", "/classify", "/embed", "/health", "/ready"}
     for words in commands:
         answer = client.request(**as_request(words))
         assert answer.status_code == 200, (words, answer.text)

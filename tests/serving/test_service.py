@@ -111,14 +111,14 @@ def test_embed_gives_the_embedders_vectors(client: TestClient, tiny_embedder: Em
     assert (found["model"], found["fingerprint"]) == ("tiny", tiny_embedder.fingerprint)
 
 
-def test_health_embeds_a_new_image_each_time(
+def test_readiness_embeds_a_new_image_each_time(
     client: TestClient, tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ):
     sizes: list[int] = []
     inner = Embedder.embed_pixels
     monkeypatch.setattr(Embedder, "embed_pixels", lambda self, pixels: sizes.append(len(pixels)) or inner(self, pixels))
     start = time.perf_counter()
-    answers = [client.get("/health").json() for _ in range(2)]
+    answers = [client.get("/ready").json() for _ in range(2)]
     assert sizes == [1, 1]
     assert 0 < sum(answer["milliseconds"] for answer in answers) < 1000 * (time.perf_counter() - start)
     for answer in answers:
@@ -128,10 +128,10 @@ def test_health_embeds_a_new_image_each_time(
 
 
 @pytest.mark.parametrize("factor", [float("nan"), 2.0, 0.5])
-def test_health_fails_when_the_model_does(client: TestClient, monkeypatch: pytest.MonkeyPatch, factor: float):
+def test_readiness_fails_when_the_model_does(client: TestClient, monkeypatch: pytest.MonkeyPatch, factor: float):
     inner = Embedder.embed_pixels
     monkeypatch.setattr(Embedder, "embed_pixels", lambda self, pixels: inner(self, pixels) * factor)
-    answer = client.get("/health")
+    answer = client.get("/ready")
     assert answer.status_code == 500
     assert str(factor) not in answer.text
 
@@ -239,7 +239,7 @@ def test_labels_are_ranked_for_each_image(client: TestClient):
 def test_without_an_index_search_says_so_and_the_rest_works(tiny_embedder: Embedder):
     with TestClient(create_app(Service(tiny_embedder))) as client:
         assert "no index" in client.post("/search", json={"text": "a dog"}).json()["error"]
-        assert client.get("/health").json()["indexed"] is None
+        assert client.get("/ready").json()["indexed"] is None
         assert client.post("/embed", json={"texts": ["a dog"]}).status_code == 200
 
 
@@ -260,8 +260,8 @@ def test_nobody_gets_the_answer_of_another(tiny_embedder: Embedder):
     service = Service(tiny_embedder)
 
     async def ask_all() -> list[httpx.Response]:
-        door = httpx.ASGITransport(create_app(service))
-        async with httpx.AsyncClient(transport=door, base_url="http://localhost") as many:
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as many:
             asked: list[dict[str, Any]] = []
             for n in range(40):
                 asked += [{"texts": [texts[n]]}, {"images": [base64_of(png(n))]}, {"images": [base64_of(b"no")]}]

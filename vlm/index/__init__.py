@@ -1,1 +1,1 @@
-"""What an index is made of: vectors on disk, search among them, queries.  `embedding_index` puts it together."""
+"""Image search: embeddings on disk, exact and approximate search, queries.  `embedding_index` is the entry."""

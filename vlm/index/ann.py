@@ -1,12 +1,12 @@
-"""Approximate search for millions of vectors: FAISS narrows down, the stored float16 vectors decide.
+"""Approximate search for millions of vectors: FAISS finds candidates, the stored float16 vectors score them.
 
 FAISS keeps 4 bits for every 2 numbers of a vector, in lists around centroids (IVF, PQ fast scan; Jegou et al. 2011).
-A search looks into the nearest lists, takes the best candidates by those codes and scores them exactly.  How many
-lists, is measured when it is built: as few as give the wanted recall against exact search.
+A search looks into the nearest lists, takes the best candidates by those codes and scores them exactly.  The number of
+lists is measured when the index is built: as few as give the wanted recall against exact search.
 
-On disk it is plain arrays (safetensors) from which FAISS's lists are filled anew.  FAISS's own files are never read:
-its reader trusts what they say about sizes.  Row r of the arrays is row r of the vectors, so a vector that is added
-later is searched exactly until the next build.
+On disk the index is plain arrays (safetensors) from which FAISS's lists are filled.  FAISS's own files are never read:
+its reader trusts the sizes in them.  Row r of the arrays is row r of the vectors, so a vector that is added later is
+searched exactly until the next build.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlm import atomic
+from vlm.errors import IndexFileError, InputError, missing_package
 from vlm.index.exact_search import nearest
 
 if TYPE_CHECKING:
@@ -51,7 +52,16 @@ class Ann:
         return len(self.lists)
 
     def nearest(self, vectors: np.ndarray, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `exact_search.nearest`, nearly; vectors behind the first `rows` exactly.  Row -1, score -inf: no more."""
+        """Scores and rows of the K nearest, as `exact_search.nearest` returns them.
+
+        Args:
+            vectors: float16 unit vectors (G, E); those behind the first `rows` are searched exactly.
+            queries: unit vectors (Q, E).
+            k: how many.
+
+        Returns:
+            Scores and rows, both (Q, K), best first; score -inf and row -1 where no more were found.
+        """
         wanted = min(self.rows, max(_CANDIDATES, 4 * k))
         params = _faiss().SearchParametersIVF(nprobe=self.probes)
         _, rows = self.index.search(queries.numpy(), wanted, params=params)  # (Q, wanted)
@@ -65,7 +75,7 @@ class Ann:
         return best, found.gather(1, order)
 
     def save(self, file: Path) -> None:
-        """Whole or not at all, whatever happens meanwhile."""
+        """Write to a file.  The write is atomic: a partial file is never visible."""
         arrays = {"centroids": self.centroids, "codebooks": self.codebooks, "lists": self.lists, "codes": self.codes}
         about = {"probes": str(self.probes), **{f"recall {kind}": str(value) for kind, value in self.recall.items()}}
         with atomic.replacing(file) as new:
@@ -73,7 +83,7 @@ class Ann:
 
 
 class OpenedAnn:
-    """The approximate index in a file, None where there is none; read again when the file is another."""
+    """Keeps the approximate index of a file in memory, and reads it again when the file changes."""
 
     def __init__(self) -> None:
         self._state: tuple[Path, int] | None = None
@@ -91,7 +101,15 @@ class OpenedAnn:
 
 
 def load(file: Path, embed_dim: int) -> Ann:
-    """What `save` wrote; anything else is a ValueError."""
+    """Read a file that `Ann.save` wrote.
+
+    Args:
+        file: the file.
+        embed_dim: E of the vectors.
+
+    Raises:
+        IndexFileError: for any other file.
+    """
     try:
         with cast(Any, safe_open(file, "numpy")) as opened:  # its stubs have no types
             about: dict[str, str] = opened.metadata() or {}
@@ -100,20 +118,30 @@ def load(file: Path, embed_dim: int) -> Ann:
         recall = {key.removeprefix("recall "): float(about[key]) for key in about if key.startswith("recall ")}
         _check(arrays, probes, embed_dim)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
+        raise IndexFileError(
             f"'{file}' is no approximate index of this model ({error}). Delete it, or build it again: vlm index --ann"
         ) from error
     return Ann(**arrays, probes=probes, recall=recall, index=_fill(arrays))
 
 
 def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None], target: float = TARGET) -> Ann:
-    """float16 unit vectors (rows, E); queries are sampled vectors, and `texts` (Q, E).  Minutes per million.
+    """Build an approximate index.  It takes minutes per million vectors.
 
-    Queries of texts lie elsewhere than images, and are harder: the lists that they need are what is measured.
+    Args:
+        vectors: float16 unit vectors (rows, E); a sample of them is used as queries to measure the recall.
+        texts: embedded texts (Q, E), further queries: they are harder, because texts lie elsewhere than images.
+        say: receives lines of progress.
+        target: recall@10 of the harder kind of query.
+
+    Raises:
+        InputError: for fewer than 640 vectors.
+        MissingPackageError: without FAISS.
     """
     rows, embed_dim = len(vectors), vectors.shape[1]
     if rows < 40 * 16:
-        raise ValueError(f"{rows} vectors are too few for an approximate index; exact search is fast up to a million.")
+        raise InputError(
+            f"{rows} vectors are too few for an approximate index, wanted 640. Exact search is fast up to a million."
+        )
     lists = min(int(4 * rows**0.5), rows // 40)  # FAISS asks for 39 points per centroid
     faiss, draw = _faiss(), np.random.default_rng(0)
     sample = np.sort(draw.choice(rows, min(rows, lists * _TRAIN_PER_LIST), replace=False))
@@ -142,7 +170,7 @@ def build(vectors: np.ndarray, texts: Tensor | None, say: Callable[[str], None],
 
 
 def _tune(ann: Ann, vectors: np.ndarray, queries: dict[str, Tensor], target: float, say: Callable[[str], None]) -> Ann:
-    """Twice the lists until the recall is reached, or half of them are looked into."""
+    """Double the lists that a search looks into until the recall is reached, or half of the lists are."""
     truth = {kind: nearest(vectors, sample, _TOP + 1)[0] for kind, sample in queries.items()}
     probes = 8
     while True:
@@ -158,10 +186,16 @@ def _tune(ann: Ann, vectors: np.ndarray, queries: dict[str, Tensor], target: flo
 
 
 def recall_of(found: Tensor, exact: Tensor, left_out: int = 0) -> float:
-    """Scores (Q, K), best first -> the share of the best 10 behind `left_out` that was found; ties count."""
+    """Share of the 10 best results that were found; equal scores count as found.
+
+    Args:
+        found: scores of the search that is measured, (Q, K), best first.
+        exact: scores of exact search, (Q, K).
+        left_out: how many of the best are not counted: a stored vector finds itself.
+    """
     last = min(left_out + _TOP, exact.shape[1])
-    good = found[:, left_out:last] >= exact[:, last - 1 : last] - 1e-6
-    return good.sum().item() / (len(exact) * (last - left_out))
+    within = found[:, left_out:last] >= exact[:, last - 1 : last] - 1e-6
+    return within.sum().item() / (len(exact) * (last - left_out))
 
 
 def _check(arrays: dict[str, np.ndarray], probes: int, embed_dim: int) -> None:
@@ -205,7 +239,7 @@ def _fill(arrays: dict[str, np.ndarray]) -> "faiss.IndexIVFPQFastScan":
 
 
 def _parts(embed_dim: int) -> int:
-    """Two numbers share a code, where there is an even number of them."""
+    """Numbers that share a code: two, where E is even."""
     return embed_dim // 2 if embed_dim % 2 == 0 else embed_dim
 
 
@@ -213,5 +247,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ValueError("An approximate index needs FAISS. Install it: pip install faiss-cpu") from error
+        raise missing_package("an approximate index", "faiss-cpu", "retrieval") from error
     return faiss

@@ -1,4 +1,4 @@
-"""The K nearest of all stored vectors, exactly, about as fast as memory can be read."""
+"""Exact search for the K nearest of all stored vectors, about as fast as memory can be read."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,17 +10,24 @@ from torch import Tensor
 _BLOCK = 1024  # vectors that are float32 at a time: they stay in the cache
 _SLICE = 65536  # vectors that a thread scores at a time
 _ERROR = 0.001  # of a score between unit vectors when query and result are rounded to float16: twice 2^-11 at most
-_MANY = 65536  # candidates that are not worth picking out
+_MANY = 65536  # candidates; with more, scoring everything is faster
 
 
 def nearest(vectors: np.ndarray, queries: Tensor, k: int, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-    """float16 unit vectors (G, E), mapped from disk or not, and unit queries (Q, E) -> scores and rows, both (Q, K).
+    """Find the K stored vectors nearest to each query.
 
-    Scores are float32 cosines, best first; K is `k`, or all there are.  Only `rows` (ascending) count.
+    Args:
+        vectors: float16 unit vectors (G, E), mapped from disk or not.
+        queries: unit vectors (Q, E).
+        k: how many; fewer are returned where there are fewer.
+        rows: the rows that may be found, ascending; None: all.
+
+    Returns:
+        float32 cosine similarities, best first, and rows, both (Q, K).
     """
     count = len(vectors) if rows is None else len(rows)
     k = min(k, count)
-    if k and len(queries) == 1:  # not worth a matrix product
+    if k and len(queries) == 1:  # a matrix product would be slower
         scores, found = _nearest_one(vectors, queries[0], k, rows)
     else:
         scores, found = _nearest_many(vectors, queries, k, rows)
@@ -28,7 +35,7 @@ def nearest(vectors: np.ndarray, queries: Tensor, k: int, rows: np.ndarray | Non
 
 
 def cosines(vectors: np.ndarray, queries: Tensor) -> Tensor:
-    """All of them, float32 (Q, G)."""
+    """Cosine similarities of all queries (Q, E) with all vectors (G, E), float32 (Q, G)."""
     scores = torch.empty(len(vectors), len(queries))
     for start, block in _products(vectors, queries, None):
         scores[start : start + len(block)] = block
@@ -36,7 +43,7 @@ def cosines(vectors: np.ndarray, queries: Tensor) -> Tensor:
 
 
 def _nearest_many(vectors: np.ndarray, queries: Tensor, k: int, rows: np.ndarray | None) -> tuple[Tensor, Tensor]:
-    """Block by block: only a block that holds something better than the K-th best so far is looked at closely."""
+    """Go block by block; a block is sorted only if it holds a score above the K-th best so far."""
     best = torch.full((len(queries), k), -torch.inf)  # (Q, K), sorted
     found = torch.zeros(len(queries), k, dtype=torch.int64)
     if not k:
@@ -64,23 +71,23 @@ def _products(vectors: np.ndarray, queries: Tensor, rows: np.ndarray | None) -> 
 
 
 def _nearest_one(vectors: np.ndarray, query: Tensor, k: int, rows: np.ndarray | None) -> tuple[Tensor, Tensor]:
-    """Half precision leaves few candidates, float32 decides.
+    """Select candidates in half precision and score them in float32.
 
     PyTorch's float16 dot product adds up in float32 and reads nothing twice, but it rounds query and score to float16.
-    Two scores can thus be wrong by `_ERROR` each: whatever is within twice that of the K-th best is a candidate, and
-    none of the K best is missed.  Should a processor round more than that, which the candidates show, or should too
-    many be alike, everything is done in float32.
+    Two scores can thus be wrong by `_ERROR` each: every vector within twice that of the K-th best is a candidate, and
+    none of the K best is missed.  If the candidates show that this processor rounds more, or if there are too many of
+    them, everything is computed in float32.
     """
     rounded = query.half()
     count = len(vectors) if rows is None else len(rows)
     coarse = torch.empty(count, dtype=torch.float16)
 
-    def score(start: int) -> None:
+    def score_part(start: int) -> None:
         part = torch.from_numpy(_part(vectors, rows, start, start + _SLICE))
         torch.mv(part, rounded, out=coarse[start : start + len(part)])
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(score, range(0, count, _SLICE)))
+        list(threads.map(score_part, range(0, count, _SLICE)))
     scores = coarse.float()
     candidates = (scores >= scores.topk(k).values[-1] - 2 * _ERROR).nonzero()[:, 0]
     if len(candidates) > _MANY:

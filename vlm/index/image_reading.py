@@ -1,10 +1,9 @@
-"""Files to pixels for an index: each file is read once, hashed, and decoded in a worker process if it is news."""
+"""Files to pixels for an index: each file is read once, hashed, and decoded in a worker process if it is new."""
 
 import hashlib
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,15 +14,18 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from vlm.errors import ImageError
+from vlm.errors import ImageError, IndexFileError
 from vlm.images.open import MAX_BYTES, open_image
 from vlm.images.preprocess import Preprocess
-from vlm.index.vector_store import Content, Record
+from vlm.index.dates import capture_time
+from vlm.index.records import ACCESS_REASONS, Content, Record
+
+READER = "2"  # another one when more files can be read: those that were refused are then tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A file to read."""
+class FileToRead:
+    """A file that is new or has changed."""
 
     path: str
     size: int  # bytes and ns, as they were before reading: a file that changes meanwhile is found by the next run
@@ -31,21 +33,51 @@ class Job:
     known: frozenset[bytes]  # digests of that size that need no pixels
 
 
-class Read(NamedTuple):
-    """A file that was read."""
+class ReadFile(NamedTuple):
+    """A file that was read, or the reason of access why it was not."""
 
-    record: Record
-    pixels: np.ndarray | None  # uint8 (3, H, W); None: broken, or known
-
-
-def read_batches(jobs: Sequence[Job], preprocess: Preprocess, batch_size: int, workers: int) -> Iterator[list[Read]]:
-    """In order; `workers` processes decode ahead, 0: this one does."""
-    workers = min(workers, len(jobs) // batch_size)  # a process takes longer to start than a batch takes to read
-    reader = _Reader(jobs, preprocess)
-    yield from DataLoader(reader, batch_size, num_workers=workers, collate_fn=_as_they_are, worker_init_fn=_step_back)
+    record: Record | None  # None: `problem` is a reason of access
+    pixels: np.ndarray | None  # uint8 (3, H, W); None: refused, or known
+    problem: ImageError | None
 
 
-def _step_back(worker: int) -> None:
+def read_batches(
+    files: Sequence[FileToRead], preprocess: Preprocess, batch_size: int, workers: int
+) -> Iterator[list[ReadFile]]:
+    """Read files in order.
+
+    Args:
+        files: what to read.
+        preprocess: makes the pixels.
+        batch_size: files in a list.
+        workers: processes that decode ahead, 0: this one does.
+
+    Raises:
+        IndexFileError: if a worker process was killed.
+    """
+    workers = min(workers, len(files) // batch_size)  # a process takes longer to start than a batch takes to read
+    loader = DataLoader(
+        _Files(files, preprocess), batch_size, num_workers=workers, collate_fn=_keep, worker_init_fn=_lower_priority
+    )
+    batches = iter(loader)
+    done = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise IndexFileError(
+                f"A process that decodes images was killed, most often because memory was full. {done:,} of "
+                f"{len(files):,} files of this run are done and kept. Run the same command again, with --workers 1."
+            ) from error
+        if batch is None:
+            return
+        yield batch
+        done += len(batch)
+
+
+def _lower_priority(worker: int) -> None:
     """A worker takes the processors while the model waits for images, and leaves them alone while it computes.
 
     Two threads of a matrix product go at the pace of the slower one: a decoder beside it would cost twice its own time.
@@ -54,37 +86,51 @@ def _step_back(worker: int) -> None:
         os.nice(10)
 
 
-class _Reader(Dataset[Read]):
-    def __init__(self, jobs: Sequence[Job], preprocess: Preprocess) -> None:
-        self.jobs, self.preprocess = jobs, preprocess
+class _Files(Dataset[ReadFile]):
+    """What the worker processes share."""
+
+    def __init__(self, files: Sequence[FileToRead], preprocess: Preprocess) -> None:
+        self.files, self.preprocess = files, preprocess
 
     def __len__(self) -> int:
-        return len(self.jobs)
+        return len(self.files)
 
-    def __getitem__(self, number: int) -> Read:
-        return read(self.jobs[number], self.preprocess)
-
-
-def _as_they_are(reads: list[Read]) -> list[Read]:
-    return reads
+    def __getitem__(self, number: int) -> ReadFile:
+        return read_file(self.files[number], self.preprocess)
 
 
-def read(job: Job, preprocess: Preprocess) -> Read:
-    """Never raises for what a file holds: the record says why there are no pixels."""
+def _keep(batch: list[ReadFile]) -> list[ReadFile]:
+    return batch
+
+
+def read_file(file: FileToRead, preprocess: Preprocess) -> ReadFile:
+    """Read, hash and decode one file.
+
+    Args:
+        file: what to read.
+        preprocess: makes the pixels.
+
+    Returns:
+        A record with pixels; without pixels for known or refused bytes; a problem where the file cannot be accessed.
+    """
     try:
-        data = _bytes(job.path)
+        data = _read_bytes(file.path)
         digest = hashlib.sha256(data).digest()
-        if digest in job.known:
-            return Read(Record(path=job.path, size=job.size, mtime=job.mtime, digest=digest), None)
+        if digest in file.known:
+            return ReadFile(Record(path=file.path, size=file.size, mtime=file.mtime, digest=digest), None, None)
         pixels, (width, height) = preprocess.pixels_and_size(data)
     except ImageError as error:
-        broken = Record(path=job.path, size=job.size, mtime=job.mtime, reason=error.reason, detail=error.detail)
-        return Read(broken, None)
+        problem = ImageError(file.path, error.reason, error.detail)
+        if error.reason in ACCESS_REASONS:
+            return ReadFile(None, None, problem)
+        about = {"reason": error.reason, "detail": error.detail, "reader": READER}
+        return ReadFile(Record(path=file.path, size=file.size, mtime=file.mtime, **about), None, problem)
     content = Content(digest=digest, size=len(data), width=width, height=height, taken=_taken(data))
-    return Read(Record(path=job.path, size=job.size, mtime=job.mtime, digest=digest, content=content), pixels.numpy())
+    record = Record(path=file.path, size=file.size, mtime=file.mtime, digest=digest, content=content)
+    return ReadFile(record, pixels.numpy(), None)
 
 
-def _bytes(path: str) -> bytes:
+def _read_bytes(path: str) -> bytes:
     """The whole file; one that `open_image` refuses unread is refused with its words."""
     try:
         info = os.stat(path)
@@ -93,18 +139,11 @@ def _bytes(path: str) -> bytes:
     except (OSError, ValueError):  # ValueError: a NUL in the name
         pass
     open_image(path)
-    raise ImageError(path, "unreadable", "it changed while it was read")
+    raise ImageError(path, "unreadable", "it changed while it was read; run again")
 
 
 def _taken(data: bytes) -> str | None:
-    """When the camera says it took the image, "2024-05-01 12:00:00", local time."""
-    with warnings.catch_warnings(action="ignore"):  # broken EXIF: no date
-        try:
-            exif = Image.open(BytesIO(data)).getexif()
-            stamp = exif.get_ifd(0x8769).get(0x9003) or exif.get(0x0132)
-            date, time = str(stamp).strip("\0 ").split(" ")
-            year, month, day = map(int, date.split(":"))
-            hour, minute, second = map(int, time.split(":"))
-        except Exception:
-            return None
-    return f"{year:04d}-{month:02d}-{day:02d} {hour:02d}:{minute:02d}:{second:02d}"
+    try:
+        return capture_time(Image.open(BytesIO(data)).getexif())
+    except Exception:  # Pillow raises almost anything on damaged bytes: no date
+        return None

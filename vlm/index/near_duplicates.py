@@ -1,4 +1,7 @@
-"""Groups of vectors that are nearly the same, among hundreds of thousands: all pairs, most at a glance."""
+"""Groups of vectors that are nearly the same, among hundreds of thousands.
+
+All pairs are compared, most of them by an upper bound of their cosine similarity.
+"""
 
 from typing import cast
 
@@ -8,14 +11,19 @@ from torch import Tensor
 
 _BLOCK = 2048  # vectors compared with as many others at a time
 _SAMPLE = 2048  # vectors that say which coordinates matter, and how many
-_IN_VAIN = 1 / (8 * _BLOCK)  # share of pairs that may pass the glance and then fail: a row in eight of a block
+_FALSE_POSITIVES = 1 / (8 * _BLOCK)  # share of pairs that may pass the bound and then fail: a row in eight of a block
 _ROUNDING = 1e-4  # more than float32 is wrong by
 
 
 def group_near(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """float16 unit vectors (G, E) -> labels (G,): equal where a chain of cosines >= `threshold` joins two.
+    """Label the connected components of the graph of high cosine similarities.  Exact; time grows as G^2.
 
-    Exact.  Time grows as G^2, but few pairs are looked at closely: see `fold`.
+    Args:
+        vectors: float16 unit vectors (G, E).
+        threshold: cosine similarity from which two vectors are joined.
+
+    Returns:
+        Labels (G,): equal where a chain of similarities >= `threshold` joins two vectors.
     """
     folded = fold(vectors, threshold)  # (G, m + 1)
     parents = np.arange(len(vectors))
@@ -35,11 +43,18 @@ def group_near(vectors: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def fold(vectors: np.ndarray, threshold: float) -> Tensor:
-    """(G, E) -> float32 (G, m + 1) whose dot products are never less than the cosines.
+    """Shorten vectors so that dot products are upper bounds of the cosine similarities.
+
+    Args:
+        vectors: float16 unit vectors (G, E).
+        threshold: m is as small as lets few pairs reach it that do not reach it in truth.
+
+    Returns:
+        float32 (G, m + 1).
 
     In an orthonormal basis x.y is the product of the first m coordinates plus that of the rest, and the rest is
     |rest of x| |rest of y| at most (Cauchy-Schwarz).  The basis is that of the principal components, so the rest is
-    small; m is as small as lets few pairs reach `threshold` that do not reach it in truth.
+    small.
     """
     picked = np.linspace(0, len(vectors) - 1, min(len(vectors), _SAMPLE)).astype(np.int64)
     sample = _float(vectors[picked])
@@ -47,7 +62,7 @@ def fold(vectors: np.ndarray, threshold: float) -> Tensor:
     true, m = (sample @ sample.T >= threshold).sum(), 16
     while m < basis.shape[1]:
         folded = _folded(sample, basis[:, :m])
-        if (folded @ folded.T >= threshold - _ROUNDING).sum() - true <= _IN_VAIN * len(sample) ** 2:
+        if (folded @ folded.T >= threshold - _ROUNDING).sum() - true <= _FALSE_POSITIVES * len(sample) ** 2:
             break
         m *= 2
     return torch.cat([_folded(_float(block), basis[:, :m]) for block in _blocks(vectors)])
@@ -64,7 +79,7 @@ def _blocks(vectors: np.ndarray) -> list[np.ndarray]:
 
 
 def _join(parents: np.ndarray, items: np.ndarray) -> None:
-    """One group from now on.  A parent is never the larger, so all ways end at the smallest."""
+    """Union of the sets of `items`.  A parent is never larger than its child, so every root is the smallest member."""
     roots = items
     while (parents[roots] != roots).any():
         roots = parents[roots]

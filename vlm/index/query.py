@@ -1,5 +1,6 @@
-"""What people type into a search box: a text, or a sum of texts with signs and weights."""
+"""Queries: a text, an image, or a sum of both with signs and weights."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -8,40 +9,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlm.errors import InputError
 from vlm.images.open import ImageSource
 
 Term = tuple[float, str | ImageSource]
 Query = str | ImageSource | Sequence[Term]
 
 MAX_CHARACTERS = 10_000  # of a query
+MAX_WEIGHT = 100.0  # of a term, either sign
 
 _SIGNS = {"+": 1.0, "＋": 1.0, "-": -1.0, "－": -1.0, "−": -1.0}
 _SIGN = "[+＋\\-－−]"
 _WEIGHTED = re.compile(r"(\d+(?:[.．]\d+)?)\s*[*＊×]\s*(\S.*)", re.DOTALL)
+_ATTACHED_MINUS = re.compile(r"(?:^|\s)[-－−](?=[^\W\d_])")
 
 
 def read_query(query: Query) -> Sequence[Term]:
-    """ValueError for what cannot be meant."""
+    """A query as weighted terms.
+
+    Args:
+        query: a text (a sum where signs stand between spaces), an image, or terms: (weight, text or image).
+
+    Returns:
+        (weight, text or image) of each term.
+
+    Raises:
+        InputError: for an empty, too long or unbalanced query and for weights beyond `MAX_WEIGHT`.
+    """
     if isinstance(query, str):
-        _check(query)
+        _check_text(query)
         query = parse_terms(query)
-    terms = query if isinstance(query, Sequence) and not isinstance(query, bytes) else [(1.0, query)]
-    for _, term in terms or [(1.0, "")]:
+    terms: Sequence[Term] = query if isinstance(query, Sequence) and not isinstance(query, bytes) else [(1.0, query)]
+    for weight, term in terms or [(1.0, "")]:
+        _check_weight(weight)
         if isinstance(term, str):
-            _check(term)
+            _check_text(term)
     return terms
 
 
 def unit_sum(embeds: Sequence[Tensor]) -> Tensor:
-    """The sum of weighted (E,) embeds -> (E,), unit length.  ValueError where they cancel out."""
-    total = torch.stack(list(embeds)).sum(0)
-    if total.norm() < 1e-6:
-        raise ValueError("The terms of the query cancel out, so they point nowhere. Change a weight.")
+    """The sum of weighted embeddings (E,) -> (E,), unit length.
+
+    Raises:
+        InputError: if the terms cancel out.
+    """
+    stacked = torch.stack(list(embeds))
+    total = stacked.sum(0)
+    if not total.norm() > 1e-6 * stacked.norm(dim=1).max():
+        raise InputError("The terms of the query cancel out, so their sum has no direction. Change a weight.")
     return F.normalize(total, dim=0)
 
 
 def is_one_text(query: Query) -> bool:
-    """Not an image, not a sum."""
+    """Whether a query is one text: neither an image nor a sum."""
     return isinstance(query, str) and len(parse_terms(query)) == 1
 
 
@@ -49,25 +69,55 @@ def parse_terms(text: str) -> list[tuple[float, str]]:
     """ "赤い + 0.5*車 - 人" -> (1, 赤い), (0.5, 車), (-1, 人); a text that is no sum stays as it is.
 
     Only signs between spaces count, so "T-shirt", "赤い+車" and "-5 degrees" are words.  Full-width signs are signs.
+
+    Raises:
+        InputError: for a sign without a term, a sum of minus terms only, and a weight beyond `MAX_WEIGHT`.
     """
-    first, *rest = re.split(rf"\s+({_SIGN})\s+", text.lstrip())
+    first, *rest = re.split(rf"(?:^|(?<=\s))({_SIGN})(?=\s|$)", text)
     if not rest:
         return [(1.0, text)]
-    leading = re.match(rf"({_SIGN})\s+", first)
-    signs = [leading[1] if leading else "+", *rest[::2]]
-    terms = [first[leading.end() :] if leading else first, *rest[1::2]]
-    return [_weighted(_SIGNS[sign], term) for sign, term in zip(signs, terms, strict=True)]
+    pairs = [*zip(rest[::2], rest[1::2], strict=True)]
+    empty = [sign for sign, term in pairs if not term.strip()]
+    if empty:
+        raise InputError(
+            f"No term stands behind the sign {empty[0]!r} of the query {_short(text)}. Write a term, or take it out."
+        )
+    terms = [_weighted(1.0, first.strip())] if first.strip() else []
+    terms += [_weighted(_SIGNS[sign], term.strip()) for sign, term in pairs]
+    if not any(weight > 0 for weight, _ in terms):
+        raise InputError(
+            f"The query {_short(text)} only subtracts. A minus needs something to subtract from: beach - people."
+        )
+    return terms
+
+
+def has_attached_minus(text: str) -> bool:
+    """Whether a minus stands before a word without a space, which makes it part of the word: "beach -people"."""
+    return _ATTACHED_MINUS.search(text) is not None
 
 
 def _weighted(sign: float, term: str) -> tuple[float, str]:
     match = _WEIGHTED.fullmatch(term)
-    return (sign * float(unicodedata.normalize("NFKC", match[1])), match[2]) if match else (sign, term)
+    if match is None:
+        return sign, term
+    weight = sign * float(unicodedata.normalize("NFKC", match[1]))
+    _check_weight(weight)
+    return weight, match[2]
 
 
-def _check(text: str) -> None:
+def _check_weight(weight: float) -> None:
+    if not (math.isfinite(weight) and abs(weight) <= MAX_WEIGHT):
+        raise InputError(f"The weight of a term is {weight:.3g}; it must be from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}.")
+
+
+def _check_text(text: str) -> None:
     if not text.strip():
-        raise ValueError("The query is empty. Give a text or an image.")
+        raise InputError("The query is empty. Give a text or an image.")
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"The query has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read. Shorten it.")
+        raise InputError(f"The query has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read. Shorten it.")
     if "\0" in text:
-        raise ValueError("The query contains a NUL, which no text does. Take it out.")
+        raise InputError("The query contains a NUL, which no text does. Take it out.")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")

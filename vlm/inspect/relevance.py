@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.inspect.attention import image_grid
 from vlm.models.vision import VisionTransformer, ViTClassifier
 
 Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per image (B,)
@@ -22,16 +21,15 @@ def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_
     (Petsiuk et al. 2018) with windows for masks, and tokens left out for grey: any pooling, and what is measured is
     what the model does.
     """
-    grid = image_grid(vision.config, images)
-    maps = images.new_zeros(images.shape[0], math.prod(grid))
+    maps = images.new_zeros(images.shape[0], vision.config.num_patches)
     for parts in (4, 2):
-        seen = windows(grid, parts).to(images.device)
+        seen = windows(vision.config.grid, parts).to(images.device)
         inside = images.new_zeros(len(seen), maps.shape[1]).scatter(1, seen, 1)  # 1 where the window has the patch
-        for image, total in zip(images, maps, strict=True):
+        for image, grid in zip(images, maps, strict=True):
             batches = torch.split(seen, batch_size)
             scores = torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in batches])
-            total += (scores - scores.mean()) @ inside / inside.sum(0) / 2
-    return torch.unflatten(maps, 1, grid)
+            grid += (scores - scores.mean()) @ inside / inside.sum(0) / 2
+    return torch.unflatten(maps, 1, vision.config.grid)
 
 
 def windows(grid: tuple[int, int], parts: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""vlm serve: a model and an index for other programs, over HTTP."""
+"""`vlm serve`: a model and an index for other programs, over HTTP."""

@@ -1,18 +1,20 @@
-"""What `vlm serve` takes and gives: the fields of every request and answer, with their limits."""
+"""Requests and answers of `vlm serve`: their fields and limits."""
 
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from vlm.index.query import MAX_CHARACTERS
+from vlm.index.query import MAX_CHARACTERS, MAX_WEIGHT
 
 MAX_IMAGES = 32  # of one request
 MAX_TEXTS = 1000
 MAX_LABELS = 1000
 MAX_HITS = 1000
+
+_RENAMED = {"picture": "image", "pictures": "images"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class UploadedImage:
     """An image file that came with a request."""
 
     data: bytes
-    name: str | None = None  # as the client calls an uploaded file; never a path here
+    name: str | None = None  # given by the client; never used as a path here
 
 
 def _image(value: Any) -> UploadedImage:
@@ -29,7 +31,8 @@ def _image(value: Any) -> UploadedImage:
     if not isinstance(value, str):
         raise ValueError(f"an image is its file's bytes in base64, got {type(value).__name__}")
     try:
-        return UploadedImage(base64.b64decode(value.rpartition("base64,")[2], validate=True))  # a data: URL is welcome
+        encoded = "".join(value.rpartition("base64,")[2].split())  # a data: URL and line breaks (RFC 2045) are accepted
+        return UploadedImage(base64.b64decode(encoded, validate=True))
     except (binascii.Error, ValueError) as error:
         raise ValueError("an image is its file's bytes in base64, not a path or an address; this is none") from error
 
@@ -46,18 +49,26 @@ Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS), AfterValid
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_no_nul)]
 
 
-class Asked(BaseModel):
-    """What all requests have in common: an unknown field is an error."""
+class RequestBody(BaseModel):
+    """Base of all requests: an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_renamed_fields(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            for old in _RENAMED.keys() & cast("dict[str, Any]", fields).keys():
+                raise ValueError(f"the field {old!r} is now {_RENAMED[old]!r}")
+        return cast(Any, fields)
 
-class TermAsked(Asked):
+
+class SearchTerm(RequestBody):
     """One part of a sum."""
 
     text: Text | None = None
     image: ImageField | None = None
-    weight: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False)
+    weight: float = Field(1.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -66,8 +77,8 @@ class TermAsked(Asked):
         return self
 
 
-class SearchAsked(Asked):
-    """Exactly one of text, image and terms, and limits like those of `vlm search`."""
+class SearchRequest(RequestBody):
+    """Exactly one of text, image and terms, and conditions like those of `vlm search`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -79,7 +90,7 @@ class SearchAsked(Asked):
     )
     text: Text | None = Field(None, description='words, or a sum of words: "赤い + 車 - 人"')
     image: ImageField | None = Field(None, description="to find others like it")
-    terms: list[TermAsked] | None = Field(
+    terms: list[SearchTerm] | None = Field(
         None, min_length=1, max_length=20, description="a sum of texts and images, each with a weight; in JSON only"
     )
     k: int = Field(10, ge=1, le=MAX_HITS, description="how many")
@@ -97,7 +108,7 @@ class SearchAsked(Asked):
         return self
 
 
-class ClassifyAsked(Asked):
+class ClassifyRequest(RequestBody):
     """Images and the labels to choose from."""
 
     model_config = ConfigDict(
@@ -111,7 +122,7 @@ class ClassifyAsked(Asked):
     k: int | None = Field(None, ge=1, le=MAX_LABELS, description="labels per image, default all")
 
 
-class EmbedAsked(Asked):
+class EmbedRequest(RequestBody):
     """Texts, images or both."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["犬", "a dog"]}]})
@@ -126,16 +137,17 @@ class EmbedAsked(Asked):
 
 
 class SearchHit(BaseModel):
-    """As `vlm search --json`."""
+    """A row of `vlm search --json`."""
 
     path: str
-    score: float = Field(description="cosine")
+    score: float = Field(description="cosine similarity, -1 to 1")
     rank: int = Field(description="from 1")
     probability: float | None = Field(description="that this is a match; null where the model cannot say")
+    taken: str = Field(description="date in EXIF, else of the file: 2024-05-01 12:00:00")
 
 
 class LabelScore(BaseModel):
-    """As `vlm classify --json`."""
+    """A row of `vlm classify --json`."""
 
     path: str = Field(description="the name of the uploaded file, or images[0], images[1] ...")
     label: str
@@ -147,24 +159,29 @@ class Embeddings(BaseModel):
     """Unit vectors, in the order of the request."""
 
     model: str
-    fingerprint: str = Field(description="vectors of different fingerprints do not compare")
+    fingerprint: str = Field(description="embeddings with different fingerprints are not comparable")
     texts: list[list[float]]
     images: list[list[float]]
 
 
 class Health(BaseModel):
-    """A new image has just been drawn, decoded and embedded."""
+    """The server runs; nothing was computed."""
 
     status: str = Field(description="ok")
-    model: str = Field(description="that answers")
+    model: str
     fingerprint: str
     embed_dim: int
     device: str
+
+
+class Readiness(Health):
+    """A new image has just been drawn, decoded and embedded, and the index was opened."""
+
     indexed: int | None = Field(description="images in the index that this model can find; null: no index")
     milliseconds: float = Field(description="to decode and embed the image, with the wait for others")
 
 
 class Problem(BaseModel):
-    """One line that says what came, what was wanted, what to do."""
+    """One line: what came, what was wanted, what to do."""
 
     error: str

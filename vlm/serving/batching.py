@@ -1,4 +1,4 @@
-"""Many small calls made few: `Batcher`."""
+"""Batches of items from concurrent callers: `Batcher`."""
 
 import asyncio
 from collections import deque
@@ -11,11 +11,15 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Items of concurrent callers are computed together, one batch at a time, on `executor`.
+    """Computes items of concurrent callers together, one batch at a time.
 
-    `compute`: items -> as many results, in order.  What comes within `window` seconds of the first, or while a batch is
-    being computed, shares the next batch, of `size` items at most.  A batch that fails is computed again item by item,
-    so that an error reaches only the caller whose item it was.
+    A batch that fails is computed again item by item, so that an error reaches only the caller whose item it was.
+
+    Args:
+        compute: items -> as many results, in order.
+        executor: runs `compute`.
+        size: items of a batch at most.
+        window: seconds; items that come within it, or while a batch is being computed, share the next batch.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class Batcher(Generic[Item, Result]):
         self._working: asyncio.Task[None] | None = None  # asyncio itself keeps only a weak reference
 
     async def __call__(self, items: Sequence[Item]) -> list[Result]:
-        """Results in the order of `items`, or the first error that one of them made."""
+        """Results in the order of `items`, or the first error of one of them."""
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Result]] = [loop.create_future() for _ in items]
         self._waiting.extend(zip(items, futures, strict=True))

@@ -1,4 +1,4 @@
-"""`CachedEmbedder`: what has been embedded lately is not embedded again."""
+"""`CachedEmbedder`: keeps the embeddings of the last texts and images."""
 
 import hashlib
 from collections import OrderedDict
@@ -12,25 +12,29 @@ from vlm.images.open import ImageSource
 
 
 class CachedEmbedder(Embedder):
-    """The same model, with the vectors of the last `size` texts and files (by the sha256 of their bytes) at hand.
+    """An embedder with a least-recently-used cache of texts and files (by the sha256 of their bytes).
 
     For one thread at a time.
+
+    Args:
+        embedder: the model.
+        size: embeddings that are kept.
     """
 
     def __init__(self, embedder: Embedder, size: int = 8192) -> None:
         super().__init__(embedder.model, *embedder.parts(), name=embedder.name, calibration=embedder.calibration)
         self._size = size
-        self._known: OrderedDict[str | bytes, Tensor] = OrderedDict()  # the one used last stands last
+        self._known: OrderedDict[str | bytes, Tensor] = OrderedDict()  # least recently used first
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """As `Embedder.embed_texts`; a text embedded lately is not embedded again."""
+        """`Embedder.embed_texts` with the cache."""
         if isinstance(texts, str):
             return super().embed_texts(texts)  # which says what is wrong
         embed = super().embed_texts
         return self._recall(texts, lambda places: embed([texts[place] for place in places], batch_size))
 
     def embed_images(self, images: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
-        """Files given as bytes are remembered, other images are not."""
+        """`Embedder.embed_images`; files given as bytes are cached, other images are not."""
         if not isinstance(images, list):
             return super().embed_images(images, batch_size)
         files = [image for image in images if isinstance(image, bytes)]
@@ -41,11 +45,16 @@ class CachedEmbedder(Embedder):
         return self._recall(keys, lambda places: embed([files[place] for place in places], batch_size))
 
     def embed_decoded(self, digests: Sequence[bytes], pixels: Sequence[Tensor]) -> Tensor:
-        """Files that were decoded elsewhere: their `digest_of`, and what `preprocess` made of each, (3, H, W)."""
+        """Embed files that were decoded elsewhere.
+
+        Args:
+            digests: `digest_of` each file.
+            pixels: of each, (3, H, W), from `preprocess`.
+        """
         return self._recall(digests, lambda places: self.embed_pixels(torch.stack([pixels[at] for at in places])))
 
     def _recall(self, keys: Sequence[str | bytes], embed: Callable[[list[int]], Tensor]) -> Tensor:
-        """-> (B, E); `embed` makes those that are new, given their places."""
+        """-> (B, E); `embed` computes those that are new, given their places."""
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
         found = {key: self._known[key] for key in keys if key not in new}
         if new:
@@ -59,5 +68,5 @@ class CachedEmbedder(Embedder):
 
 
 def digest_of(file: bytes) -> bytes:
-    """sha256: what names a file by its content."""
+    """sha256 of a file, the key of the cache."""
     return hashlib.sha256(file).digest()

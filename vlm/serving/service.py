@@ -1,8 +1,8 @@
-"""What `vlm serve` answers, HTTP aside: search, classify, embed, for many callers at once.
+"""The answers of `vlm serve` without HTTP: search, classify and embed, for many callers at once.
 
-The bytes of a request are all that is read on its behalf: no field is a path or an address on this machine.  Images
-are decoded by a few threads.  One thread computes, and the index is its own; what comes at the same time is embedded in
-one batch, and everything else goes through the functions that the commands use, so the answers are theirs.
+No field of a request is a path or an address on this machine: only the bytes of the request are read.  A few threads
+decode images, one thread computes.  Requests that come together are embedded in one batch; everything else goes through
+the functions that the commands use, so the answers are the same.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.embedder import Embedder
-from vlm.errors import ImageError
+from vlm.errors import ImageError, InputError
 from vlm.images.open import read_image_size
-from vlm.index.embedding_index import EmbeddingIndex, Query
-from vlm.index.query import parse_terms
-from vlm.serving.api_types import ClassifyAsked, EmbedAsked, SearchAsked, UploadedImage
+from vlm.index.embedding_index import EmbeddingIndex
+from vlm.index.query import Query, parse_terms
+from vlm.serving.api_types import ClassifyRequest, EmbedRequest, SearchRequest, UploadedImage
 from vlm.serving.batching import Batcher
 from vlm.serving.embedding_cache import CachedEmbedder, digest_of
 from vlm.zero_shot import ZeroShotClassifier, label_sentences, ranked
@@ -37,7 +37,13 @@ Row = dict[str, Any]
 
 
 class Service:
-    """A model, perhaps an index, and the threads that work for all requests.  `close` it."""
+    """A model, an index if there is one, and the threads that work for all requests.
+
+    Args:
+        embedder: the model.
+        index: folder of the index, None: no search.
+        max_pixels: of one image.
+    """
 
     def __init__(self, embedder: Embedder, index: Path | None = None, *, max_pixels: int = MAX_PIXELS) -> None:
         self._embedder = CachedEmbedder(embedder)
@@ -49,64 +55,80 @@ class Service:
         self._texts: Batcher[str, Tensor] = Batcher(self._embed_texts, self._computing, size=256)
         self._images: Batcher[tuple[bytes, Tensor], Tensor] = Batcher(self._embed_images, self._computing)
         self._index: EmbeddingIndex | None = None
-        if index is not None:  # SQLite belongs to the thread that opened it
-            self._index = self._computing.submit(EmbeddingIndex.open, index, self._embedder).result()
+        if index is not None:
+            try:
+                self._index = EmbeddingIndex.open(index, self._embedder)
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
-        """After what is being computed."""
-        if self._index is not None:
-            self._computing.submit(self._index.close).result()
+        """Wait for what is being computed, then close the index."""
         self._computing.shutdown()
         self._decoding.shutdown()
+        if self._index is not None:
+            self._index.close()
 
-    # ---- what is asked ---------------------------------------------------------------------------------------------
+    # ---- requests ---------------------------------------------------------------------------------------------------
 
-    async def search(self, asked: SearchAsked) -> tuple[list[Row], bool]:
-        """As `vlm search --json`; and whether even the best is no good match."""
+    async def search(self, request: SearchRequest) -> tuple[list[Row], bool]:
+        """Rows of `vlm search --json`; and whether even the best is no good match."""
         if self._index is None:
-            raise ValueError("This server has no index to search. Start it with one: vlm serve --index FOLDER")
-        terms = parse_terms(asked.text) if asked.text is not None else []
-        images = [asked.image] if asked.image else []
-        for term in asked.terms or []:
+            raise InputError("This server has no index to search. Start it with one: vlm serve --index FOLDER")
+        terms = parse_terms(request.text) if request.text is not None else []
+        images = [request.image] if request.image else []
+        for term in request.terms or []:
             terms += [(term.weight, term.text)] if term.text is not None else []
             images += [term.image] if term.image else []
         await asyncio.gather(self.embed_texts([text for _, text in terms]), self.embed_all_images(images, "image"))
-        return await self._compute(self._search, self._index, asked)
+        return await self._compute(self._search, self._index, request)
 
-    def _search(self, index: EmbeddingIndex, asked: SearchAsked) -> tuple[list[Row], bool]:
-        query, since, until = _query(asked), asked.since, asked.until
-        hits = index.search(query, asked.k, glob=asked.glob, since=since, until=until, min_side=asked.min_side)
+    def _search(self, index: EmbeddingIndex, request: SearchRequest) -> tuple[list[Row], bool]:
+        query, since, until = _query(request), request.since, request.until
+        hits = index.search(query, request.k, glob=request.glob, since=since, until=until, min_side=request.min_side)
         if not hits and not len(index):
-            raise ValueError("The index has no images for this model. Run vlm index with it first.")
+            raise InputError("The index has no images for this model. Run vlm index with it first.")
         return [hit.row() for hit in hits], bool(hits) and self._embedder.no_good_match(hits[0].probability)
 
-    async def classify(self, asked: ClassifyAsked) -> list[Row]:
-        """As `vlm classify --json`."""
-        sentences = [sentence for label in asked.labels for sentence in label_sentences(label, asked.templates)]
+    async def classify(self, request: ClassifyRequest) -> list[Row]:
+        """Rows of `vlm classify --json`."""
+        sentences = [sentence for label in request.labels for sentence in label_sentences(label, request.templates)]
         if len(sentences) > MAX_SENTENCES:
-            raise ValueError(
+            raise InputError(
                 f"labels x templates is {len(sentences):,}, at most {MAX_SENTENCES:,}. Send fewer of either."
             )
-        await asyncio.gather(self.embed_texts(sentences), self.embed_all_images(asked.images))
-        return await self._compute(self._classify, asked)
+        await asyncio.gather(self.embed_texts(sentences), self.embed_all_images(request.images))
+        return await self._compute(self._classify, request)
 
-    def _classify(self, asked: ClassifyAsked) -> list[Row]:
-        zero_shot = ZeroShotClassifier(self._embedder, asked.labels, asked.templates)
-        probabilities = zero_shot([image.data for image in asked.images])  # (B, M)
+    def _classify(self, request: ClassifyRequest) -> list[Row]:
+        zero_shot = ZeroShotClassifier(self._embedder, request.labels, request.templates)
+        probabilities = zero_shot([image.data for image in request.images])  # (B, M)
         return [
             {"path": name, "label": label, "score": score, "rank": rank}
-            for name, row in zip(_names(asked.images), probabilities, strict=True)
-            for rank, (label, score) in enumerate(ranked(zero_shot.labels, row, asked.k or len(zero_shot.labels)), 1)
+            for name, row in zip(_names(request.images), probabilities, strict=True)
+            for rank, (label, score) in enumerate(ranked(zero_shot.labels, row, request.k or len(zero_shot.labels)), 1)
         ]
 
-    async def embed(self, asked: EmbedAsked) -> Row:
+    async def embed(self, request: EmbedRequest) -> Row:
         """Unit vectors."""
-        texts, images = await asyncio.gather(self.embed_texts(asked.texts), self.embed_all_images(asked.images))
+        texts, images = await asyncio.gather(self.embed_texts(request.texts), self.embed_all_images(request.images))
         vectors = {"texts": texts.numpy().tolist(), "images": images.numpy().tolist()}
         return {"model": self._embedder.name, "fingerprint": self._fingerprint, **vectors}
 
-    async def health(self) -> Row:
-        """Draws an image that nobody has seen, sends it the way of all images, and looks at the vector."""
+    def health(self) -> Row:
+        """Which model answers.  Computes nothing, but an index whose vectors are missing is an `IndexFileError`."""
+        if self._index is not None:
+            self._index.check_files()
+        return {
+            "status": "ok",
+            "model": self._embedder.name,
+            "fingerprint": self._fingerprint,
+            "embed_dim": self._embedder.embed_dim,
+            "device": str(self._embedder.device),
+        }
+
+    async def readiness(self) -> Row:
+        """Draws a new image, embeds it as every image is, and checks the length of the embedding."""
         file, start = io.BytesIO(), time.perf_counter()
         Image.fromarray(np.random.default_rng().integers(0, 256, (32, 32, 3), np.uint8)).save(file, "PNG")
         vector = (await self.embed_all_images([UploadedImage(file.getvalue())]))[0]
@@ -114,11 +136,7 @@ class Service:
         if not abs(length - 1) < 1e-3:  # NaN too
             raise RuntimeError(f"{self._embedder.name} made a vector of length {length}, wanted 1.")
         return {
-            "status": "ok",
-            "model": self._embedder.name,
-            "fingerprint": self._fingerprint,
-            "embed_dim": self._embedder.embed_dim,
-            "device": str(self._embedder.device),
+            **self.health(),
             "indexed": None if self._index is None else await self._compute(len, self._index),
             "milliseconds": round(1000 * (time.perf_counter() - start), 1),
         }
@@ -126,11 +144,11 @@ class Service:
     # ---- batches ---------------------------------------------------------------------------------------------------
 
     async def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """-> (B, E), in batches with the texts of others."""
+        """-> (B, E); texts of concurrent requests share batches."""
         return _stack(await self._texts(texts), self._embedder.embed_dim)
 
     async def embed_all_images(self, images: Sequence[UploadedImage], field: str = "images") -> Tensor:
-        """-> (B, E), in batches with the images of others."""
+        """-> (B, E); images of concurrent requests share batches.  `field` names them in errors."""
         loop, names = asyncio.get_running_loop(), _names(images, field)
         decoding = [
             loop.run_in_executor(self._decoding, self._decode, image.data, name)
@@ -160,12 +178,12 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._computing, function, *given)
 
 
-def _query(asked: SearchAsked) -> Query:
-    if asked.text is not None:
-        return asked.text
-    if asked.image is not None:
-        return asked.image.data
-    return [(t.weight, t.image.data if t.image else t.text or "") for t in asked.terms or []]
+def _query(request: SearchRequest) -> Query:
+    if request.text is not None:
+        return request.text
+    if request.image is not None:
+        return request.image.data
+    return [(t.weight, t.image.data if t.image else t.text or "") for t in request.terms or []]
 
 
 def _names(images: Sequence[UploadedImage], field: str = "images") -> list[str]:
