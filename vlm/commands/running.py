@@ -8,9 +8,9 @@ import sys
 import threading
 import traceback
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections import namedtuple
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 from vlm.errors import DISTRIBUTION, VlmError
 
@@ -59,15 +59,18 @@ def _interrupted(debug: bool) -> int:
         traceback.print_exc()
     _say("stopped")
     # Python ends itself by SIGINT where KeyboardInterrupt passed through an evaluated string, handled or not (torch's
-    # import has many).  The next evaluated string clears that mark, and namedtuple evaluates one.
-    namedtuple("Cleared", ())
+    # import has many).  The next evaluated string clears that mark, and NamedTuple evaluates one.
+    NamedTuple("Cleared", [])
     return INTERRUPTED
 
 
 def _paths(args: Namespace) -> list[str]:
     """All texts and paths on the command line; which of them name files is not known here."""
-    values = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
-    return [str(value) for value in values if isinstance(value, (str, Path))]
+    found: list[str] = []
+    for value in vars(args).values():
+        items: list[Any] = value if isinstance(value, list) else [value]
+        found += [str(item) for item in items if isinstance(item, (str, Path))]
+    return found
 
 
 def _explain(error: Exception, debug: bool, given: list[str]) -> int:
