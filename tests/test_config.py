@@ -110,8 +110,8 @@ def test_lists_of_any_length_tables_and_configs_keep_what_they_hold() -> None:
         (Kinds, {"weights": {"x": 1, "y": "2", "z": 3}}, ["Kinds.weights.y is '2'; wanted float."]),
         (Kinds, {"weights": [1]}, ["Kinds.weights is [1]; wanted dict[str, float]."]),
         (Kinds, {"inner": VisionConfig()}, ["Kinds.inner is VisionConfig(", "; wanted vlm.config.CosineHeadConfig |"]),
-        (PreprocessConfig, {"mean": [0.5, 0.5]}, ["PreprocessConfig.mean is [0.5, 0.5]; wanted tuple"]),
-        (PreprocessConfig, {"mean": [0.5] * 4}, ["PreprocessConfig.mean is [0.5, 0.5, 0.5, 0.5]; wanted tuple"]),
+        (PreprocessConfig, {"mean": [0.5, 0.5]}, ["mean has 2 values and std 3"]),
+        (PreprocessConfig, {"mean": [0.5] * 4}, ["mean has 4 values and std 3"]),
         (PreprocessConfig, {"mean": [0.5, 0.5, "x"]}, ["PreprocessConfig.mean is 'x'; wanted float."]),
         (
             VisionConfig,
@@ -179,6 +179,10 @@ def test_a_image_that_patches_cannot_fill_is_refused(side: int | tuple[int, int]
         (PreprocessConfig, {"std": (0.5, 0.0, 0.5)}, "std must be positive"),
         (PreprocessConfig, {"crop_pct": 1.5}, r"crop_pct must be in \(0, 1\], got 1.5"),
         (PreprocessConfig, {"crop_pct": 0.0}, r"crop_pct must be in \(0, 1\], got 0.0"),
+        (PreprocessConfig, {"resize_side": 223}, "resize_side 223 is smaller than image_size 224"),
+        (PreprocessConfig, {"resize_side": 256, "crop_pct": 0.875}, "Give resize_side alone"),
+        (PreprocessConfig, {"mean": (0.5,)}, "mean has 1 values and std 3"),
+        (PreprocessConfig, {"mean": (), "std": ()}, "Give one per channel"),
         (PreprocessConfig, {"fill": 256}, "fill is a grey level 0..255, got 256"),
         (PreprocessConfig, {"fill": -1}, "fill is a grey level 0..255, got -1"),
         (CosineHeadConfig, {"embed_dim": 0}, "embed_dim must be positive, got 0"),
@@ -287,6 +291,35 @@ def test_the_other_defaults_are_clips() -> None:
     pixels, shape = PreprocessConfig(), config.vision.image_shape
     assert (pixels.mean, pixels.std) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     assert (pixels.image_shape, pixels.crop_pct) == (shape, 1)
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"),
+    [
+        ({"resize_side": 256}, {"crop_pct": 224 / 256}),
+        ({"resize_side": 248, "crop_rounding": "down"}, {"crop_pct": 224 / 248, "crop_rounding": "down"}),
+        (
+            {"image_size": 378, "resize_side": 384, "crop_rounding": "first"},
+            {"image_size": 378, "crop_rounding": "first"},
+        ),
+        ({"resize_side": (256, 240)}, None),  # a pair had no spelling
+        ({"resize_side": 400}, None),  # the fraction gave 399
+        ({"to_srgb": True}, None),
+    ],
+)
+def test_settings_that_give_the_pixels_of_an_older_spelling_have_its_identity(
+    newer: dict[str, Any], older: dict[str, Any] | None
+) -> None:
+    config = PreprocessConfig.from_dict({"resize": "squash"} | newer)
+    if older is None:
+        assert config.identity() == config.to_dict()
+        assert config.identity().keys() - PreprocessConfig().identity().keys() == newer.keys()
+        return
+    if "crop_pct" not in older:  # as versions before 2027 computed it for a patch convolution's crop
+        fraction = older["image_size"] / newer["resize_side"]
+        whole = math.floor(older["image_size"] / fraction) == newer["resize_side"]
+        older["crop_pct"] = fraction if whole else math.nextafter(fraction, 0)
+    assert config.identity() == PreprocessConfig.from_dict({"resize": "squash"} | older).to_dict()
 
 
 def test_an_unknown_size_lists_the_sizes() -> None:

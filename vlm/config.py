@@ -6,10 +6,13 @@ T text tokens, V vocabulary, E joint space.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+
+from vlm.errors import ConfigError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Projection = Literal["linear", "linear_bias", "none"]
@@ -21,12 +24,12 @@ class StrictConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain JSON or TOML values; raises `ValueError` naming every offender."""
+        """Build from plain JSON or TOML values; raises `ConfigError` naming every offender."""
         kinds = typing.get_type_hints(cls)
         names = {field.name: kinds[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise ValueError(" ".join(_unknown_setting(cls.__name__, name, list(names)) for name in unknown))
+            raise ConfigError(" ".join(_unknown_setting(cls.__name__, name, list(names)) for name in unknown))
         return cls(**{name: _convert(cls.__name__, name, value, names[name]) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def _convert(owner: str, name: str, value: Json | tuple[Any, ...] | StrictConfig
         for option in args:
             try:
                 return _convert(owner, name, value, option)
-            except ValueError:
+            except ConfigError:
                 continue
     elif origin is Literal or kind is Any:
         return value  # __post_init__ names the choices
@@ -67,50 +70,52 @@ def _convert(owner: str, name: str, value: Json | tuple[Any, ...] | StrictConfig
     elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
         return value
     wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise ValueError(f"{owner}.{name} is {value!r}; wanted {wanted}.")
+    raise ConfigError(f"{owner}.{name} is {value!r}; wanted {wanted}.")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """ValueError where one of these settings is 0 or less."""
+    """ConfigError where one of these settings is 0 or less."""
     for name in names:
         if getattr(config, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
+            raise ConfigError(f"{name} must be positive, got {getattr(config, name)}.")
 
 
 def check_fraction(config: Any, *names: str) -> None:
-    """ValueError where one of these settings is not in [0, 1)."""
+    """ConfigError where one of these settings is not in [0, 1)."""
     for name in names:
         if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
+            raise ConfigError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
 
 
 def check_share(config: Any, *names: str) -> None:
-    """ValueError where one of these settings is not in [0, 1]."""
+    """ConfigError where one of these settings is not in [0, 1]."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)}.")
+            raise ConfigError(f"{name} must be in [0, 1], got {getattr(config, name)}.")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
-    """ValueError where one of these settings is below 0."""
+    """ConfigError where one of these settings is below 0."""
     for name in names:
         if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
+            raise ConfigError(f"{name} must be 0 or more, got {getattr(config, name)}.")
 
 
 def check_choice(config: Any, name: str, choices: typing.Sequence[str]) -> None:
-    """ValueError where this setting is none of `choices`, with the nearest of them."""
+    """ConfigError where this setting is none of `choices`, with the nearest of them."""
     value = getattr(config, name)
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_suggest(str(value), choices)}")
+        raise ConfigError(
+            f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_suggest(str(value), choices)}"
+        )
 
 
 def _check_patches(side: int, patch_size: int) -> None:
     if side <= 0:
-        raise ValueError(f"image_size must be positive, got {side}.")
+        raise ConfigError(f"image_size must be positive, got {side}.")
     if left_over := side % patch_size:
         nearest = [near for near in (side - left_over, side - left_over + patch_size) if near]
-        raise ValueError(
+        raise ConfigError(
             f"image_size {side} is not a multiple of patch_size {patch_size}: {left_over} pixel{'s' * (left_over > 1)} "
             f"would be left over on each side. Nearest: {' and '.join(map(str, nearest))}."
         )
@@ -118,7 +123,7 @@ def _check_patches(side: int, patch_size: int) -> None:
 
 def _check_heads(width: int, num_heads: int) -> None:
     if width % num_heads:
-        raise ValueError(
+        raise ConfigError(
             f"width {width} is not a multiple of num_heads {num_heads}: each head needs width / num_heads."
         )
 
@@ -154,11 +159,11 @@ class VisionConfig(StrictConfig):
         check_choice(self, "pool", ("class", "mean", "attention"))
         check_fraction(self, "dropout", "drop_path")
         if self.pool == "class" and not self.class_token:
-            raise ValueError(
+            raise ConfigError(
                 "pool 'class' reads the class token, but class_token is false. Use pool 'mean' or 'attention'."
             )
         if self.norm_after_pool and self.pool != "mean":
-            raise ValueError(f"norm_after_pool goes with pool 'mean' only; pool is '{self.pool}'.")
+            raise ConfigError(f"norm_after_pool goes with pool 'mean' only; pool is '{self.pool}'.")
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -210,9 +215,9 @@ class TextConfig(StrictConfig):
         check_fraction(self, "dropout")
         for name in ("eot_id", "pad_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size} ids.")
+                raise ConfigError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size} ids.")
         if self.pool == "last" and not self.pad_to_context:
-            raise ValueError(
+            raise ConfigError(
                 "pool 'last' reads position T-1, so rows must be full: set pad_to_context = true, or pool 'eot'."
             )
 
@@ -234,7 +239,7 @@ class CLIPConfig(StrictConfig):
         for name, width in (("vision_proj", self.vision.width), ("text_proj", self.text.width)):
             check_choice(self, name, typing.get_args(Projection))
             if getattr(self, name) == "none" and width != self.embed_dim:
-                raise ValueError(
+                raise ConfigError(
                     f"{name} 'none' needs width {width} to equal embed_dim {self.embed_dim}. Use 'linear'."
                 )
 
@@ -253,36 +258,91 @@ class CosineHeadConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(StrictConfig):
-    """How an image becomes pixels (3, H, W).  Travels with the weights."""
+    """How an image becomes pixels (C, H, W).  It is stored with the weights.
+
+    The image is resized to `resize_shape` and then cut or padded to `image_shape`.
+    """
 
     image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
-    # shortest side then centre crop; longest side then pad; both sides
+    # crop: the shortest side becomes resize_side; pad: the longest; squash: both sides
     resize: Literal["crop", "pad", "squash"] = "crop"
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    crop_pct: float = 1.0  # timm: resize to image_size / crop_pct before the centre crop
+    resize_side: int | tuple[int, int] | None = None  # pixels, one side or (height, width), None: image_size
+    crop_pct: float = 1.0  # timm's and older folders' spelling: resize_side = floor(image_size / crop_pct)
     # half pixels: torchvision, OpenCLIP, timm even; Hugging Face down; first: cut from the top left (SigLIP 384 / 14)
     crop_rounding: Literal["even", "down", "first"] = "even"
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP, in units of 0..1
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP, in units of 0..1, one per channel
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fill: int = 255  # grey level of the padding, 0..255
+    to_srgb: bool = False  # convert images with an embedded colour profile to sRGB; False: as other libraries do
 
     def __post_init__(self) -> None:
         check_choice(self, "resize", ("crop", "pad", "squash"))
         check_choice(self, "interpolation", ("bicubic", "bilinear", "lanczos", "nearest"))
         check_choice(self, "crop_rounding", ("even", "down", "first"))
         if min(self.image_shape) <= 0:
-            raise ValueError(f"image_size must be positive, got {self.image_size}.")
+            raise ConfigError(f"image_size must be positive, got {self.image_size}. Give pixels, such as 224.")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}.")
+            raise ConfigError(f"crop_pct must be in (0, 1], got {self.crop_pct}.")
+        if self.resize_side is not None and self.crop_pct != 1:
+            raise ConfigError(
+                f"resize_side {self.resize_side} and crop_pct {self.crop_pct} both set the side before the crop. "
+                "Give resize_side alone."
+            )
+        if any(side < wanted for side, wanted in zip(self.resize_shape, self.image_shape, strict=True)):
+            raise ConfigError(
+                f"resize_side {self.resize_side} is smaller than image_size {self.image_size}: nothing would be left "
+                "to crop. Give at least image_size."
+            )
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ConfigError(f"mean has {len(self.mean)} values and std {len(self.std)}. Give one per channel.")
         if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}.")
+            raise ConfigError(f"std must be positive, got {self.std}.")
         if not 0 <= self.fill <= 255:
-            raise ValueError(f"fill is a grey level 0..255, got {self.fill}.")
+            raise ConfigError(f"fill is a grey level 0..255, got {self.fill}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON.  Settings that older versions lack are left out at their defaults."""
+        newer = {"resize_side": None, "to_srgb": False}
+        return {name: value for name, value in super().to_dict().items() if newer.get(name, ...) != value}
+
+    def identity(self) -> dict[str, Any]:
+        """`to_dict`, the same for settings that give the same pixels: what a model's fingerprint covers.
+
+        Earlier versions spelt every resize side as `crop_pct`.  Where that fraction gave the right side, it stands in
+        for `resize_side`, so that the fingerprints of models loaded by them stay valid.
+        """
+        values = self.to_dict()
+        if isinstance(self.resize_side, int) and isinstance(self.image_size, int):
+            exact = self.image_size / self.resize_side
+            spellings = (exact, math.nextafter(exact, 0)) if self.crop_rounding == "first" else (exact,)
+            for fraction in spellings:
+                if math.floor(self.image_size / fraction) == self.resize_side:
+                    del values["resize_side"]
+                    return values | {"crop_pct": fraction}
+        return values
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return _height_and_width(self.image_size)
+
+    @property
+    def resize_shape(self) -> tuple[int, int]:
+        """(height, width) that the image is resized to before it is cut, in pixels."""
+        if self.resize_side is not None:
+            return _height_and_width(self.resize_side)
+        height, width = self.image_shape
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+
+    @property
+    def channels(self) -> int:
+        """C: 1 is grey, 3 is RGB, 4 is RGB and opacity; other numbers are bands of an array."""
+        return len(self.mean)
+
+
+def _height_and_width(side: int | tuple[int, int]) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side
 
 
 # Named sizes: (D, L, h, F) of the image tower and (D, L, h, F) of the text tower, and E.
@@ -302,7 +362,7 @@ SIZES = ("mini", *_PATCHES)
 def named_size(name: str) -> CLIPConfig:
     """The CLIP architecture called `mini`, `S/16`, `B/32`, `B/16`, `L/14` ... with CLIP's ln_pre and no patch bias."""
     if name not in SIZES:
-        raise ValueError(f"There is no size '{name}'.{_suggest(name, SIZES)} Sizes: {', '.join(SIZES)}.")
+        raise ConfigError(f"There is no size '{name}'.{_suggest(name, SIZES)} Sizes: {', '.join(SIZES)}.")
     (width, depth, heads, mlp), (text_width, text_depth, text_heads, text_mlp), embed_dim = _TOWERS[name.split("/")[0]]
     mini = name == "mini"
     vision = VisionConfig(

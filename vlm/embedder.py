@@ -80,7 +80,7 @@ class Embedder:
         Backend onnx keeps it, since its vectors are the same to 1e-5; int8 has one of its own.
         """
         digest = hashlib.sha256()
-        preprocess = self._preprocess.config.to_dict() if self._preprocess else None
+        preprocess = self._preprocess.config.identity() if self._preprocess else None
         digest.update(json.dumps([self.model.config.to_dict(), preprocess], sort_keys=True).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -165,5 +165,7 @@ def _check_fit(config: CLIPConfig, tokenizer: Tokenizer | None, preprocess: Prep
             wrong.append(f"tokenizer eot_id {tokenizer.eot_id}, model {config.text.eot_id}")
     if preprocess is not None and preprocess.config.image_shape != config.vision.image_shape:
         wrong.append(f"preprocess image_size {preprocess.config.image_shape}, model {config.vision.image_shape}")
+    if preprocess is not None and preprocess.config.channels != config.vision.in_channels:
+        wrong.append(f"preprocess has {preprocess.config.channels} channels, model {config.vision.in_channels}")
     if wrong:
         raise ValueError(f"These parts do not belong together: {'; '.join(wrong)}. Take all three from one model.")

@@ -33,8 +33,8 @@ class Preprocess:
         self.config = config
         self.decoding: Decoding = decoding
         self._filter = Image.Resampling[config.interpolation.upper()]
-        self._mean = torch.tensor(config.mean).view(3, 1, 1)
-        self._std = torch.tensor(config.std).view(3, 1, 1)
+        self._mean = torch.tensor(config.mean).view(-1, 1, 1)
+        self._std = torch.tensor(config.std).view(-1, 1, 1)
 
     def __call__(self, image: ImageSource) -> Tensor:
         """-> float32 (3, H, W), normalised."""
@@ -124,7 +124,7 @@ class Preprocess:
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the whole image after resizing."""
-        scaled_height, scaled_width = (math.floor(side / self.config.crop_pct) for side in self.config.image_shape)
+        scaled_height, scaled_width = self.config.resize_shape
         if self.config.resize == "squash":
             return scaled_width, scaled_height
         if self.config.resize == "crop" and scaled_width == scaled_height:  # torchvision.transforms.Resize(side)
