@@ -40,7 +40,8 @@ def test_every_text_says_the_same_in_both_languages() -> None:
 
 
 def test_every_reason_to_refuse_an_image_has_its_text() -> None:
-    assert set(get_args(ImageReason)) <= set(TEXTS)
+    of_data_sets = {"no caption", "bad row"}
+    assert set(get_args(ImageReason)) - of_data_sets <= set(TEXTS)
 
 
 class _Read(HTMLParser):
