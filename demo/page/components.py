@@ -59,5 +59,5 @@ def image_box(label: str, placeholder: str, height: int) -> gr.Image:
 
 def image_and_examples(height: int = 300) -> tuple[gr.Image, gr.HTML]:
     """An image box with clickable example images below it."""
-    image = image_box("image", "drop_image", height)
+    image = image_box("image_label", "drop_image", height)
     return image, html_part(example_images([sample(file) for file in EXAMPLES["classify"]]))
