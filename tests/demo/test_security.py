@@ -215,7 +215,10 @@ def test_uploads_are_private_and_deleted_with_those_of_dead_processes(
 
 
 _HOLD = """
-import sys, time
+import signal, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # a run in the background ignores some
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from vlm.demo.server.signals import cleaned_up_on_signals
 from vlm.demo.server.uploads import private_upload_folder
 with cleaned_up_on_signals(), private_upload_folder() as folder:
@@ -228,7 +231,7 @@ with cleaned_up_on_signals(), private_upload_folder() as folder:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_uploads_are_deleted_on_every_signal_and_the_process_ends_by_it(tmp_path: Path, number: int) -> None:
     holding = subprocess.Popen(
-        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{_HOLD}"],
+        [sys.executable, "-c", _HOLD],
         env={**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
