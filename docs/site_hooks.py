@@ -1,23 +1,22 @@
-"""What `mkdocs build` has to be told of this repository; `mkdocs.yml` names this file under `hooks`.
+"""Hooks of `mkdocs build`; `mkdocs.yml` names this file under `hooks`.
 
-1. A page may link to any file of the repository.  What lies outside `docs/` is taken into the site, under `source/`:
-   Markdown as a page, other text as a page of code, anything else as it is.  So no address of a repository is needed.
-2. Equations become MathML while the site is built: the browser needs no script for them.
-3. Japanese pages say that they are Japanese, and a line break inside a Japanese sentence is no space.
-4. The finished site loads nothing from elsewhere, or the build fails.
+1. A page may link to any file of the repository.  Files outside `docs/` are added to the site under `source/`:
+   Markdown as a page, other text as a page of code, anything else as it is.
+2. Japanese pages have `lang="ja"` and the theme's Japanese words; a line break between two wide characters is removed.
+3. The language menu of each page links to the same page in the other language.
+4. The build fails if a page loads anything from another host.
 """
 
-import html
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert  # pyright: ignore[reportUnknownVariableType]
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +26,6 @@ LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".json": "json", 
 _CODE_OR_LINK = re.compile(r"^ *```.*?^ *```|`[^`\n]+`|(\]\()([^)\s]+)(\))", re.MULTILINE | re.DOTALL)
 _WIDE = "[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]"  # kana, kanji, full-width signs
 _PRE_OR_BREAK = re.compile(rf"(<pre.*?</pre>)|(?<={_WIDE})\n(?={_WIDE})", re.DOTALL)
-_MATHS = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>"
     r"|<link\b(?![^>]*rel=[\"']?(?:canonical|alternate))[^>]*\bhref=[\"']?(?:https?:)?//[^>]*>"
@@ -64,24 +62,27 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Equations to MathML; Japanese sentences in one piece."""
-
-    def drawn(found: re.Match[str]) -> str:
-        tex = html.unescape(found[2]).strip()
-        try:
-            return convert(tex, display="block" if found[1] == "div" else "inline")
-        except Exception as error:  # latex2mathml raises many kinds
-            raise PluginError(f"{page.file.src_uri}: this equation cannot be drawn, {error!r}: {tex}") from error
-
-    content = _MATHS.sub(drawn, content)
+    """Removes line breaks inside Japanese sentences, which browsers would show as spaces."""
     return _PRE_OR_BREAK.sub(lambda found: found[1] or "", content) if _japanese(page) else content
 
 
+def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, nav: Navigation) -> dict[str, Any]:
+    """The theme's words in the language of the page, and a language menu that stays on the page."""
+    config.theme["language"] = "ja" if _japanese(page) else "en"
+    pages = {english.file.src_uri: english.file.url for english in nav.pages}
+    config.extra["alternate"] = [
+        {"name": name, "lang": language, "link": pages[uri] or "."}
+        for name, language, uri in (("English", "en", _in_english(page)), ("日本語", "ja", _in_japanese(page)))
+        if uri in pages
+    ]
+    return context
+
+
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """The language of the page, and no address from which it loads anything."""
+    """Raises PluginError where a page loads anything from another host."""
     if loaded := _LOADED.search(output):
-        raise PluginError(f"{page.file.src_uri}: loads from elsewhere: {loaded[0]}. Take the file into docs/.")
-    return output.replace('<html lang="en"', '<html lang="ja"', 1) if _japanese(page) else output
+        raise PluginError(f"{page.file.src_uri}: loads from another host: {loaded[0]}. Copy the file into docs/.")
+    return output
 
 
 def _taken_in(path: str, config: MkDocsConfig) -> File:
@@ -131,3 +132,15 @@ def _repository_path(uri: str) -> str:
 
 def _japanese(page: Page) -> Any:
     return page.file.src_uri.endswith(".ja.md") or page.file.src_uri.startswith("guide/ja/")
+
+
+def _in_english(page: Page) -> str:
+    uri = page.file.src_uri
+    return uri.replace("guide/ja/", "guide/en/", 1) if uri.startswith("guide/ja/") else uri.replace(".ja.md", ".md")
+
+
+def _in_japanese(page: Page) -> str:
+    uri = _in_english(page)
+    return (
+        uri.replace("guide/en/", "guide/ja/", 1) if uri.startswith("guide/en/") else f"{uri.removesuffix('.md')}.ja.md"
+    )
