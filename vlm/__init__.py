@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm.checkpoint.backbone import Backbone, load_backbone
     from vlm.checkpoint.load import load, load_classifier
     from vlm.checkpoint.save import save
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vlm.loss import clip_loss, siglip_loss
     from vlm.metrics import chance_recall_at_k, recall_at_k, top_k_accuracy
     from vlm.models.clip import CLIP
+    from vlm.models.external import ExternalModel
     from vlm.models.text import TextTransformer
     from vlm.models.vision import VisionTransformer, ViTClassifier
     from vlm.tokenizers.load import load_tokenizer
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
 _HOME = {  # public name -> its module; the imports above say the same to type checkers
+    "Backbone": "checkpoint.backbone",
     "CLIP": "models.clip",
     "CLIPConfig": "config",
     "Embedder": "embedder",
     "EmbeddingIndex": "index.embedding_index",
+    "ExternalModel": "models.external",
     "Hit": "index.search",
     "ImageError": "errors",
     "Preprocess": "images.preprocess",
@@ -52,6 +56,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "export": "interop.exports",
     "find_images": "images.finding",
     "load": "checkpoint.load",
+    "load_backbone": "checkpoint.backbone",
     "load_classifier": "checkpoint.load",
     "load_tokenizer": "tokenizers.load",
     "named_size": "config",
@@ -64,9 +69,11 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
 
 __all__ = [
     "CLIP",
+    "Backbone",
     "CLIPConfig",
     "Embedder",
     "EmbeddingIndex",
+    "ExternalModel",
     "Hit",
     "ImageError",
     "Preprocess",
@@ -85,6 +92,7 @@ __all__ = [
     "export",
     "find_images",
     "load",
+    "load_backbone",
     "load_classifier",
     "load_tokenizer",
     "named_size",

@@ -17,6 +17,7 @@ from vlm.config import CLIPConfig
 from vlm.images.open import ImageSource
 from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
+from vlm.models.external import ExternalModel
 from vlm.onnx.backends import OnnxCLIP
 from vlm.tokenizers.protocol import Tokenizer
 
@@ -26,14 +27,15 @@ class Embedder:
 
     def __init__(
         self,
-        model: CLIP,
+        model: CLIP | ExternalModel,
         tokenizer: Tokenizer | None,
         preprocess: Preprocess | None,
         *,
         name: str = "model",
         calibration: Calibration | None = None,
     ):
-        _check_fit(model.config, tokenizer, preprocess)
+        if isinstance(model, CLIP):
+            _check_fit(model.config, tokenizer, preprocess)
         self.model = model
         self.name = name
         self.calibration = calibration  # of these weights: training goes on without it
@@ -71,7 +73,7 @@ class Embedder:
     @property
     def embed_dim(self) -> int:
         """E."""
-        return self.model.config.embed_dim
+        return self.model.embed_dim
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +83,7 @@ class Embedder:
         """
         digest = hashlib.sha256()
         preprocess = self._preprocess.config.identity() if self._preprocess else None
-        digest.update(json.dumps([self.model.config.to_dict(), preprocess], sort_keys=True).encode())
+        digest.update(json.dumps([self.model.identity_dict(), preprocess], sort_keys=True).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -112,7 +114,7 @@ class Embedder:
         if not len(texts):
             return embeds
         ids = self.tokenizer(list(texts))  # (B, T)
-        lengths = self.model.text.lengths(ids)  # (B,)
+        lengths = self.model.text_lengths(ids)  # (B,)
         for rows in torch.split(lengths.argsort(stable=True), batch_size):
             with self._evaluating():
                 batch = ids[rows, : int(lengths[rows].max())]

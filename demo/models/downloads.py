@@ -26,15 +26,15 @@ def is_remote(source: str) -> bool:
 
 
 def size(source: str) -> int | None:
-    """Download size in bytes, None if unknown.  Asks the hub and downloads nothing."""
-    from vlm.interop.hub import downloads as hub
+    """Download size in bytes, None if unknown.  Asks the hub and downloads small configs only."""
+    from vlm.interop.sources import plan
 
     with _page_errors():
-        return hub.about(_checked(source)).size
+        return plan(_checked(source), "clip").size
 
 
 def download(source: str, *, pause: float = 0.5) -> Iterator[DownloadProgress]:
-    """Download a model into the cache of huggingface_hub, and yield the progress.
+    """Download a model into the cache that all libraries share, and yield the progress.
 
     Args:
         source: a name that begins with hf: or openclip:.
@@ -43,17 +43,20 @@ def download(source: str, *, pause: float = 0.5) -> Iterator[DownloadProgress]:
     Raises:
         PageError: the hub refuses, or cannot be reached.
     """
-    from vlm.interop.hub import downloads as hub
+    from vlm.interop.sources import plan
 
     source = _checked(source)
+    done = [0]
+
+    def told(here: int, _: int) -> None:
+        done[0] = here
+
     with _page_errors(), ThreadPoolExecutor(1) as threads:
-        try:
-            about = hub.about(source)
-        except ValueError:  # offline; the model may be in the cache
-            about = hub.About(None, None)
-        fetching = threads.submit(hub.bring, source)
+        wanted = plan(source, "clip")
+        size = wanted.size
+        fetching = threads.submit(wanted.fetch, told)
         while not wait([fetching], pause).done:
-            yield DownloadProgress(_bytes_below(about.folder), about.size)
+            yield DownloadProgress(done[0], size)
         fetching.result()
 
 
@@ -85,16 +88,3 @@ def _checked(source: str) -> str:
     if not isinstance(source, str) or not is_remote(source.strip()):
         raise PageError("not_remote", name=str(source)[:80])
     return source.strip()
-
-
-def _bytes_below(folder: Path | None) -> int:
-    """Bytes of all files in the cache folder of one model, unfinished ones included."""
-    if folder is None or not folder.is_dir():
-        return 0
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += 0 if path.is_symlink() or not path.is_file() else path.stat().st_size
-        except OSError:  # renamed in the meantime
-            continue
-    return total

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import vlm
+from tests.support.fake_hub import FakeHub, fake_hub, reach  # noqa: F401
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.demo.models import downloads
 from vlm.demo.models.comparison import compare, threads
-from vlm.demo.models.registry import ModelRegistry, find_models, without_header
+from vlm.demo.models.registry import ModelRegistry, find_models, is_loopback, without_header
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.samples import SAMPLES
 from vlm.images.preprocess import Preprocess
-from vlm.interop.hub import downloads as hub
 from vlm.models.vision import ViTClassifier
 
 DOG = SAMPLES / "fxemoji" / "dog.webp"
@@ -88,6 +88,15 @@ def test_a_model_is_loaded_once_until_it_is_saved_anew(place: Path, tiny_embedde
     assert registry.embedder("runs/tiny") is not first
 
 
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("[::1]", True), ("127.9.9.9", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("my-machine", False), ("", False)],
+)  # fmt: skip
+def test_only_loopback_is_one_s_own_page(host: str, alone: bool) -> None:
+    assert is_loopback(host) == alone
+
+
 def test_compared_models_rank_as_the_library_does(tiny_embedder: vlm.Embedder) -> None:
     names = ["犬", "a cat", "車"]
     one, other = compare([("a", tiny_embedder), ("b", tiny_embedder)], DOG, names)
@@ -105,55 +114,25 @@ def test_a_card_is_shown_without_the_header_of_the_hub() -> None:
     assert without_header("# Title\n") == "# Title"
 
 
-# ---- remote models: the hub is played by a folder ------------------------------------------------------------------
+# ---- models on a hub -------------------------------------------------------------------------------------------------
 
 
-def test_a_download_is_watched_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bring(source: str) -> None:
-        assert source == "hf:org/name"
-        (tmp_path / "blobs").mkdir()
-        (tmp_path / "blobs" / "weights.incomplete").write_bytes(bytes(1000))
-        seen.wait(10)
-
-    import threading
-
-    seen = threading.Event()
-    monkeypatch.setattr(hub, "about", lambda source: hub.About(4000, tmp_path))
-    monkeypatch.setattr(hub, "bring", bring)
-    steps: list[downloads.DownloadProgress] = []
-    for progress in downloads.download(" hf:org/name ", pause=0.01):
-        steps.append(progress)
-        if progress.done == 1000:
-            seen.set()
-    assert steps[-1] == (1000, 4000)
-    assert downloads.size("hf:org/name") == 4000
+def test_a_download_is_watched_until_it_is_there(fake_hub: FakeHub) -> None:  # noqa: F811
+    fake_hub.add("org/name", {"config.json": b'{"model_type": "clip"}', "model.safetensors": bytes(4000)})
+    size = downloads.size("hf:org/name")
+    steps = list(downloads.download(" hf:org/name ", pause=0.001))
+    assert size == 4000 and all(step.total == 4000 and step.done <= 4000 for step in steps)
+    assert downloads.size("hf:org/name") == 0
+    assert fake_hub.downloads().count("model.safetensors") == 1
 
 
-def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **__: Any) -> Any:
-        raise ConnectionError("no route\nto host")
-
-    from huggingface_hub import HfApi
-
-    monkeypatch.setattr(HfApi, "model_info", offline)
-    monkeypatch.setattr(hub, "fetch", lambda repo: (_ for _ in ()).throw(ValueError("The hub cannot be reached.")))
+def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach("http://127.0.0.1:9", tmp_path, monkeypatch)
     assert key_of(downloads.size, "hf:org/name") == "cannot_fetch"
     assert key_of(lambda: list(downloads.download("hf:org/name", pause=0.01))) == "cannot_fetch"
     for name in ("mini", "/etc/passwd", "https://a.example", ""):
         assert key_of(downloads.size, name) == "not_remote"
     assert key_of(downloads.size, "hf:no-slash") == "cannot_fetch"
-
-
-def test_the_size_counts_one_form_of_the_weights_and_the_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from huggingface_hub import HfApi
-
-    sizes = {"model.safetensors": 100, "pytorch_model.bin": 900, "config.json": 7, "notes.md": 50, "README.md": 3}
-    files = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
-    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
-    assert hub.about("hf:org/name").size == 110
-    assert str(hub.about("hf:org/name").folder).endswith("models--org--name")
 
 
 def test_the_thread_count_said_is_torch_s() -> None:

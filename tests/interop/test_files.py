@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.foreign_models import clip_config, randomise
+from vlm.errors import VlmError
 from vlm.interop.formats import huggingface, openclip
 from vlm.interop.loading import load_foreign, load_foreign_classifier
-from vlm.interop.tensor_files import find_weights, read_tensors
+from vlm.interop.tensor_files import read_tensors
 from vlm.models.clip import CLIP
 
 MARKER = Path("marker-of-executed-code")
@@ -220,7 +221,7 @@ def test_a_damaged_or_hostile_source_is_refused_in_one_line(
     for path in (good / layout).iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     damage(folder)
-    with pytest.raises(ValueError, match=r"\w+") as refused:
+    with pytest.raises(VlmError) as refused:
         load_foreign(str(folder))
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.rglob(MARKER.name))
@@ -240,23 +241,6 @@ def test_all_unknown_names_are_listed_at_once(good: Path, tmp_path: Path) -> Non
     (tmp_path / "open_clip_config.json").write_text((good / "openclip" / "open_clip_config.json").read_text())
     with pytest.raises(ValueError, match=r"2 of \d+ tensors have names this format does not use: one.more, two.more"):
         load_foreign(str(tmp_path))
-
-
-def test_in_a_folder_safe_files_go_before_pickled_ones_and_openclips_own_names_before_the_rest(tmp_path: Path) -> None:
-    safe = ["open_clip_model.safetensors", "model.safetensors", "model.safetensors.index.json"]
-    pickled = ["open_clip_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.pth"]
-    for name in (*reversed(safe + pickled), "another.safetensors", "a.pt"):
-        (tmp_path / name).touch()
-    assert find_weights(tmp_path, ("absent.pt", "a.pt")) == tmp_path / "a.pt"
-    for name in safe + pickled:
-        assert find_weights(tmp_path) == tmp_path / name
-        (tmp_path / name).unlink()
-    (tmp_path / "a.pt").rename(tmp_path / "a.txt")
-    assert find_weights(tmp_path) == tmp_path / "another.safetensors"  # the only one
-    (tmp_path / "another.safetensors").unlink()
-    line = f"{tmp_path} holds no weights: wanted a file ending in .safetensors, .pt, .pth, .bin, .npz."
-    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
-        find_weights(tmp_path)
 
 
 ONE = torch.ones(1)
@@ -333,16 +317,8 @@ def test_shards_that_do_not_fit_their_list_are_refused_with_the_reason(
         read_tensors(path)
 
 
-def test_several_weight_files_without_a_usual_name_are_not_chosen_from(tmp_path: Path) -> None:
-    for name in ("a.pt", "b.pt"):
-        torch.save({"x": torch.zeros(1)}, tmp_path / name)
-    with pytest.raises(ValueError, match=r"several weight files: a.pt, b.pt. Name one"):
-        find_weights(tmp_path)
-    assert list(read_tensors(tmp_path / "a.pt")) == ["x"]
-
-
 def test_a_clip_is_no_classifier_and_a_missing_source_says_what_is_wanted(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a CLIP .* Open it with vlm.load"):
+    with pytest.raises(ValueError, match=r"is a CLIP.* Open it with vlm\.load"):
         load_foreign_classifier(str(good / "openclip"))
-    with pytest.raises(ValueError, match="wanted openclip:NAME/TAG, hf:org/name, a folder or a file"):
+    with pytest.raises(ValueError, match=r"wanted a short name .*openclip:NAME/TAG, hf:ORG/NAME, a folder or a file"):
         load_foreign(str(tmp_path / "nowhere"))

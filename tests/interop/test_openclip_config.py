@@ -14,8 +14,9 @@ from open_clip.transform import PreprocessCfg
 
 from tests.support.foreign_models import clip_config, siglip_config
 from vlm.config import PreprocessConfig, VisionConfig
-from vlm.interop.formats import openclip_config
-from vlm.interop.formats.openclip_config import ModelCfg, from_config, to_config, to_preprocess, write_preprocess
+from vlm.interop.formats import openclip_writing
+from vlm.interop.formats.openclip_config import ModelCfg, to_config, to_preprocess
+from vlm.interop.formats.openclip_writing import from_config, write_preprocess
 from vlm.interop.formats.timm import named
 
 # pyright: reportPrivateUsage=false
@@ -195,7 +196,7 @@ def test_a_siglip_tower_is_known_by_timms_name_where_timm_has_it() -> None:
                     image_size=side, patch_size=patch, width=width, depth=depth, mlp_dim=mlp_dim, pool="attention",
                     class_token=False, num_heads=said.num_heads, activation=said.activation, norm_eps=said.norm_eps,
                 )  # fmt: skip
-                assert openclip_config._siglip_trunk(vision) == (name if timm.is_model(name) else None), name
+                assert openclip_writing._siglip_trunk(vision) == (name if timm.is_model(name) else None), name
                 known += timm.is_model(name)
                 for change in (
                     {"num_heads": 2},
@@ -205,7 +206,7 @@ def test_a_siglip_tower_is_known_by_timms_name_where_timm_has_it() -> None:
                     {"image_size": (side, 2 * side)},
                     {"image_size": (2 * side, side)},
                 ):
-                    assert openclip_config._siglip_trunk(dataclasses.replace(vision, **change)) is None
+                    assert openclip_writing._siglip_trunk(dataclasses.replace(vision, **change)) is None
     assert known > 10
 
 

@@ -1,20 +1,26 @@
 """Opens a model: a folder of ours, or foreign weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlm.calibration import Calibration
-from vlm.checkpoint.sources import own_folder, read_config
+from vlm.checkpoint.sources import locate, read_config
 from vlm.checkpoint.weights import fill, read_weights, unfilled
 from vlm.config import Activation, CLIPConfig, CosineHeadConfig, Json, PreprocessConfig, VisionConfig
 from vlm.embedder import Embedder
+from vlm.errors import CheckpointError, InputError, OtherKind
 from vlm.images.preprocess import Preprocess
+from vlm.interop.formats.foreign import Foreign
+from vlm.interop.names.catalog import source_of
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx.backends import Backend, check, run_by
 from vlm.tokenizers.load import load_tokenizer
+
+if TYPE_CHECKING:
+    from vlm.interop.external.external_clip import ExternalClip
 
 
 def load(
@@ -26,27 +32,53 @@ def load(
     activation: Activation | None = None,
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    trust_remote_code: bool = False,
 ) -> Embedder:
-    """`mini`, a folder we saved, or a foreign model (`vlm/interop`) -> Embedder, float32, ready to use.
+    """Open a model, float32, ready to use.
 
-    `backend`: "onnx" and "int8" run the encoders by ONNX Runtime (`vlm/onnx/backends.py`), on the CPU; int8 rounds.
-    The options after it are for foreign models: what neither weights nor config say, and another image size.
+    Args:
+        source: `mini` or another short name (`vlm models`), a folder that `save` wrote, or a model of another library:
+            "openclip:NAME/TAG", "hf:ORG/NAME", a folder or file (`vlm/interop/sources.py`).
+        device: where the weights go.
+        backend: "onnx" and "int8" run the encoders by ONNX Runtime on the CPU (`vlm/onnx/backends.py`); int8 rounds.
+        num_heads: of a foreign image encoder, where neither its weights nor its config say it.
+        activation: likewise.
+        norm_eps: likewise.
+        image_size: pixels; resizes the position embeddings of a foreign model.
+        trust_remote_code: run Python code that comes with a model of the hub, where it needs such code.
+
+    Returns:
+        An `Embedder`.  Its `model` is a `CLIP`, or an `ExternalModel` where another library computes it.
+
+    Raises:
+        CheckpointError: the model is missing, damaged or of no known kind.
+        OtherKind: the source is a ViT without texts.
+        HubError: the hub cannot be reached, or refuses.
     """
     check(backend)
-    folder = own_folder(source)
-    if folder is None:
-        from vlm.interop.loading import load_foreign  # only those who need it wait for it
+    named, source = source, source_of(str(source)) if isinstance(source, str) else source
+    found = locate(source, "clip")
+    if not isinstance(found, Path):
+        from vlm.interop.loading import load_dual_encoder  # only those who need it wait for it
 
-        foreign = load_foreign(
-            str(source), num_heads=num_heads, activation=activation, norm_eps=norm_eps, image_size=image_size
+        foreign = load_dual_encoder(
+            str(source),
+            num_heads=num_heads,
+            activation=activation,
+            norm_eps=norm_eps,
+            image_size=image_size,
+            trust_remote_code=trust_remote_code,
+            files=found,
         )
+        if not isinstance(foreign, Foreign):
+            return _external(foreign, _name(named), device, backend)
         with unfilled():
             model = CLIP(foreign.config)
         fill(model, foreign.state, str(source))
         tokenizer, preprocess, calibration = foreign.tokenizer, foreign.preprocess, None
     else:
         _check_no_options(source, num_heads, activation, norm_eps, image_size)
-        config = read_config(folder, "clip")
+        folder, config = found, read_config(found, "clip")
         model_config = CLIPConfig.from_dict(config["model"])
         with unfilled():
             model = CLIP(model_config)
@@ -54,9 +86,8 @@ def load(
         tokenizer = load_tokenizer(folder) if config["tokenizer"] else None
         preprocess = _preprocess_config(config)
         calibration = Calibration.from_dict(config["calibration"]) if config.get("calibration") else None
-    name = str(source) if ":" in str(source) else Path(source).expanduser().absolute().name  # "hf:org/name" stays whole
     prepare = Preprocess(preprocess) if preprocess else None
-    embedder = Embedder(model.to(device).eval(), tokenizer, prepare, name=name, calibration=calibration)
+    embedder = Embedder(model.to(device).eval(), tokenizer, prepare, name=_name(named), calibration=calibration)
     if backend != "torch":
         embedder.model = run_by(embedder.model, backend, key=embedder.fingerprint)
     return embedder
@@ -71,39 +102,68 @@ def load_classifier(
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> ViTClassifier:
-    """A folder we saved, or a foreign ViT -> ViTClassifier with `.labels` and `.preprocess`.
+    """Open a ViT with classes; `.labels` and `.preprocess` come with it.
 
-    The options are those of `load`; the book's `vit.pth` needs `num_heads`.
+    Args:
+        source: a folder that `save` wrote, or a ViT of timm, Hugging Face, torchvision, big_vision or the book.
+        device: where the weights go.
+        num_heads: as in `load`; the book's `vit.pth` needs it.
+        activation: as in `load`.
+        norm_eps: as in `load`.
+        image_size: as in `load`.
+
+    Raises:
+        OtherKind: the source is a CLIP, or a ViT without a head (`load_backbone`).
+        CheckpointError: the model is missing, damaged or of no known kind.
+        HubError: the hub cannot be reached, or refuses.
     """
-    folder = own_folder(source)
-    if folder is None:
+    found = locate(source, "vit")
+    if not isinstance(found, Path):
         from vlm.interop.loading import load_foreign_classifier
 
         foreign = load_foreign_classifier(
-            str(source), num_heads=num_heads, activation=activation, norm_eps=norm_eps, image_size=image_size
+            str(source),
+            num_heads=num_heads,
+            activation=activation,
+            norm_eps=norm_eps,
+            image_size=image_size,
+            files=found,
         )
         if not foreign.num_classes:
-            raise ValueError(
-                f"{source} is a ViT without a head, so it names no classes. Train one on it, or use its features."
+            raise OtherKind(
+                f"{source} is a ViT without a head, so it names no classes. Open it with vlm.load_backbone, or train a "
+                "head on it: vlm probe, vlm train."
             )
         config, num_classes, labels, head = foreign.config, foreign.num_classes, foreign.labels, None
-        answers: dict[str, Any] = {}
         preprocess, weights = foreign.preprocess, foreign.state
     else:
         _check_no_options(source, num_heads, activation, norm_eps, image_size)
-        saved = read_config(folder, "vit_classifier")
+        folder, saved = found, read_config(found, "vit_classifier")
         config, num_classes, labels = VisionConfig.from_dict(saved["model"]), len(saved["labels"]), saved["labels"]
         head: Json = saved.get("head")  # None is linear
         if not isinstance(head, dict | None):
-            raise ValueError(f"{folder}: head is {head!r}; wanted the settings of a CosineHead, or null.")
+            raise CheckpointError(f"{folder}: head is {head!r}; wanted the settings of a CosineHead, or null.")
         preprocess, weights = _preprocess_config(saved), read_weights(folder / "model.safetensors")
-        answers = {name: saved[name] for name in ("problem", "thresholds") if name in saved}
     prepare = Preprocess(preprocess) if preprocess else None
     with unfilled():
         cosine = CosineHead(CosineHeadConfig.from_dict(head), config.width, num_classes) if head else None
-        model = ViTClassifier(config, num_classes, labels=labels, preprocess=prepare, head=cosine, **answers)
+        model = ViTClassifier(config, num_classes, labels=labels, preprocess=prepare, head=cosine)
     fill(model, weights, str(source))
     return model.to(device).eval()
+
+
+def _name(source: str | Path) -> str:
+    """A folder's name; "hf:org/name" and its like stay whole."""
+    return str(source) if ":" in str(source) else Path(source).expanduser().absolute().name
+
+
+def _external(found: "ExternalClip", name: str, device: str | torch.device, backend: Backend) -> Embedder:
+    if backend != "torch":
+        raise InputError(
+            f"{name} is an external model, computed by {found.model.library}: backend {backend} needs layers of this "
+            "library. Use backend torch."
+        )
+    return Embedder(found.model.to(device).eval(), found.tokenizer, found.preprocess, name=name)
 
 
 def _preprocess_config(config: dict[str, Any]) -> PreprocessConfig | None:
@@ -112,7 +172,7 @@ def _preprocess_config(config: dict[str, Any]) -> PreprocessConfig | None:
 
 def _check_no_options(source: str | Path, *options: object) -> None:
     if any(option is not None for option in options):
-        raise ValueError(
+        raise CheckpointError(
             f"{source} is a model of ours and says everything itself: leave out num_heads, activation, norm_eps and "
             "image_size."
         )

@@ -1,42 +1,70 @@
 """Which model folder a source names, and what its config.json says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from vlm.atomic import set_aside
 from vlm.checkpoint.manifest import verify
 from vlm.config import Json
-from vlm.errors import OtherKind
+from vlm.errors import CheckpointError, OtherKind
+from vlm.interop.names.catalog import catalog
+from vlm.interop.selection import OUR_FORMAT, Purpose
+from vlm.interop.sources import Files, plan
 
 BUNDLED = {"mini": Path(__file__).parents[1] / "assets" / "mini"}
-FORMAT = "vlm-1"
+FORMAT = OUR_FORMAT
 
 
-def own_folder(source: str | Path) -> Path | None:
-    """The folder of a model in our format, None for a foreign one.  `./mini` is a folder, `mini` the bundled model."""
-    if str(source) in BUNDLED:
-        return BUNDLED[str(source)]
-    if str(source).startswith("hf:"):
-        from vlm.interop.hub import downloads as hub
+def locate(source: str | Path, purpose: Purpose) -> Path | Files | None:
+    """Find what a source names.
 
-        folder = hub.fetch(str(source).removeprefix("hf:"))
-    elif str(source).startswith("openclip:"):
+    Args:
+        source: `mini`, a short name's source, a folder, a file, "openclip:..." or "hf:...".  `./mini` is a folder.
+        purpose: "clip" or "vit", which of a repository's models is meant.
+
+    Returns:
+        The folder of a model in our format; the files of a model on the hub, downloaded; None for any other, which
+        `vlm/interop` opens.
+
+    Raises:
+        CheckpointError: there is no such model, or its folder is not whole.
+        HubError: a model on the hub cannot be had.
+    """
+    name = str(source)
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if name.startswith("hf:"):
+        files = plan(name, purpose).fetch()
+        return files.folder if files.family == "vlm" else files
+    if name.startswith("openclip:"):
         return None
-    else:
-        folder = Path(source).expanduser().absolute()
-        folder = folder if folder.exists() else set_aside(folder)
-        if not folder.exists():
-            known = ", ".join(f"'{name}'" for name in BUNDLED)
-            raise ValueError(
-                f"There is no model '{source}': not {known}, not a path. Remote models begin with openclip: or hf:."
-            )
-    if (folder / "manifest.json").is_file():
-        return folder
-    config = folder / "config.json"
-    if config.is_file() and f'"format": "{FORMAT}"' in config.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"{folder / 'manifest.json'} is missing. Copy the model folder again, whole.")
-    return None
+    folder = Path(source).expanduser().absolute()
+    folder = folder if folder.exists() else set_aside(folder)
+    if not folder.exists():
+        hub = f" Did you mean hf:{name}?" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else ""
+        raise CheckpointError(
+            f"There is no model '{name}': it is no short name ({', '.join(catalog())}) and no path.{hub} Models on the "
+            "hub begin with hf: or openclip:."
+        )
+    return folder if folder.is_dir() and is_own(folder) else None
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `save` wrote this folder: its config.json or its manifest.json is of our form.
+
+    Raises:
+        CheckpointError: the config is ours and manifest.json is missing.
+    """
+    config, manifest = folder / "config.json", folder / "manifest.json"
+    ours = config.is_file() and f'"format": "{OUR_FORMAT}"' in config.read_text(encoding="utf-8", errors="replace")
+    if manifest.is_file():
+        text = manifest.read_text(encoding="utf-8", errors="replace")
+        return ours or ('"files"' in text and '"sha256"' in text)
+    if ours:
+        raise CheckpointError(f"{manifest} is missing. Copy the model folder again, whole.")
+    return False
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
@@ -44,7 +72,9 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     verify(folder)
     config: Json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'config.json'} is not of format {FORMAT!r}, the one this version of vlm reads.")
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not of format {FORMAT!r}, the one this version of vlm reads."
+        )
     if config.get("kind") != kind:
         opener = {"clip": "vlm.load", "vit_classifier": "vlm.load_classifier"}.get(
             str(config.get("kind")), "a newer vlm"
@@ -54,7 +84,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
         )
     missing = {"model", "preprocess", "tokenizer", *(["labels"] if kind == "vit_classifier" else [])} - config.keys()
     if missing:
-        raise ValueError(
+        raise CheckpointError(
             f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}. Save the model again with vlm.save."
         )
     return config

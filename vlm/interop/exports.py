@@ -9,7 +9,7 @@ from torch import nn
 from vlm import atomic
 from vlm.embedder import Embedder
 from vlm.errors import InputError
-from vlm.interop.formats import huggingface, huggingface_vit, openclip, openclip_config, timm
+from vlm.interop.formats import huggingface, huggingface_vit, openclip, openclip_config, openclip_writing, timm
 from vlm.interop.formats.foreign import write_json
 from vlm.interop.formats.huggingface_processor import full_side, write_processor
 from vlm.interop.formats.tables import State
@@ -51,7 +51,7 @@ def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:
         write_tokenizer(folder, tokenizer, cleaned=clean in openclip_config.CLEANING)
     settings = {"model_cfg": model_cfg}
     if preprocess is not None:
-        settings["preprocess_cfg"] = openclip_config.write_preprocess(preprocess.config)
+        settings["preprocess_cfg"] = openclip_writing.write_preprocess(preprocess.config)
     write_json(folder / "open_clip_config.json", settings)
     safetensors.torch.save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 

@@ -1,19 +1,20 @@
-"""Foreign weights, both ways, by tables: read once, at the door, into our config and our names.
+"""Opens models of other libraries: reads them into our config and our names, or lets their own library compute them.
 
-The weights' names tell the layout, the config beside them what weights cannot tell; where both are silent we refuse.
+The names of the tensors tell the layout, the config beside them what tensors cannot tell; where both are silent the
+model is refused.
 """
 
 import dataclasses
-import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from vlm.config import Activation, CLIPConfig, PreprocessConfig, VisionConfig
-from vlm.errors import CheckpointError, OtherKind
+from vlm.errors import CheckpointError, InputError, OtherKind, VlmError
+from vlm.interop.checks import check_clip, check_vit, resized, with_tokenizer_ids
+from vlm.interop.external.external_clip import ExternalClip
+from vlm.interop.external.opening import load_external
 from vlm.interop.formats import (
     big_vision,
     huggingface,
@@ -27,32 +28,68 @@ from vlm.interop.formats import (
 from vlm.interop.formats.foreign import Foreign, ForeignClassifier, Hints, read_json
 from vlm.interop.formats.huggingface_processor import read_processor, whole_image
 from vlm.interop.formats.tables import State
-from vlm.interop.hub import downloads as hub
-from vlm.interop.tensor_files import find_weights, read_tensors
+from vlm.interop.hub.openclip_registry import all_models
+from vlm.interop.layouts import check_config, config_beside, recognise
+from vlm.interop.selection import NATIVE_CLIPS
+from vlm.interop.sources import Files, plan
+from vlm.interop.tensor_files import read_tensors
 from vlm.interop.tokenizer_files import read_tokenizer
-from vlm.models.clip import CLIP
-from vlm.models.vision import ViTClassifier, resize_pos_embed
 from vlm.tokenizers.clip_bpe import CLIP_VOCAB, CLIPTokenizer
 from vlm.tokenizers.protocol import Tokenizer
 
-__all__ = ["Foreign", "ForeignClassifier", "load_foreign", "load_foreign_classifier"]
-
-_LAYOUTS = {  # a name that only this layout has
-    "openclip": r"(module\.|_orig_mod\.)*visual\.(conv1\.weight|trunk\..+)",
-    "huggingface": r"vision_model\.embeddings\.patch_embedding\.weight",
-    "huggingface_vit": r"(vit\.)?embeddings\.patch_embeddings\.projection\.weight",
-    "timm": r"patch_embed\.proj\.weight",
-    "torchvision": r"conv_proj\.weight",
-    "vit_book": r"input_layer\.patch_emb_layer\.weight",
-    "big_vision": r"(params/)?(img/)?embedding/kernel",
-}
-_BESIDE = {
-    "openclip": "open_clip_config.json",
-    "huggingface": "config.json",
-    "huggingface_vit": "config.json",
-    "timm": "config.json",
-}
 _CLIPS = ("openclip", "huggingface", "big_vision")
+
+
+def load_dual_encoder(
+    source: str,
+    *,
+    num_heads: int | None = None,
+    activation: Activation | None = None,
+    norm_eps: float | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    trust_remote_code: bool = False,
+    files: Files | None = None,
+) -> Foreign | ExternalClip:
+    """Open a dual encoder of another library.
+
+    Args:
+        source: "openclip:NAME/TAG", "openclip:NAME/FILE", "hf:ORG/NAME", a folder or a file (`vlm/interop/sources.py`).
+        num_heads: of the image encoder, where neither the weights nor a config say it.
+        activation: of both encoders, likewise.
+        norm_eps: of the LayerNorms, likewise.
+        image_size: pixels; resizes the position embeddings.
+        trust_remote_code: run code that comes with the model, where it needs such code.
+        files: the source's files, where they have been fetched already.
+
+    Returns:
+        `Foreign` where this library has the layers, else an `ExternalClip`, which its own library computes.
+
+    Raises:
+        CheckpointError: the files cannot be read, or are of no kind known here.
+        OtherKind: the source is a ViT without texts.
+        HubError: the files cannot be had.
+    """
+    hints = Hints(num_heads=num_heads, activation=activation, norm_eps=norm_eps)
+    files = files or plan(source, "clip").fetch()
+    if _is_external(files):
+        said = [name for name, value in (*vars(hints).items(), ("image_size", image_size)) if value is not None]
+        if said:
+            raise InputError(
+                f"{source} is an external model, computed by its own library: leave out {', '.join(said)}."
+            )
+        return load_external(files, source, trust_remote_code=trust_remote_code)
+    opened = _open(files, source)
+    if opened.layout not in _CLIPS or (opened.layout == "big_vision" and not _has_texts(opened)):
+        raise OtherKind(
+            f"{source} is a ViT without texts ({opened.layout}). Open it with vlm.load_classifier or load_backbone."
+        )
+    readers = {"openclip": _openclip, "huggingface": _huggingface, "big_vision": _big_vision}
+    with _about(source):
+        foreign = with_tokenizer_ids(readers[opened.layout](opened, hints))
+        if image_size is not None:
+            foreign = resized(foreign, image_size, bicubic=opened.layout != "big_vision")
+        check_clip(foreign)
+    return foreign
 
 
 def load_foreign(
@@ -63,24 +100,17 @@ def load_foreign(
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Foreign:
-    """A CLIP or SigLIP of another library, in our terms.
+    """Open a dual encoder that this library has the layers for; arguments and errors as `load_dual_encoder`.
 
-    `source`: "openclip:NAME/TAG", "openclip:NAME/FILE", "hf:org/name", a folder or a file.  The options say what
-    neither the weights nor a config do; `image_size` resizes the position embeddings.  Raises `CheckpointError`.
+    Raises:
+        InputError: the source is an external model.
     """
-    hints = Hints(num_heads=num_heads, activation=activation, norm_eps=norm_eps)
-    with _one_line(source):
-        found = _open(source)
-        if found.layout not in _CLIPS or (
-            found.layout == "big_vision" and not any("txt/" in name for name in found.state)
-        ):
-            raise OtherKind(f"{source} is a ViT without texts ({found.layout}). Open it with vlm.load_classifier.")
-        readers = {"openclip": _openclip, "huggingface": _huggingface, "big_vision": _big_vision}
-        foreign = _with_tokenizer_ids(readers[found.layout](found, hints))
-        if image_size is not None:
-            foreign = _resized(foreign, image_size, bicubic=found.layout != "big_vision")
-        _check_clip(foreign)
-        return foreign
+    found = load_dual_encoder(
+        source, num_heads=num_heads, activation=activation, norm_eps=norm_eps, image_size=image_size
+    )
+    if isinstance(found, ExternalClip):
+        raise InputError(f"{source} is an external model, computed by {found.model.library}. Open it with vlm.load.")
+    return found
 
 
 def load_foreign_classifier(
@@ -90,124 +120,111 @@ def load_foreign_classifier(
     activation: Activation | None = None,
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    files: Files | None = None,
 ) -> ForeignClassifier:
-    """A ViT of timm, Hugging Face, torchvision, big_vision or the book, in our terms; the rest as `load_foreign`."""
+    """Open a ViT of timm, Hugging Face, torchvision, big_vision or the book; the rest as `load_dual_encoder`.
+
+    Returns:
+        The ViT; `num_classes` is 0 where the source has no head.
+    """
     hints = Hints(num_heads=num_heads, activation=activation, norm_eps=norm_eps)
-    with _one_line(source):
-        found = _open(source)
-        match found.layout:
-            case "timm":
-                foreign = timm.read_classifier(found.state, found.info, hints)
-            case "huggingface_vit":
-                foreign = _huggingface_vit(found, hints)
-            case "torchvision":
-                foreign = torchvision.read_classifier(found.state, hints)
-            case "vit_book":
-                foreign = vit_book.read_classifier(found.state, hints)
-            case "big_vision" if not any("txt/" in name for name in found.state):
-                foreign = big_vision.read_classifier(found.state, hints)
-            case _:
-                raise CheckpointError(
-                    f"{source} is a CLIP ({found.layout}), not a ViT with classes. Open it with vlm.load."
-                )
+    opened = _open(files or plan(source, "vit").fetch(), source)
+    with _about(source):
+        foreign = _classifier(opened, hints, source)
         if image_size is not None:
-            foreign = _resized(foreign, image_size, bicubic=found.layout != "big_vision")
-        _check_classifier(foreign)
-        return foreign
+            foreign = resized(foreign, image_size, bicubic=opened.layout != "big_vision")
+        check_vit(foreign)
+    return foreign
+
+
+def load_foreign_backbone(source: str, *, image_size: int | tuple[int, int] | None = None) -> ForeignClassifier:
+    """Open an image encoder: a ViT with or without a head, or that of a CLIP.
+
+    Args:
+        source: as for `load_dual_encoder`.
+        image_size: pixels; resizes the position embeddings.
+
+    Raises:
+        InputError: the source is an external model, whose layers are not ours.
+    """
+    try:
+        return load_foreign_classifier(source, image_size=image_size)
+    except OtherKind:
+        foreign = load_dual_encoder(source, image_size=image_size)
+    if isinstance(foreign, ExternalClip):
+        raise InputError(
+            f"{source} is computed by {foreign.model.library}, not by layers of this library, so it is no backbone. "
+            "Use a ViT such as hf:facebook/dinov2-base."
+        )
+    vision = {name: tensor for name, tensor in foreign.state.items() if name.startswith("vision.")}
+    return ForeignClassifier(foreign.config.vision, 0, None, vision, foreign.preprocess)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-    """A source, opened."""
+class _Opened:
+    """A source whose tensors have been read."""
 
     layout: str
     state: State
     info: dict[str, Any] | None  # the config of this layout, None for bare weights
-    folder: Path | None  # where tokenizer and processor files may be
+    folder: Path | None  # where processor files may be
+    tokenizer: Path | None  # where tokenizer files may be
 
 
-def _open(source: str) -> _Found:
-    if source.startswith("openclip:"):
-        known = hub.openclip(source.removeprefix("openclip:"))
-        info = {"model_cfg": known.model, "preprocess_cfg": known.preprocess}
-        return _Found("openclip", read_tensors(known.weights), info, known.tokenizer)
-    path = hub.fetch(source.removeprefix("hf:")) if source.startswith("hf:") else Path(source).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"There is no '{source}': wanted openclip:NAME/TAG, hf:org/name, a folder or a file.")
-    weights = find_weights(path) if path.is_dir() else path
-    state = read_tensors(weights)
-    layout = _layout(state, weights)
-    named_as_usual = path.is_dir() or find_weights(path.parent, (path.name,)) == path
-    beside = weights.parent / _BESIDE.get(layout, "")
-    info = read_json(beside) if named_as_usual and layout in _BESIDE and beside.is_file() else None
-    return _Found(layout, state, _of_layout(layout, info, beside), weights.parent if named_as_usual else None)
+def _open(files: Files, source: str) -> _Opened:
+    if files.weights is None:
+        raise CheckpointError(f"{source} is a model of ours without its manifest.json. Copy the model folder, whole.")
+    layout, state = recognise(read_tensors(files.weights), files.weights)
+    info = files.info if files.info is not None else config_beside(layout, files.folder)
+    check_config(layout, info, source)
+    return _Opened(layout, state, info, files.folder, files.tokenizer)
 
 
-def _layout(state: State, path: Path) -> str:
-    for layout, mark in _LAYOUTS.items():
-        if any(re.fullmatch(mark, name) for name in state):
-            return layout
-    names = ", ".join(list(state)[:5])
-    raise CheckpointError(
-        f"{path} holds {len(state)} tensors of no layout known here ({names} ...). Known: {', '.join(_LAYOUTS)}."
-    )
-
-
-def _of_layout(layout: str, info: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
-    """A config.json may belong to other weights in the same folder, or to a model that only shares the names."""
-    if info is None or layout == "openclip":
-        return info
-    kind = info.get("model_type")
-    wanted = {"huggingface": ("clip", "siglip"), "huggingface_vit": ("vit",), "timm": (None,)}[layout]
-    if kind not in wanted or (layout == "timm" and "architecture" not in info):
-        raise CheckpointError(
-            f"{path}: model_type is {kind!r}; of this layout only {', '.join(map(str, wanted))} is known here."
-        )
-    return info
+def _has_texts(opened: _Opened) -> bool:
+    return any("txt/" in name for name in opened.state)
 
 
 @contextmanager
-def _one_line(source: str) -> Generator[None]:
-    """A config of an unexpected form raises these from wherever it is read; all become one line."""
+def _about(source: str) -> Generator[None]:
+    """Names the source in the errors of a conversion, which know only the part they read."""
     try:
         yield
     except OtherKind:
         raise
-    except ValueError as error:
-        raise CheckpointError(" ".join(str(error).split())) from error
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        OverflowError,
-        OSError,
-        ZeroDivisionError,
-    ) as error:
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(
-            f"{source} cannot be read: its config or tensors have an unexpected form ({detail})."
-        ) from error
+    except VlmError as error:
+        said = " ".join(str(error).split())
+        kind = InputError if isinstance(error, InputError) else CheckpointError
+        raise kind(said if source in said else f"{source}: {said}") from error
+
+
+def _is_external(files: Files) -> bool:
+    info = files.info or {}
+    if files.family == "transformers":
+        return info.get("model_type") not in NATIVE_CLIPS
+    if files.family == "openclip" and isinstance(info.get("model_cfg"), dict):
+        return not openclip_config.is_native(info["model_cfg"])
+    return False
 
 
 # ---- one reader per layout -----------------------------------------------------------------------------------------
 
 
-def _openclip(found: _Found, hints: Hints) -> Foreign:
-    if found.info is None:
-        configs = [(name, openclip_config.ModelCfg.from_dict(config)) for name, config in hub.openclip_models()]
-        model, given = openclip.guess(found.state, configs, hints), None
+def _openclip(opened: _Opened, hints: Hints) -> Foreign:
+    if opened.info is None:
+        configs = [(name, openclip_config.ModelCfg.from_dict(config)) for name, config in all_models()
+                   if openclip_config.is_native(config)]  # fmt: skip
+        model, given = openclip.guess(opened.state, configs, hints), None
     else:
-        model, given = openclip_config.ModelCfg.from_dict(found.info["model_cfg"]), found.info.get("preprocess_cfg")
-    config, state = openclip.read_model(found.state, model)
+        model = openclip_config.ModelCfg.from_dict(openclip_config.section(opened.info, "model_cfg"))
+        given = opened.info.get("preprocess_cfg")
+    config, state = openclip.read_model(opened.state, model)
     config = _hinted(config, hints)
     preprocess = None
     if given is not None or model.is_plain_clip:  # OpenCLIP's own default where nothing is said
         preprocess = whole_image(
             openclip_config.to_preprocess(given or {}, model.vision_cfg.image_size), config.vision.image_size
         )
-    return Foreign(config, state, _openclip_tokenizer(model, config, found.folder), preprocess)
+    return Foreign(config, state, _openclip_tokenizer(model, config, opened.tokenizer), preprocess)
 
 
 def _hinted(config: CLIPConfig, hints: Hints) -> CLIPConfig:
@@ -240,12 +257,11 @@ def _openclip_tokenizer(model: openclip_config.ModelCfg, config: CLIPConfig, fol
     )
 
 
-def _huggingface(found: _Found, hints: Hints) -> Foreign:
-    config, state = huggingface.read_clip(found.state, found.info, hints)
+def _huggingface(opened: _Opened, hints: Hints) -> Foreign:
+    config, state = huggingface.read_clip(opened.state, opened.info, hints)
     kind = "siglip" if config.vision.pool == "attention" else "clip"
-    return Foreign(
-        config, state, _huggingface_tokenizer(config, found.folder), _processor(found.folder, kind, config.vision)
-    )
+    preprocess = _processor(opened.folder, kind, config.vision)
+    return Foreign(config, state, _huggingface_tokenizer(config, opened.tokenizer), preprocess)
 
 
 def _huggingface_tokenizer(config: CLIPConfig, folder: Path | None) -> Tokenizer | None:
@@ -270,83 +286,23 @@ def _processor(folder: Path | None, kind: str, vision: VisionConfig) -> Preproce
     return None
 
 
-def _huggingface_vit(found: _Found, hints: Hints) -> ForeignClassifier:
-    foreign = huggingface_vit.read_classifier(found.state, found.info, hints)
-    return dataclasses.replace(foreign, preprocess=_processor(found.folder, "vit", foreign.config))
-
-
-def _big_vision(found: _Found, hints: Hints) -> Foreign:
-    config, state = big_vision.read_clip(found.state, hints)
+def _big_vision(opened: _Opened, hints: Hints) -> Foreign:
+    config, state = big_vision.read_clip(opened.state, hints)
     return Foreign(config, state, None, None)
 
 
-# ---- what every conversion ends with -------------------------------------------------------------------------------
-
-
-def _with_tokenizer_ids(foreign: Foreign) -> Foreign:
-    """The tokenizer has the last word on padding; on end-of-text it must agree, where the model looks for it."""
-    tokenizer, text = foreign.tokenizer, foreign.config.text
-    if tokenizer is None:
-        return foreign
-    if text.pool == "eot" and tokenizer.eot_id != text.eot_id:
-        raise CheckpointError(
-            f"the config's end-of-text id is {text.eot_id}, the tokenizer's {tokenizer.eot_id}: no pair."
-        )
-    text = dataclasses.replace(text, eot_id=tokenizer.eot_id, pad_id=tokenizer.pad_id)
-    return dataclasses.replace(foreign, config=dataclasses.replace(foreign.config, text=text))
-
-
-_F = TypeVar("_F", Foreign, ForeignClassifier)
-
-
-def _resized(foreign: _F, image_size: int | tuple[int, int], *, bicubic: bool) -> _F:
-    """For images of another size: position embeddings resized, preprocessing told."""
-    vision = foreign.config.vision if isinstance(foreign, Foreign) else foreign.config
-    positions = resize_pos_embed(foreign.state["vision.pos_embed"], vision, image_size, bicubic=bicubic)
-    state = foreign.state | {"vision.pos_embed": positions}
-    preprocess = foreign.preprocess
-    if preprocess is not None:
-        cut = {"crop_pct": 1.0, "crop_rounding": "even"} if preprocess.crop_rounding == "first" else {}
-        preprocess = dataclasses.replace(preprocess, image_size=image_size, **cut)
-    vision = dataclasses.replace(vision, image_size=image_size)
-    config = dataclasses.replace(foreign.config, vision=vision) if isinstance(foreign, Foreign) else vision
-    return dataclasses.replace(foreign, config=config, state=state, preprocess=preprocess)  # type: ignore[arg-type]
-
-
-def _check_clip(foreign: Foreign) -> None:
-    """Every tensor finite; an image and a text come out as unit vectors."""
-    _check_finite(foreign.state)
-    with torch.device("meta"):
-        model = CLIP(foreign.config)
-    model.load_state_dict(foreign.state, strict=True, assign=True)
-    text = foreign.config.text
-    ids = torch.full((1, min(4, text.context_length)), text.eot_id)
-    with torch.inference_mode():
-        vectors = torch.cat([model.eval().encode_image(_image(foreign.config.vision)), model.encode_text(ids)])
-    if not torch.allclose(vectors.square().sum(1).sqrt(), torch.ones(2), atol=1e-3):
-        raise CheckpointError("the converted model does not give unit vectors: the weights are damaged.")
-
-
-def _check_classifier(foreign: ForeignClassifier) -> None:
-    _check_finite(foreign.state)
-    with torch.device("meta"):
-        model = ViTClassifier(foreign.config, max(1, foreign.num_classes)).vision
-    model.load_state_dict(
-        {n.removeprefix("vision."): t for n, t in foreign.state.items() if n.startswith("vision.")}, assign=True
-    )
-    with torch.inference_mode():
-        if not bool(model.eval()(_image(foreign.config)).isfinite().all()):
-            raise CheckpointError("the converted model does not give finite features: the weights are damaged.")
-
-
-def _check_finite(state: State) -> None:
-    if broken := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
-        raise CheckpointError(
-            f"{len(broken)} tensors hold values that are not finite (our names): {', '.join(broken)}."
-        )
-
-
-def _image(config: VisionConfig) -> torch.Tensor:
-    """A grey ramp, (1, C, H, W)."""
-    height, width = config.image_shape
-    return torch.linspace(-1, 1, config.in_channels * height * width).view(1, config.in_channels, height, width)
+def _classifier(opened: _Opened, hints: Hints, source: str) -> ForeignClassifier:
+    match opened.layout:
+        case "timm":
+            return timm.read_classifier(opened.state, opened.info, hints)
+        case "huggingface_vit":
+            foreign = huggingface_vit.read_classifier(opened.state, opened.info, hints)
+            return dataclasses.replace(foreign, preprocess=_processor(opened.folder, "vit", foreign.config))
+        case "torchvision":
+            return torchvision.read_classifier(opened.state, hints)
+        case "vit_book":
+            return vit_book.read_classifier(opened.state, hints)
+        case "big_vision" if not _has_texts(opened):
+            return big_vision.read_classifier(opened.state, hints)
+        case _:
+            raise OtherKind(f"{source} is a CLIP ({opened.layout}), not a ViT with classes. Open it with vlm.load.")

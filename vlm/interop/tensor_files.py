@@ -15,45 +15,39 @@ from vlm.config import Json
 from vlm.errors import CheckpointError
 from vlm.interop.formats.foreign import one_line, read_json
 from vlm.interop.formats.tables import State
+from vlm.interop.selection import SUFFIXES
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 _PICKLED = (".pt", ".pth", ".bin")
-# In this order: one safe file before anything pickled, OpenCLIP's own names first where both layouts share a folder.
-_IN_FOLDER = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
-    "model.safetensors.index.json", "open_clip_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json",
-    "model.pth", "pytorch_model.pth",
-)  # fmt: skip
-
-
-def find_weights(folder: Path, preferred: tuple[str, ...] = ()) -> Path:
-    """The one file of weights in a folder."""
-    for name in (*preferred, *_IN_FOLDER):
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CheckpointError(
-            f"{folder} holds several weight files: {', '.join(path.name for path in found)}. Name one of them."
-        )
-    raise CheckpointError(f"{folder} holds no weights: wanted a file ending in {', '.join(SUFFIXES)}.")
 
 
 def read_tensors(path: Path) -> State:
     """{name: tensor} of a .safetensors, .pt, .pth, .bin or .npz file, or of the shards an index.json lists."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file.")
+        raise CheckpointError(f"{path} is not a file. Name a file of weights, or a folder that holds one.")
+    _check_not_pointer(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
         return _read_npz(path)
-    if path.suffix in _PICKLED:
+    if path.suffix in _PICKLED or path.name.endswith(".pth.tar"):
         return _read_pickled(path)
     raise CheckpointError(f"{path.name} is no weight file known here: wanted a name ending in {', '.join(SUFFIXES)}.")
+
+
+def _check_not_pointer(path: Path) -> None:
+    """A clone without git-lfs holds a few lines of text in the place of each large file."""
+    with path.open("rb") as file:
+        begin = file.read(200)
+    if begin.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = next(
+            (line[5:] for line in begin.decode("ascii", "replace").split("\n") if line.startswith("size ")), "?"
+        )
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights ({size} bytes). Run git lfs pull in its folder, or load the "
+            "model by its name on the hub: hf:ORG/NAME."
+        )
 
 
 def _read_shards(index: Path) -> State:

@@ -3,6 +3,8 @@
 With `logit_bias` it is SigLIP (Zhai et al. 2023).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,19 @@ class CLIP(nn.Module):
         self.text_proj = projection(config.text_proj, config.text.width, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale))  # log(1 / temperature)
         self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias)) if config.logit_bias is not None else None
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self.config.embed_dim
+
+    def identity_dict(self) -> dict[str, Any]:
+        """What, besides weights, determines the embeddings: the config, plain values."""
+        return self.config.to_dict()
+
+    def text_lengths(self, ids: Tensor) -> Tensor:
+        """Tokens that each row of ids (B, T) needs, (B,)."""
+        return self.text.lengths(ids)
 
     def encode_image(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> unit vectors (B, E); `keep` (B, K) as in `VisionTransformer.forward`."""

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +78,20 @@ def skeleton(config: VisionConfig, num_classes: int) -> nn.Module:
         )
 
 
-def whole_patches(side: int | list[int] | tuple[int, ...], patch: int) -> int | tuple[int, int]:
-    """The part of an image that patches cover: 384 pixels in patches of 14 are 27 patches, 378 pixels."""
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    height, width = height // patch * patch, width // patch * patch
+def whole_patches(side: Any, patch: int) -> int | tuple[int, int]:
+    """The part of an image that patches cover: 384 pixels in patches of 14 are 27 patches, 378 pixels.
+
+    Args:
+        side: pixels, one side or (height, width).
+        patch: pixels, one side.
+
+    Raises:
+        CheckpointError: `side` is neither.
+    """
+    sides = cast(Any, side) if isinstance(side, (list, tuple)) else (side, side)
+    if len(sides) != 2 or not all(isinstance(one, int) and one > 0 for one in sides):
+        raise CheckpointError(f"the config's image_size is {side!r}; wanted pixels, one side or [height, width].")
+    height, width = (one // patch * patch for one in sides)
     return height if height == width else (height, width)
 
 

@@ -106,9 +106,15 @@ def read_clip(state: State, info: dict[str, Any] | None, hints: Hints) -> tuple[
 def _towers(info: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """(vision_config, text_config); files of before 2022 keep the last word in `..._config_dict`."""
     info = info or {}
-    vision: dict[str, Any] = {**(info.get("vision_config") or {}), **(info.get("vision_config_dict") or {})}
-    text: dict[str, Any] = {**(info.get("text_config") or {}), **(info.get("text_config_dict") or {})}
-    return vision, text
+    vision = _part(info, "vision_config") | _part(info, "vision_config_dict")
+    return vision, _part(info, "text_config") | _part(info, "text_config_dict")
+
+
+def _part(info: dict[str, Any], name: str) -> dict[str, Any]:
+    value: Any = info.get(name) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"config.json: {name} is {value!r}; wanted an object. Get the file again.")
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints) -> CLIPConfig:
@@ -156,37 +162,39 @@ def _vision(
 ) -> VisionConfig:
     width, channels, patch, _ = shape(state, "vision_model.embeddings.patch_embedding.weight", 4)
     positions = shape(state, "vision_model.embeddings.position_embedding.weight", 2)[0] - class_token
-    return VisionConfig(
-        image_size=_image_size(given, patch, positions),
-        patch_size=patch,
-        in_channels=channels,
-        width=width,
-        depth=layers(state, r"vision_model\.encoder\.layers\.(\d+)\."),
-        num_heads=_heads(given, width, hints, 12),
-        mlp_dim=shape(state, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-        activation=_activation(given, hints, act, "vision_config"),
-        norm_eps=hints.norm_eps or given.get("layer_norm_eps", eps),
-        pool="class" if class_token else "attention",
-        class_token=class_token,
-        pre_norm=class_token,
-        patch_bias=not class_token,
-    )
+    settings: dict[str, Any] = {
+        "image_size": _image_size(given, patch, positions),
+        "patch_size": patch,
+        "in_channels": channels,
+        "width": width,
+        "depth": layers(state, r"vision_model\.encoder\.layers\.(\d+)\."),
+        "num_heads": _heads(given, width, hints, 12),
+        "mlp_dim": shape(state, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "activation": _activation(given, hints, act, "vision_config"),
+        "norm_eps": hints.norm_eps or given.get("layer_norm_eps", eps),
+        "pool": "class" if class_token else "attention",
+        "class_token": class_token,
+        "pre_norm": class_token,
+        "patch_bias": not class_token,
+    }
+    return VisionConfig.from_dict(settings)
 
 
 def _text(state: State, given: dict[str, Any], hints: Hints, act: str | None, eps: float, known: bool) -> TextConfig:
     vocab, width = shape(state, "text_model.embeddings.token_embedding.weight", 2)
     default = (12 if act == "gelu_pytorch_tanh" else 8) if known else max(1, width // 64)
-    return TextConfig(
-        vocab_size=vocab,
-        context_length=shape(state, "text_model.embeddings.position_embedding.weight", 2)[0],
-        width=width,
-        depth=layers(state, r"text_model\.encoder\.layers\.(\d+)\."),
-        num_heads=given.get("num_attention_heads", default),
-        mlp_dim=shape(state, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-        activation=_activation(given, hints, act, "text_config"),
-        norm_eps=hints.norm_eps or given.get("layer_norm_eps", eps),
-        eot_id=0,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": vocab,
+        "context_length": shape(state, "text_model.embeddings.position_embedding.weight", 2)[0],
+        "width": width,
+        "depth": layers(state, r"text_model\.encoder\.layers\.(\d+)\."),
+        "num_heads": given.get("num_attention_heads", default),
+        "mlp_dim": shape(state, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "activation": _activation(given, hints, act, "text_config"),
+        "norm_eps": hints.norm_eps or given.get("layer_norm_eps", eps),
+        "eot_id": 0,
+    }
+    return TextConfig.from_dict(settings)
 
 
 def _heads(given: dict[str, Any], width: int, hints: Hints, default: int) -> int:

@@ -10,7 +10,8 @@ from vlm.config import CLIPConfig
 from vlm.errors import CheckpointError
 from vlm.interop.formats import timm
 from vlm.interop.formats.foreign import HEADS, Hints
-from vlm.interop.formats.openclip_config import ModelCfg, from_config, to_config, trunk_projection
+from vlm.interop.formats.openclip_config import ModelCfg, to_config, trunk_projection
+from vlm.interop.formats.openclip_writing import from_config
 from vlm.interop.formats.tables import (
     BATCH_AXIS,
     SCALAR,

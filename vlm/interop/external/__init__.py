@@ -1,0 +1,1 @@
+"""Dual encoders without a native layout: OpenCLIP or transformers computes them, `Embedder` stays the same."""
