@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ if not __package__:  # run as a file, as a Space does: `vlm` is in the folder ab
     sys.path[0] = str(above.parent if above.name == "vlm" else above)
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from vlm.demo.actions import PageActions
 from vlm.demo.page.components import DemoPage, html_part, text
 from vlm.demo.page.texts import TEXTS
 from vlm.demo.page.theme import THEME
 from vlm.demo.search.samples import SAMPLES
-from vlm.demo.server.security import RequestGuard
+from vlm.demo.server.running import RunningPage, serve_page
 from vlm.demo.tabs import classifier, classify, look, models, search
 from vlm.demo.views import layout
 
@@ -35,6 +35,7 @@ TABS = {  # name in texts.json -> module
     "models": models,
 }
 UPLOAD_AGE = (600, 3600)  # seconds: checked every 600, deleted after 3600
+MAX_QUEUE = 512  # calls of all clients
 MAX_UPLOAD = "64mb"  # the limit of vlm.open_image
 
 
@@ -48,7 +49,7 @@ def build(actions: PageActions) -> gr.Blocks:
         for name, module in TABS.items():
             with gr.Tab(text(name), id=name, elem_id=f"tab-{name}"):
                 module.tab(actions)
-    page.queue(default_concurrency_limit=1, max_size=512)
+    page.queue(default_concurrency_limit=1, max_size=MAX_QUEUE, api_open=False)
     return page
 
 
@@ -59,7 +60,9 @@ def launch(
     language: str = "auto",
     host: str | None = None,
     port: int | None = None,
-) -> str:
+    hosts: Sequence[str] = (),
+    proxies: Sequence[str] = (),
+) -> RunningPage:
     """Serve the page in the background, and embed the images to be searched meanwhile.
 
     Args:
@@ -68,9 +71,11 @@ def launch(
         language: "ja", "en", or "auto" for the browser's language.
         host: address to bind to; default: GRADIO_SERVER_NAME, else 127.0.0.1.
         port: default: GRADIO_SERVER_PORT, else the first free port from 7860 on.
+        hosts: names by which the page may be called, besides those of this machine.
+        proxies: addresses of proxies whose X-Forwarded-For is believed.
 
     Returns:
-        The address of the page.
+        The page, with its address.
     """
     settings = {
         "start": None if language == "auto" else language,
@@ -80,23 +85,22 @@ def launch(
     script = (ASSETS / "page.js").read_text(encoding="utf-8")
     gr.set_static_paths([SAMPLES])
     threading.Thread(target=actions.warm_up, daemon=True).start()
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
+    return serve_page(
+        page,
+        host=host,
+        port=port,
+        hosts=hosts,
+        proxies=proxies,
         theme=THEME,
         css_paths=[ASSETS / "style.css"],
         head=f'<script type="module">const page = {json.dumps(settings)};\n{script}</script>',
         i18n=text,
         footer_links=[],
-        share=False,
         run_history=False,
+        show_error=False,
         ssr_mode=False,
         max_file_size=MAX_UPLOAD,
-        app_kwargs={"middleware": [Middleware(RequestGuard)]},
     )
-    return address
 
 
 def __getattr__(name: str) -> Any:
@@ -109,5 +113,4 @@ def __getattr__(name: str) -> Any:
 if __name__ == "__main__":
     the_actions = PageActions(os.environ.get("VLM_DEMO_MODEL", "mini"))
     the_page = build(the_actions)
-    launch(the_page, the_actions)
-    the_page.block_thread()
+    launch(the_page, the_actions).wait()

@@ -1,11 +1,11 @@
 """Serve the page until it is stopped, as `vlm demo` does."""
 
+import logging
 import os
 import sys
+from collections.abc import Sequence
 
-from vlm.demo.actions import PageActions
-from vlm.demo.app import build, launch
-from vlm.demo.models.registry import ModelRegistry, is_loopback
+from vlm.demo.server.signals import cleaned_up_on_signals
 from vlm.demo.server.uploads import private_upload_folder
 
 
@@ -19,6 +19,8 @@ def serve_demo(
     language: str = "auto",
     host: str | None = None,
     port: int | None = None,
+    hosts: Sequence[str] = (),
+    proxies: Sequence[str] = (),
 ) -> None:
     """Load the model, serve the page, and return when it is stopped.
 
@@ -31,11 +33,20 @@ def serve_demo(
         language: "ja", "en", or "auto" for the browser's language.
         host: address to bind to; default: GRADIO_SERVER_NAME, else 127.0.0.1.
         port: default: GRADIO_SERVER_PORT, else the first free port from 7860 on.
+        hosts: names by which the page may be called, besides those of this machine.
+        proxies: addresses of proxies whose X-Forwarded-For is believed.
 
     Raises:
         VlmError: a model or a folder cannot be used.
     """
-    with private_upload_folder():
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with cleaned_up_on_signals(), private_upload_folder():
+        # Gradio makes its folders when it is imported: in the private one
+        from vlm.demo.actions import PageActions
+        from vlm.demo.app import build, launch
+        from vlm.demo.models.registry import ModelRegistry
+        from vlm.demo.server.security import is_loopback
+
         print(f"loading {model} ...", file=sys.stderr)
         local = is_loopback(host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
         registry = ModelRegistry([models], model=model, classifier=classifier, any_source=local or any_model)
@@ -43,6 +54,9 @@ def serve_demo(
         _ = actions.embedder  # a wrong name is an error at the start, not on the page
         registry.check()
         page = build(actions)
-        address = launch(page, actions, language=language, host=host, port=port)
-        print(f"{model} answers at {address} (Ctrl-C ends it)", file=sys.stderr)
-        page.block_thread()
+        running = launch(page, actions, language=language, host=host, port=port, hosts=hosts, proxies=proxies)
+        print(f"{model} answers at {running.address} (Ctrl-C ends it)", file=sys.stderr)
+        try:
+            running.wait()
+        finally:
+            running.close()

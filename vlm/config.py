@@ -16,6 +16,7 @@ from vlm.errors import ConfigError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Projection = Literal["linear", "linear_bias", "none"]
+Problem = Literal["single_label", "multi_label", "regression"]  # what a classifier answers
 Json = dict[str, Any] | list[Any] | str | float | None  # what json.loads returns
 
 

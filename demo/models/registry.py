@@ -4,7 +4,6 @@ A name of a folder or of a model on a hub makes this machine read or download it
 or one started with --any-model, accepts names that it has not listed.
 """
 
-import ipaddress
 import json
 import re
 from collections import OrderedDict
@@ -162,14 +161,6 @@ class ModelRegistry:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(key)
             return self._loaded[key]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from its own machine only."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name, which may be of any machine
-        return False
 
 
 def without_header(card: str) -> str:

@@ -1,5 +1,6 @@
 """Components that the tabs share: HTML parts, image boxes and the page itself."""
 
+import logging
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,8 @@ from vlm.demo.views.retrieval import example_images
 text = gr.I18n(**{language: {key: by_language[language] for key, by_language in TEXTS.items()}
                   for language in ("en", "ja")})  # fmt: skip
 
+_log = logging.getLogger("vlm.demo")
+
 CLICK = """element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button) trigger("click", {...button.dataset, language: document.documentElement.lang});
@@ -18,27 +21,16 @@ CLICK = """element.addEventListener("click", (event) => {
 
 
 class DemoPage(gr.Blocks):
-    """Gradio's page without downloads: an input that is a web address is refused, Gradio would fetch it."""
+    """Gradio's page, except that inputs it cannot read are one line and no traceback."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
-        if any(_names_web_address(value) for value in inputs):
-            raise gr.Error(english("not an upload"), print_exception=False)
-        return await super().preprocess_data(block_fn, inputs, *rest, **named)
-
-
-def _names_web_address(value: Any) -> bool:
-    """Whether a value contains a file record that Gradio would download."""
-    remaining = [value]
-    while remaining:
-        item = remaining.pop()
-        if isinstance(item, dict):
-            path = item.get("path")
-            if isinstance(path, str) and "://" in path:
-                return True
-            remaining += item.values()
-        elif isinstance(item, list):
-            remaining += item
-    return False
+        try:
+            return await super().preprocess_data(block_fn, inputs, *rest, **named)
+        except gr.Error:
+            raise
+        except (ValueError, TypeError, OSError) as error:  # a file that is no upload, too few values
+            _log.warning("event refused: %s", " ".join(str(error).split())[:200])
+            raise gr.Error(english("not an upload"), print_exception=False) from error
 
 
 def html_part(value: str, name: str | None = None) -> gr.HTML:
@@ -67,5 +59,5 @@ def image_box(label: str, placeholder: str, height: int) -> gr.Image:
 
 def image_and_examples(height: int = 300) -> tuple[gr.Image, gr.HTML]:
     """An image box with clickable example images below it."""
-    image = image_box("image", "drop_image", height)
+    image = image_box("image_label", "drop_image", height)
     return image, html_part(example_images([sample(file) for file in EXAMPLES["classify"]]))

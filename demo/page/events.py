@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import isgeneratorfunction
-from typing import Any, TypedDict
+from typing import Any
 
 import gradio as gr
 from gradio.events import api
 from gradio_client.utils import is_file_obj_with_meta
+from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
 
 from vlm.demo.page.texts import PageError
 from vlm.demo.views.layout import notice

@@ -77,7 +77,7 @@ def table(rows: Sequence[ImageRanking]) -> str:
         + "</tr>"
         for row in rows
     )
-    head = "".join(f'<th scope="col">{both(key)}</th>' for key in ("image", "best_label", "probability"))
+    head = "".join(f'<th scope="col">{both(key)}</th>' for key in ("image_label", "best_label", "probability"))
     file = f"data:text/csv;charset=utf-8,{quote(csv_of(rows))}"
     return (
         f'<div class="scrolling"><table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,12 +1,15 @@
 """Hostile requests, most against one running server: it stays up, says one line, opens and fetches nothing."""
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -71,6 +74,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         assert sum(ranked["probability"] for ranked in ranking) == pytest.approx(1, abs=1e-5)
     log = server.log.read_text()
     assert "DIALLED OUT" not in log
+    assert "Traceback" not in log
 
 
 TRAVERSALS = [
@@ -132,10 +136,11 @@ FORGED = [
 
 
 @pytest.mark.parametrize("image", FORGED)
-def test_a_image_is_an_upload_and_nothing_else(running: Running, image: Any) -> None:
+def test_an_image_is_an_upload_and_nothing_else(running: Running, image: Any) -> None:
+    before = len(running.server.log.read_text().splitlines())
     status, answer = running.call("classify", [image, "a, b"])
-    assert b"event: complete" not in answer
-    assert status >= 400 or b"event: error" in answer
+    assert 400 <= status < 500 or (image is None and b"event: error" in answer)  # an empty box is a visitor's mistake
+    assert len(running.server.log.read_text().splitlines()) - before == (status >= 400)
     assert SECRET.encode() not in answer
     assert b"root:" not in answer
 
@@ -160,7 +165,6 @@ LABELS = [
     [["a"]],
     None,
     3.5,
-    "a, a",
 ]
 
 
@@ -175,7 +179,7 @@ def test_templates_without_a_place_and_too_many_are_one_line(running: Running) -
 
 
 def test_html_in_labels_comes_back_as_the_same_text(running: Running) -> None:
-    labels = ["<script>alert(1)</script>", "${x}", "{{x}}", "'; DROP TABLE file; --", "\u202eabc", "%s%n"]
+    labels = ["<script>alert(1)</script>", "${x}", "{{x}}", "'; DROP TABLE file; --", "%s%n"]
     ranking = running.client.predict(handle_file(str(DOG)), labels, api_name="/classify")
     assert sorted(ranked["label"] for ranked in ranking) == sorted(labels)
 
@@ -217,3 +221,49 @@ def test_odd_bodies_do_not_end_the_server(running: Running, body: bytes) -> None
     assert b"site-packages" not in answer
     assert status < 600
     assert running.get("/")[0] == 200
+
+
+def from_address(server: Server, address: str) -> httpx.Client:
+    """A client with a loopback address of its own."""
+    return httpx.Client(base_url=server.address, transport=httpx.HTTPTransport(local_address=address), timeout=120)
+
+
+def test_a_page_of_another_origin_uploads_nothing_and_reads_nothing(running: Running) -> None:
+    image = {"files": ("dog.webp", DOG.read_bytes())}
+    uploads = running.folder / "uploads"
+    with from_address(running.server, "127.0.0.1") as client:
+        assert client.post("/gradio_api/upload", files=image).status_code == 200
+        before = sorted(uploads.rglob("*"))
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example", "Origin": "http://evil.example"}):
+            answers = [client.post("/gradio_api/upload", files=image, headers=headers)]
+            answers += [client.options("/gradio_api/upload", headers=headers)]
+            if "Host" in headers:  # its name was made to lead here: the browser would let it read
+                answers += [client.get(path, headers=headers) for path in ("/", "/config", "/gradio_api/info")]
+                answers += [client.get(f"/gradio_api/file={DOG}", headers=headers)]
+            for answer in answers:
+                assert answer.status_code == 403
+                assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert sorted(uploads.rglob("*")) == before
+
+
+def test_five_hundred_calls_of_one_client_keep_nobody_waiting(running: Running) -> None:
+    def search(client: httpx.Client) -> float:
+        start = time.monotonic()
+        asked = client.post("/gradio_api/call/search", json={"data": ["a red apple"]})
+        answer = client.get(f"/gradio_api/call/search/{asked.json()['event_id']}")
+        assert "event: complete" in answer.text
+        return time.monotonic() - start
+
+    def flood(number: int) -> int:
+        return greedy.post("/gradio_api/call/search", json={"data": [f"caller {number}"]}).status_code
+
+    def honest(number: int) -> list[float]:
+        with from_address(running.server, f"127.0.0.{10 + number}") as client:
+            return [search(client) for _ in range(4)]
+
+    with from_address(running.server, "127.0.0.2") as greedy, ThreadPoolExecutor(25) as threads:
+        statuses = threads.map(flood, range(500))
+        waits = [wait for times in threads.map(honest, range(5)) for wait in times]
+        answered = list(statuses)
+    assert set(answered) == {200, 429}
+    assert max(waits) < 5

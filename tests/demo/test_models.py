@@ -12,7 +12,7 @@ from tests.support.fake_hub import FakeHub, fake_hub, reach  # noqa: F401
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.demo.models import downloads
 from vlm.demo.models.comparison import compare, threads
-from vlm.demo.models.registry import ModelRegistry, find_models, is_loopback, without_header
+from vlm.demo.models.registry import ModelRegistry, find_models, without_header
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.samples import SAMPLES
 from vlm.images.preprocess import Preprocess
@@ -86,15 +86,6 @@ def test_a_model_is_loaded_once_until_it_is_saved_anew(place: Path, tiny_embedde
     shutil.rmtree(place / "tiny")
     vlm.save(tiny_embedder, place / "tiny", card="another")
     assert registry.embedder("runs/tiny") is not first
-
-
-@pytest.mark.parametrize(
-    ("host", "alone"),
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("[::1]", True), ("127.9.9.9", True),
-     ("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("my-machine", False), ("", False)],
-)  # fmt: skip
-def test_only_loopback_is_one_s_own_page(host: str, alone: bool) -> None:
-    assert is_loopback(host) == alone
 
 
 def test_compared_models_rank_as_the_library_does(tiny_embedder: vlm.Embedder) -> None:

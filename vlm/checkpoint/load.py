@@ -135,6 +135,7 @@ def load_classifier(
                 "head on it: vlm probe, vlm train."
             )
         config, num_classes, labels, head = foreign.config, foreign.num_classes, foreign.labels, None
+        answers: dict[str, Any] = {}
         preprocess, weights = foreign.preprocess, foreign.state
     else:
         _check_no_options(source, num_heads, activation, norm_eps, image_size)
@@ -144,10 +145,11 @@ def load_classifier(
         if not isinstance(head, dict | None):
             raise CheckpointError(f"{folder}: head is {head!r}; wanted the settings of a CosineHead, or null.")
         preprocess, weights = _preprocess_config(saved), read_weights(folder / "model.safetensors")
+        answers = {name: saved[name] for name in ("problem", "thresholds") if name in saved}
     prepare = Preprocess(preprocess) if preprocess else None
     with unfilled():
         cosine = CosineHead(CosineHeadConfig.from_dict(head), config.width, num_classes) if head else None
-        model = ViTClassifier(config, num_classes, labels=labels, preprocess=prepare, head=cosine)
+        model = ViTClassifier(config, num_classes, labels=labels, preprocess=prepare, head=cosine, **answers)
     fill(model, weights, str(source))
     return model.to(device).eval()
 

@@ -41,6 +41,8 @@ def save(
         config = {"format": FORMAT, "kind": "vit_classifier", "model": model.vision.config.to_dict()}
         config["labels"] = list(model.labels)
         config["head"] = model.head.config.to_dict() if isinstance(model.head, CosineHead) else None
+        if model.problem != "single_label":  # absent in folders of older versions
+            config |= {"problem": model.problem, "thresholds": model.thresholds and list(model.thresholds)}
     config["preprocess"] = preprocess.config.to_dict() if preprocess else None
     config["tokenizer"] = tokenizer is not None
     tensors = {name: stored(name, weight, dtype) for name, weight in weights.state_dict().items()}

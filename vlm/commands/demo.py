@@ -21,6 +21,12 @@ def demo(parser: ArgumentParser) -> Run:
     )
     parser.add_argument("--host", help="default: GRADIO_SERVER_NAME, or 127.0.0.1")
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free port from 7860 on")
+    parser.add_argument(
+        "--allow-host", nargs="+", default=[], metavar="NAME", help="names by which browsers may call the page"
+    )
+    parser.add_argument(
+        "--proxy", nargs="+", default=[], metavar="ADDRESS", help="proxies whose X-Forwarded-For is believed"
+    )
 
     def run(args: Namespace) -> None:
         from vlm.demo.command import serve_demo
@@ -34,6 +40,8 @@ def demo(parser: ArgumentParser) -> Run:
             language=args.lang,
             host=args.host,
             port=args.port,
+            hosts=args.allow_host,
+            proxies=args.proxy,
         )
 
     return run

@@ -4,20 +4,22 @@ images (B, C, H, W) -> patches (B, Np, C P P) -> tokens z (B, N, D) -> features 
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.config import CosineHeadConfig, VisionConfig
+from vlm.config import CosineHeadConfig, Problem, VisionConfig
+from vlm.errors import CheckpointError, ConfigError
+from vlm.images.batching import pixel_batches
+from vlm.images.open import ImageSource
+from vlm.images.preprocess import Preprocess
 from vlm.models.layers import AttentionPool, Block, init_blocks, projection
 from vlm.models.linear import linear
 from vlm.models.packing import FirstToken
-
-if TYPE_CHECKING:
-    from vlm.images.preprocess import Preprocess
 
 
 class PatchEmbed(nn.Module):
@@ -191,11 +193,10 @@ class CosineHead(nn.Linear):
 
 
 class ViTClassifier(nn.Module):
-    """A ViT and a linear head, (B, C, H, W) -> logits (B, M).  Book eq. (17).
+    """A ViT and a linear head, (B, C, H, W) -> outputs (B, M).  Book eq. (17)."""
 
-    `labels` names the M classes in order (their numbers by default); `preprocess` makes images ready for `forward`;
-    `head` compares unit vectors instead.
-    """
+    # (source, labels, image_size) -> (ViT, its preprocessing); set by vlm/checkpoint/backbone.py, which reads files
+    open_backbone: ClassVar[Callable[..., tuple[VisionTransformer, Preprocess | None]] | None] = None
 
     def __init__(
         self,
@@ -203,27 +204,161 @@ class ViTClassifier(nn.Module):
         num_classes: int,
         *,
         labels: Sequence[str] | None = None,
-        preprocess: "Preprocess | None" = None,
+        preprocess: Preprocess | None = None,
         head: CosineHead | None = None,
+        problem: Problem = "single_label",
+        thresholds: Sequence[float] | None = None,
     ):
+        """Build the model with new weights.
+
+        Args:
+            config: of the ViT.
+            num_classes: M.
+            labels: of the M classes or values; None numbers them.
+            preprocess: prepares images for `forward`.
+            head: compares unit vectors; None is a linear head that starts at zero.
+            problem: what the outputs are: logits of one class ("single_label") or of any number of labels
+                ("multi_label") per image, or values ("regression").
+            thresholds: of a multi-label model, the probability from which each label counts as present.
+        """
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes must be positive, got {num_classes}.")
+            raise ConfigError(f"num_classes must be positive, got {num_classes}.")
         self.labels = tuple(labels) if labels is not None else tuple(str(number) for number in range(num_classes))
         if len(self.labels) != num_classes:
-            raise ValueError(f"{len(self.labels)} labels for {num_classes} classes: give one label per class.")
+            raise ConfigError(f"{len(self.labels)} labels for {num_classes} classes: give one label per class.")
+        if problem not in get_args(Problem):
+            raise ConfigError(f"problem is {problem!r}; it must be one of {', '.join(get_args(Problem))}.")
+        if thresholds is not None and (problem != "multi_label" or len(thresholds) != num_classes):
+            raise ConfigError(
+                f"{len(thresholds)} thresholds for {num_classes} {problem} outputs: only a multi_label model has them, "
+                "one for each label."
+            )
         if head is not None and (head.width, head.out_features) != (config.width, num_classes):
-            raise ValueError(
+            raise ConfigError(
                 f"head takes width {head.width} to {head.out_features} classes; "
                 f"this ViT has width {config.width} and {num_classes} classes."
             )
-        self.preprocess = preprocess
+        self.preprocess, self.problem = preprocess, problem
+        self.thresholds = None if thresholds is None else tuple(thresholds)
         self.vision = VisionTransformer(config)
         self.head = head if head is not None else _zero_head(config.width, num_classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Logits (B, M) of images (B, C, H, W)."""
+        """Logits (B, M) of images (B, C, H, W); values for regression."""
         return self.head(self.vision(images, keep))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        labels: Sequence[str],
+        *,
+        problem: Problem = "single_label",
+        image_size: int | tuple[int, int] | None = None,
+    ) -> Self:
+        """A classifier with a new head on the image encoder of a trained model.
+
+        Args:
+            source: a CLIP, or a ViT with or without a head, as `vlm.load_backbone` reads it.
+            labels: of the M classes or values.
+            problem: what the outputs are.
+            image_size: in pixels; other than the source's it resizes the position embeddings.
+
+        Returns:
+            The model in `eval()`; the head starts at zero.
+
+        Raises:
+            CheckpointError: the source cannot be opened as an image encoder.
+        """
+        if cls.open_backbone is None:
+            raise CheckpointError("No checkpoint reader is loaded. Import vlm, and use vlm.ViTClassifier.")
+        vision, preprocess = cls.open_backbone(source)
+        return cls.on_backbone(vision, preprocess, labels, problem=problem, image_size=image_size)
+
+    @classmethod
+    def on_backbone(
+        cls,
+        vision: VisionTransformer,
+        preprocess: Preprocess | None,
+        labels: Sequence[str],
+        *,
+        problem: Problem = "single_label",
+        image_size: int | tuple[int, int] | None = None,
+        head: CosineHead | None = None,
+        **changes: float,
+    ) -> Self:
+        """A classifier with a copy of a trained ViT's weights.
+
+        Args:
+            vision: the ViT.
+            preprocess: of the ViT.
+            labels: of the M classes or values.
+            problem: what the outputs are.
+            image_size: in pixels; None keeps the ViT's.
+            head: compares unit vectors; None is a linear head that starts at zero.
+            changes: dropout and drop_path, other than the ViT's.
+        """
+        size = vision.config.image_size if image_size is None else image_size
+        config = dataclasses.replace(vision.config, image_size=size, **changes)  # type: ignore[arg-type]
+        if preprocess is not None and size != preprocess.config.image_size:
+            preprocess = Preprocess(dataclasses.replace(preprocess.config, image_size=size))
+        model = cls(config, len(labels), labels=labels, preprocess=preprocess, head=head, problem=problem)
+        weights = vision.state_dict()
+        weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], vision.config, size)
+        model.vision.load_state_dict(weights)
+        return model.eval()
+
+    @torch.inference_mode()
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], top: int | None = None, *, batch_size: int = 32
+    ) -> list[list[tuple[str, float]]]:
+        """Classify images.
+
+        Args:
+            images: one image or any iterable of images: paths, PIL images, file contents or arrays.
+            top: labels for each image, most probable first.  None: five of a single-label model; of a multi-label model
+                those that reach their threshold; all values of a regression model, in their order.
+            batch_size: images computed at once.
+
+        Returns:
+            For each image a list of (label, probability); (label, value) for regression.
+
+        Raises:
+            CheckpointError: the model came without preprocessing settings.
+            ImageError: an image cannot be used.
+        """
+        device, found = self.head.weight.device, list[list[tuple[str, float]]]()
+        for pixels in pixel_batches(images, self.prepare(), batch_size):
+            for row in self.scores(self(pixels.to(device))).cpu():
+                found.append(self._ranked(row, top))
+        return found
+
+    def prepare(self) -> Preprocess:
+        """The preprocessing; raises `CheckpointError` where the model came without it."""
+        if self.preprocess is None:
+            raise CheckpointError(
+                "The model came without preprocessing settings, so it cannot read images. Convert it with its config, "
+                "or set classifier.preprocess."
+            )
+        return self.preprocess
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Probabilities of logits (B, M): softmax, or sigmoid of a multi-label model; regression keeps its values."""
+        if self.problem == "regression":
+            return outputs
+        return outputs.softmax(-1) if self.problem == "single_label" else outputs.sigmoid()
+
+    def _ranked(self, scores: Tensor, top: int | None) -> list[tuple[str, float]]:
+        """(M,) -> (label, score), as `predict` promises."""
+        pairs = list(zip(self.labels, scores.tolist(), strict=True))
+        if self.problem == "regression" and top is None:
+            return pairs
+        if self.problem == "multi_label" and top is None:
+            limits = self.thresholds or (0.5,) * len(pairs)
+            pairs = [pair for pair, limit in zip(pairs, limits, strict=True) if pair[1] >= limit]
+        pairs.sort(key=lambda pair: -pair[1])  # stable: equal ones in the order of the labels
+        return pairs[: 5 if top is None and self.problem == "single_label" else top]
 
 
 def _zero_head(width: int, num_classes: int) -> nn.Linear:
