@@ -1,0 +1,46 @@
+"""One spelling for each term: the Japanese pages use those of the glossary."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+VARIANTS = {  # pattern of a variant -> the glossary's term
+    r"フォルダ(?!ー)": "フォルダー",
+    r"メモリー": "メモリ",
+    r"画素": "ピクセル",
+    r"ブラウザ(?!ー)": "ブラウザー",
+    r"エンコーダ(?!ー)": "エンコーダー",
+    r"トークナイザ(?!ー)": "トークナイザー",
+    r"アテンション": "自己注意",
+    r"索引": "インデックス",
+    r"当て推量|偶然なら": "チャンスレベル",
+    r"ファイン・?チューン(?!ング)": "ファインチューニング",
+    r"コントラスト学習": "対照学習",
+}
+PAGES = sorted({*ROOT.glob("*.ja.md"), *DOCS.rglob("*.ja.md"), *(DOCS / "guide" / "ja").glob("*.md")})
+_CODE = re.compile(r"^```.*?^```\n|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+
+
+def test_both_glossaries_pair_the_same_terms() -> None:
+    english = {(re.sub(r" \(.*\)", "", row[0]), row[1]) for row in rows("glossary.md")}
+    assert english == {(row[1], row[0]) for row in rows("glossary.ja.md")}
+
+
+def test_every_variant_has_its_term_in_the_glossary() -> None:
+    terms = {row[0] for row in rows("glossary.ja.md")} | {"ブラウザー"}
+    assert set(VARIANTS.values()) <= terms
+    assert not [(pattern, term) for pattern, term in VARIANTS.items() if re.search(pattern, term)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_japanese_page_uses_the_glossarys_spelling(page: Path) -> None:
+    text = _CODE.sub("", page.read_text(encoding="utf-8"))
+    assert not {found: term for pattern, term in VARIANTS.items() for found in re.findall(pattern, text)}
