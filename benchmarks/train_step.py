@@ -224,7 +224,7 @@ def start_vlm(case: Case, folder: Path, device: str) -> Worker:
     from vlm.models.clip import CLIP
     from vlm.training.data.pair_stream import PairBatch
     from vlm.training.engine.distributed import Processes
-    from vlm.training.engine.loop import Training
+    from vlm.training.engine.step import Training
     from vlm.training.recipe.config import Recipe
     from vlm.training.recipe.sections import OptimSection, RunSection
 

@@ -168,10 +168,11 @@ def rank_queries(scores: Tensor, correct: Tensor, ks: Sequence[int] = (1, 5, 10)
         InputError: the shapes do not fit, scores are NaN, or a query has no correct item.
     """
     _check_k(*ks)
-    parts = []
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     rows = max(1, _BLOCK_BYTES // (16 * scores.shape[-1])) if scores.ndim == 2 else 1
     _check(scores, correct, 1)
-    for some, right in zip(scores.split(rows), correct.split(rows), strict=True):
+    blocks = (cast(tuple[Tensor, ...], matrix.split(rows)) for matrix in (scores, correct))
+    for some, right in zip(*blocks, strict=True):
         ties, best = _rank(some, right), some.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         recall = _hits(some, best, (right & (some == best)).sum(1), ks)
         parts.append((recall, _first(ties), _precision(ties, right), _gain(ties, right, None)))

@@ -26,7 +26,15 @@ RECIPE: Sections = {
     },
     "data": {"train_splits": ["train"], "validation_split": "validation", "patch_dropout": 0.5, "workers": 0},
     "optim": {"matrices": "adamw", "warmup_steps": 2},
-    "run": {"steps": 6, "batch_size": 16, "eval_every": 3, "save_every": 2, "log_every": 1, "ema_decay": 0.9},
+    "run": {
+        "steps": 6,
+        "batch_size": 16,
+        "precision": "float32",
+        "eval_every": 3,
+        "save_every": 2,
+        "log_every": 1,
+        "ema_decay": 0.9,
+    },
 }
 VIT_RECIPE: Sections = {
     "model": {"vision": RECIPE["model"]["vision"] | {"drop_path": 0.2}},
@@ -40,7 +48,15 @@ VIT_RECIPE: Sections = {
     "transform": {"padding": 2, "flip": 0.5, "erase": 0.3},
     "loss": {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
     "optim": {"warmup_steps": 2},
-    "run": {"steps": 6, "batch_size": 16, "eval_every": 3, "save_every": 2, "log_every": 1, "ema_decay": 0.9},
+    "run": {
+        "steps": 6,
+        "batch_size": 16,
+        "precision": "float32",
+        "eval_every": 3,
+        "save_every": 2,
+        "log_every": 1,
+        "ema_decay": 0.9,
+    },
 }
 
 

@@ -13,7 +13,7 @@ from tests.support.tiny_run import RECIPE, VIT_RECIPE
 from vlm import training
 from vlm.embedder import Embedder
 from vlm.errors import DataError, RecipeError
-from vlm.training.engine.record import read_metrics
+from vlm.training.engine.curves import read_metrics
 
 
 @pytest.fixture

@@ -1,17 +1,18 @@
-"""A big batch in chunks: the gradients of the whole batch, in the memory of one chunk (GradCache, Gao et al. 2021).
+"""Gradients of a whole batch in the memory of one chunk (GradCache, Gao et al. 2021).
 
 A contrastive loss needs all embeddings at once, but they are small; what fills the memory is the graph behind them.  So
 every chunk is embedded without a graph, the loss of the whole batch gives the embeddings' gradients, and every chunk is
-embedded again, with the same random numbers, to carry its own on to the weights.
+embedded again, with the same random numbers, to pass its own gradients on to the weights.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from vlm.training.engine.parallel import without_sync
 
 Chunk = TypeVar("Chunk")
 
@@ -23,11 +24,20 @@ def accumulate(
     loss: Callable[..., Tensor],
     shared: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Add the gradients of loss(*embeddings of all chunks) to `.grad`; returns the loss, without a graph.
+    """Add the gradients of loss(*embeddings of all chunks) to `.grad`.
 
-    `embed(model, chunk)` gives tensors with one row per sample; `loss` receives each of them for the whole batch.
-    `shared` are the parameters that `loss` uses itself: logit_scale, logit_bias.  One chunk is plain backward, two or
-    more take one forward pass more.  With DDP the gradients travel once, during the last chunk.
+    One chunk is a plain backward pass; two or more take one forward pass more.  On several processes the gradients are
+    exchanged once, during the last chunk.
+
+    Args:
+        model: what `embed` calls.
+        chunks: parts of this process's batch.
+        embed: (model, chunk) -> tensors with one row per sample.
+        loss: receives each of these tensors for the whole batch.
+        shared: the parameters that `loss` uses itself: logit_scale, logit_bias.
+
+    Returns:
+        The loss, without a graph.
     """
     if len(chunks) == 1:
         value = loss(*embed(model, chunks[0]))
@@ -52,7 +62,7 @@ def accumulate(
     for i, (chunk, state, gradient) in enumerate(zip(chunks, states, of_chunk, strict=True)):
         _set_random_state(device, state)
         last = i == len(chunks) - 1
-        with nullcontext() if last else _no_sync(model):
+        with nullcontext() if last else without_sync(model):
             reached = [*zip(embed(model, chunk), gradient, strict=True)]
             if last:  # because DDP waits for every parameter then
                 reached += zip(shared, gradients[len(embeds) :], strict=True)
@@ -61,12 +71,32 @@ def accumulate(
     return value.detach()
 
 
-def _no_sync(model: nn.Module) -> AbstractContextManager[None]:
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+def accumulate_mean(
+    model: nn.Module, chunks: Sequence[Chunk], loss: Callable[[Chunk], Tensor], scale: Tensor | float
+) -> Tensor:
+    """Add the gradients of a loss that is a mean over samples; equal chunks, exchanged once between processes.
+
+    Args:
+        model: what `loss` calls.
+        chunks: equal parts of this process's batch.
+        loss: the mean loss of a chunk.
+        scale: a factor of the gradients.
+
+    Returns:
+        The mean loss of the batch, without a graph.
+    """
+    total: Tensor | float = 0.0
+    for i, chunk in enumerate(chunks):
+        with nullcontext() if i == len(chunks) - 1 else without_sync(model):
+            value = loss(chunk) / len(chunks)
+            (scale * value).backward()
+        total = total + value.detach()
+    assert isinstance(total, Tensor)
+    return total
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Of the CPU and, if that is another, of `device`."""
+    """The state of the CPU's generator and, where that is another, of the device's."""
     other = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     return torch.get_rng_state(), other
 

@@ -1,30 +1,40 @@
-"""The processes of a run: `torchrun --nproc-per-node 4 -m training.train_clip ...` starts four, plain `python` one.
+"""The processes of a run: torchrun or srun starts several, plain `vlm train` is one.
+
+    torchrun --nproc-per-node 8 -m training.train_clip RECIPE.toml --out DIR
 
 Every process runs the same code on its own rows of each batch, n = N / size of them, in the order of the ranks:
 
     processes = init_from_env()
     loss = clip_loss(image_embeds, text_embeds, logit_scale, groups, processes=processes)
 
-has the negatives of all processes.  All see the loss of the whole batch; the gradients, once averaged over the
-processes (what DDP and FSDP2 do), are those of one process with all N rows: the towers', logit_scale's, logit_bias's.
+has the negatives of all processes.  All get the loss of the whole batch; the gradients, once averaged over the
+processes (what DDP and FSDP2 do), are those of one process with all N rows.
 """
 
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlm.errors import InputError
+
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process, number `rank` of `size`, and its device.  These are the collectives that `vlm.loss` asks for."""
+    """This process, number `rank` of `size`, and its device.  It has the collectives that `vlm.loss` asks for."""
 
     rank: int
     size: int
     device: torch.device
+    host_group: Any = field(default=None, repr=False, compare=False)  # gloo; None: the default group
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """(n, ...) of this process -> (N, ...) of all, in the order of the ranks; n is the same everywhere."""
@@ -42,15 +52,42 @@ class Processes:
         dist.reduce_scatter_tensor(own, rows.contiguous())
         return own
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The average over all processes, on the device."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """Any plain values of all processes, in the order of the ranks; through the hosts' memory, not the GPUs'."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.gather_objects(None)
+
     def share(self, count: int, rank: int | None = None) -> range:
         """The part of range(count) of `rank`, by default this one; parts differ in length by at most one."""
         rank = self.rank if rank is None else rank
         return range(count * rank // self.size, count * (rank + 1) // self.size)
 
     def map(self, function: Callable[[range], Tensor], count: int) -> Tensor:
-        """function(range(count)), one row per number, with each process doing its share; all get all rows, in order.
+        """Splits range(count) over the processes and gathers the results.
 
-        All are asked for equally many rows, some for one too many: FSDP2 needs all of them at every forward pass.
+        Pads so that every rank computes equally many rows: FSDP2 needs all processes at every forward pass.
+
+        Args:
+            function: of a range, one row for each number.
+            count: how many numbers.
+
+        Returns:
+            (count, ...), the same on all processes.
         """
         shares = [self.share(count, rank) for rank in range(self.size)]
         own, longest = shares[self.rank], max(map(len, shares))
@@ -65,30 +102,94 @@ class Processes:
 SINGLE_PROCESS = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
-def init_from_env(device_type: str | None = None) -> Processes:
-    """Join the run that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or be alone.
+class StopVote:
+    """Agrees on stopping without making any process wait: each step sends its vote and reads the one before.
 
-    `device_type` "cpu" or "cuda"; None is cuda where there is one.  cuda talks by nccl, cpu by gloo.
+    The votes travel through the hosts' memory (gloo).  All processes read the same result, so all stop after the same
+    step, one later than the first that voted.
+    """
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self.pending: tuple[Any, Tensor] | None = None
+
+    def __call__(self, stop: bool) -> bool:
+        """Whether any process had voted to stop, of a single process now."""
+        if self.processes.size == 1:
+            return stop
+        before = self.finish()
+        vote = torch.tensor([stop], dtype=torch.uint8)
+        group = self.processes.host_group
+        self.pending = dist.all_reduce(vote, dist.ReduceOp.MAX, group=group, async_op=True), vote
+        return before
+
+    def finish(self) -> bool:
+        """Read the vote under way."""
+        if self.pending is None:
+            return False
+        work, vote = self.pending
+        self.pending = None
+        work.wait()
+        return bool(vote)
+
+
+def init_from_env(device_type: str | None = None, timeout_minutes: float | None = None) -> Processes:
+    """Join the run that torchrun or srun started, or be a single process.
+
+    On a GPU, float32 matrix products take TF32 from now on (torch.set_float32_matmul_precision("high")).
+
+    Args:
+        device_type: "cpu", "cuda" or "mps"; None is cuda where there is one.  cuda uses nccl, others gloo.
+        timeout_minutes: how long a collective may take before the run ends; None is torch's default.
+
+    Raises:
+        InputError: there is no such device.
     """
     rank, size, local = place_from_env()
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device_type, local) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError("device cuda: torch sees no such GPU here. Use device cpu.")
+            raise InputError("device cuda: torch sees no such GPU here. Use device cpu.")
         torch.cuda.set_device(device)
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes(rank=rank, size=size, device=device)
+        torch.set_float32_matmul_precision("high")
+    host_group = None
+    if size > 1:
+        if not dist.is_initialized():
+            for name, value in rendezvous_from_slurm(os.environ).items():
+                os.environ.setdefault(name, value)
+            timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+            on_gpu = device.type == "cuda"
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                rank=rank,
+                world_size=size,
+                timeout=timeout,
+                device_id=device if on_gpu else None,
+            )
+        host_group = dist.new_group(backend="gloo") if device.type == "cuda" else None
+    return Processes(rank=rank, size=size, device=device, host_group=host_group)
 
 
 def place_from_env() -> tuple[int, int, int]:
-    """(rank, number of processes, rank on this machine), as torchrun says them; (0, 1, 0) alone."""
-    rank, size, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return rank, size or 1, local
+    """(rank, number of processes, rank on this machine) from torchrun's variables or those of a SLURM step."""
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
+        if os.environ.get(names[1]):
+            rank, size, local = (int(os.environ.get(name, 0)) for name in names)
+            return rank, size, local
+    return 0, 1, 0
+
+
+def rendezvous_from_slurm(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT of a SLURM step: its first machine, and a port made from the job's number."""
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    if not nodes or "SLURM_STEP_NUM_TASKS" not in environ:
+        return {}
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])  # gpu[03-05,9],b -> gpu03
+    return {"MASTER_ADDR": first, "MASTER_PORT": str(20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000)}
 
 
 def leave() -> None:
-    """At the end of a run: part from the others."""
+    """At the end of a run: leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

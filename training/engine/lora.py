@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2022) by `peft`: beside a frozen matrix W (n, m) a small one learns, W + alpha / rank B A.
+"""LoRA (Hu et al. 2022) by `peft`: a frozen matrix W (n, m) becomes W + alpha / rank B A, and A and B are trained.
 
 A (rank, m) starts at random and B (n, rank) at zero, so training starts from exactly the source.  `merge_adapters`
-adds the product to W, and the model is again one like any other: same names, same speed, no peft needed.
+adds the product to W; the model then has its usual names and speed, without peft.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,14 @@ from vlm.models.clip import CLIP
 
 
 def add_adapters(clip: CLIP, blocks: Iterable[nn.Module], rank: int, alpha: int) -> None:
-    """On every linear layer of `blocks`: qkv, proj, fc1, fc2.  From now on nothing but the adapters learns."""
+    """Put an adapter on every linear layer of some blocks (qkv, proj, fc1, fc2) and freeze everything else.
+
+    Args:
+        clip: changed in place.
+        blocks: of its encoders.
+        rank: of the adapters.
+        alpha: their product is scaled by alpha / rank.
+    """
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and other runs do not need it
 
     chosen = {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
@@ -21,7 +28,7 @@ def add_adapters(clip: CLIP, blocks: Iterable[nn.Module], rank: int, alpha: int)
 
 
 def merge_adapters(clip: CLIP) -> None:
-    """Every adapter becomes part of the matrix it sits on."""
+    """Add every adapter to its matrix and remove it."""
     from peft.tuners.lora import Linear
 
     for name, layer in list(clip.named_modules()):

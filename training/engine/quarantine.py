@@ -5,8 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from vlm import atomic
 from vlm.training.data.rows import BrokenSample
 from vlm.training.engine.distributed import Processes
@@ -28,7 +26,7 @@ class Quarantine:
             processes,
         )
         self.known = _read(self.path) if resume else {}
-        processes.all_gather(torch.zeros(1, device=processes.device))  # all have read it before the first one writes
+        processes.barrier()  # all have read it before the first one writes
         if processes.rank == 0:
             atomic.write(self.path, "".join(self.known.values()))  # without the line a crash cut off
 
@@ -42,7 +40,8 @@ class Quarantine:
     def add(self, broken: Sequence[BrokenSample], seen: int) -> None:
         """What this process found in a step; `seen`: samples drawn so far, by all.  `ValueError`: too many."""
         lines = {sample.uid: _line(sample) for sample in broken if sample.uid not in self.known}
-        news = {uid: line for uid, line in self._of_all(lines).items() if uid not in self.known}
+        parts = self.processes.gather_objects(lines)  # in the order of the ranks
+        news = {uid: line for part in parts for uid, line in part.items() if uid not in self.known}
         if not news:
             return
         self.known |= news
@@ -56,22 +55,6 @@ class Quarantine:
                 f"{len(self)} of the first {seen:,} samples are broken, more than max_broken = {self.max_broken:g} "
                 f"allows. {self.path} lists them; the last: {last['uid']}: {last['reason']}: {last['detail']}"
             )
-
-    def _of_all(self, lines: dict[str, str]) -> dict[str, str]:
-        """All processes' lines, in the order of the ranks: one number each, and no more where there is no news."""
-        if self.processes.size == 1:
-            return lines
-        own = torch.frombuffer(bytearray("".join(lines.values()).encode() or b"\n"), dtype=torch.uint8)
-        sizes = self.processes.all_gather(
-            torch.tensor([len(own) if lines else 0], device=self.processes.device)
-        ).tolist()
-        if not any(sizes):
-            return {}
-        padded = torch.zeros(1, max(sizes), dtype=torch.uint8)
-        padded[0, : len(own)] = own[: max(sizes)]
-        rows = self.processes.all_gather(padded.to(self.processes.device)).cpu()
-        text = b"".join(row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)).decode()
-        return {json.loads(line)["uid"]: line + "\n" for line in text.split("\n") if line}
 
 
 def _line(sample: BrokenSample) -> str:

@@ -16,25 +16,10 @@ from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
 from vlm.tokenizers.load import load_tokenizer
 from vlm.training.engine.optim import parameter_groups
+from vlm.training.engine.throughput import GPUS
 from vlm.training.recipe.config import Recipe
 
 GIB = 2**30
-
-
-class Gpu(NamedTuple):
-    """By its datasheet; dense, not the doubled number of sparse matrices."""
-
-    half_tflops: float  # bfloat16 or float16, per second
-    single_tflops: float  # float32 outside tensor cores: torch's default
-    gib: float
-
-
-GPUS = {  # NVIDIA's datasheets: A100 80GB SXM, H100 SXM, H200 SXM, L4
-    "a100": Gpu(312, 19.5, 80e9 / GIB),
-    "h100": Gpu(989, 67, 80e9 / GIB),
-    "h200": Gpu(989, 67, 141e9 / GIB),
-    "l4": Gpu(121, 30.3, 24e9 / GIB),
-}
 
 
 class Work(NamedTuple):

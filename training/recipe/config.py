@@ -52,7 +52,8 @@ class LoopRecipe(StrictConfig, ABC):
         check_not_negative(optim, "warmup_steps", "weight_decay", "muon_decay")
         check_share(optim, "final_lr")
         check_fraction(run, "ema_decay")
-        check_not_negative(run, "seed")
+        check_not_negative(run, "seed", "max_skipped")
+        check_positive(run, "timeout_minutes")
         check_not_negative(self, "workers")
         if not all(0 <= beta < 1 for beta in optim.betas):
             raise RecipeError(f"betas must both be in [0, 1), got {optim.betas}.")
@@ -75,7 +76,7 @@ class LoopRecipe(StrictConfig, ABC):
             for section, settings in _plain(self.to_dict()).items()
             if section != "task"
             for name, value in settings.items()
-            if (was := _plain(other.get(section, {}).get(name))) != value
+            if name in other.get(section, {}) and (was := _plain(other[section][name])) != value
         ]
 
 

@@ -189,8 +189,8 @@ class RunSection(Section):
     batch_size: int = 128  # samples of one step, over all processes
     accumulate: int = 1  # chunks a step is computed in; the gradients are those of the whole batch
     seed: int = 0
-    # auto: bfloat16 where the processor computes it natively; float64: to compare with, not to train in
-    precision: Literal["float32", "bfloat16", "float16", "auto", "float64"] = "float32"
+    # auto: bfloat16 where the processor computes it natively, else float32; float64: to compare with, not to train in
+    precision: Literal["float32", "bfloat16", "float16", "auto", "float64"] = "auto"
     checkpoint_activations: bool = False  # recompute each block in the backward pass: less memory, 4/3 time
     compile: bool = False  # torch.compile of every block
     shard: bool = False  # FSDP2: each process keeps its part of weights and optimizer; false: DDP, all keep all
@@ -199,6 +199,9 @@ class RunSection(Section):
     save_every: int = 200
     keep: int = 2  # checkpoints kept
     log_every: int = 10
+    max_skipped: int = 20  # steps whose loss or gradients may be not finite; they are skipped, one more ends the run
+    timeout_minutes: float = 30.0  # of a collective, before a run on several processes ends
+    tracker: Literal["none", "wandb", "trackio"] = "none"  # curves beside TensorBoard's
 
     def rows_of_a_process(self, processes: int) -> int:
         """Samples of one step that each process computes; `RecipeError` if the batch does not divide."""

@@ -21,8 +21,10 @@ from vlm.training.data.class_stream import ClassBatch, ClassImages, ClassStream
 from vlm.training.data.labelled import ClassSet, classes_of, open_labelled, read_class_set
 from vlm.training.data.stream import EndlessOrder
 from vlm.training.data.transforms import Transform
+from vlm.training.engine.accumulate import accumulate_mean
 from vlm.training.engine.distributed import Processes
-from vlm.training.engine.loop import Backward
+from vlm.training.engine.precision import autocast
+from vlm.training.engine.step import Backward
 from vlm.training.measure.card import classifier_card
 from vlm.training.measure.measurement import Measurement
 from vlm.training.recipe.config import VitRecipe
@@ -169,15 +171,17 @@ def classifying(recipe: VitRecipe, classifier: ViTClassifier, preprocess: Prepro
     dtype, chunks = classifier.head.weight.dtype, recipe.run.accumulate
     mix = mixing(recipe.loss, len(classifier.labels))
 
-    def backward(model: nn.Module, batch: ClassBatch, scale: float) -> Tensor:
+    def backward(model: nn.Module, batch: ClassBatch, scale: Tensor | float) -> Tensor:
         images, targets = mix(preprocess.normalize(batch.images).to(dtype), batch.targets)
         keeps = [None] * chunks if batch.keep is None else batch.keep.chunk(chunks)
-        total = torch.zeros((), device=images.device, dtype=dtype)
-        for part, wanted, keep in zip(images.chunk(chunks), targets.chunk(chunks), keeps, strict=True):
-            loss = F.cross_entropy(model(part, keep), wanted, label_smoothing=recipe.loss.label_smoothing) / chunks
-            (scale * loss).backward()
-            total += loss.detach()
-        return total
+
+        def loss(chunk: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+            part, wanted, keep = chunk
+            with autocast(recipe.run.precision, images.device):
+                return F.cross_entropy(model(part, keep), wanted, label_smoothing=recipe.loss.label_smoothing)
+
+        parts = list(zip(images.chunk(chunks), targets.chunk(chunks), keeps, strict=True))
+        return accumulate_mean(model, parts, loss, scale)
 
     return backward
 

@@ -23,8 +23,9 @@ from vlm.training.data.rows import Joined
 from vlm.training.data.sources import open_rows
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes
-from vlm.training.engine.loop import Backward
 from vlm.training.engine.lora import add_adapters, merge_adapters
+from vlm.training.engine.precision import autocast
+from vlm.training.engine.step import Backward
 from vlm.training.measure.card import clip_card
 from vlm.training.measure.measurement import Measurement
 from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words
@@ -180,14 +181,15 @@ def contrastive(recipe: Recipe, embedder: Embedder, processes: Processes) -> Bac
     """The loss of one batch, averaged over the captions of an image, in as many chunks as the recipe says."""
     clip, preprocess = embedder.model, embedder.preprocess
     shared = [clip.logit_scale] if clip.logit_bias is None else [clip.logit_scale, clip.logit_bias]
-    dtype = clip.logit_scale.dtype
+    dtype, precision = clip.logit_scale.dtype, recipe.run.precision
 
     def embed(model: nn.Module, chunk: PairBatch) -> tuple[Tensor, ...]:
         pixels = preprocess.normalize(chunk.images).to(dtype)
-        images, texts = model(pixels, chunk.ids.flatten(0, 1), chunk.keep)  # (B, E), (B c, E)
+        with autocast(precision, processes.device):
+            images, texts = model(pixels, chunk.ids.flatten(0, 1), chunk.keep)  # (B, E), (B c, E)
         return images, *texts.unflatten(0, chunk.ids.shape[:2]).unbind(1)
 
-    def backward(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
+    def backward(model: nn.Module, batch: PairBatch, scale: Tensor | float) -> Tensor:
         def loss(images: Tensor, *captions: Tensor) -> Tensor:
             losses = [
                 clip_loss(images, texts, clip.logit_scale, batch.groups, processes=processes)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from vlm.embedder import Embedder
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.stream import AnyBatch, Stream
-from vlm.training.engine.loop import Backward, Evaluate
+from vlm.training.engine.loop import Evaluate
+from vlm.training.engine.step import Backward
+from vlm.training.engine.throughput import Work
 from vlm.training.recipe.config import LoopRecipe
 
 
@@ -29,5 +31,6 @@ class Task(Generic[AnyBatch]):
     summary: str  # one line: what is trained on what
     finish: Callable[[dict[str, Tensor], Path, str], tuple[Embedder | ViTClassifier, str]]
     """(trained weights, run folder, recipe text) -> (model to save, text of its model card)."""
+    work: Work | None = None  # of one step of this process
     prepare_folder: Callable[[Path], Any] = lambda out: None
     """Called once in a new run folder, before the first step."""

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 from vlm.errors import RecipeError
+from vlm.training.engine.curves import draw_curves
 from vlm.training.engine.distributed import Processes, init_from_env
 from vlm.training.engine.loop import STOPPED, fit, rehearse
 from vlm.training.engine.parallel import whole_weights
+from vlm.training.engine.precision import with_precision
 from vlm.training.engine.quarantine import Quarantine
-from vlm.training.engine.record import draw_curves
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
+from vlm.training.engine.run_folder import begin_run, check_run, forecast, place, recorded_recipe
 from vlm.training.measure.card import push_to_hub
 from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
 from vlm.training.recipe.text import recipe_text
@@ -25,6 +26,7 @@ def train(
     resume: bool = False,
     push: str | None = None,
     text: str | None = None,
+    profile: bool = False,
 ) -> int:
     """Train the model that `recipe` describes and save it in the folder `out`.
 
@@ -36,6 +38,7 @@ def train(
         push: org/name; upload the finished model to the Hugging Face hub.
         text: the recipe as its author wrote it, for recipe.toml and the model card; None writes the settings that
             differ from the defaults.
+        profile: write a trace of steps 10 to 20 into `out`/profile.
 
     Returns:
         0 when the model is trained and saved, 75 when a signal stopped the run (call again with `resume`).
@@ -44,8 +47,9 @@ def train(
         VlmError: for a recipe, a data set, a model or a folder that cannot be used.
     """
     out, text = Path(out), recipe_text(recipe) if text is None else text
-    processes = processes or init_from_env(None)
+    processes = processes or init_from_env(None, recipe.run.timeout_minutes)
     check_run(out, resume=resume, push=push)
+    recipe = with_precision(recipe, processes.device, recorded_recipe(out) if resume else None)
     task = open_task(recipe, processes)
     if processes.rank == 0:
         begin_run(out, text)
@@ -62,6 +66,8 @@ def train(
         chance_loss=task.chance_loss,
         resume=resume,
         quarantine=Quarantine(out, task.samples, task.max_broken, processes, resume=resume),
+        work=task.work,
+        profile=profile,
     )
     if processes.rank == 0:
         draw_curves(out)

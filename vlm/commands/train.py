@@ -34,6 +34,9 @@ def train(parser: ArgumentParser) -> Run:
     parser.add_argument(
         "--dry-run", action="store_true", help="run a few steps and print memory, samples/s and the time of all steps"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="write a trace of steps 10 to 20 into DIR/profile (chrome://tracing)"
+    )
     parser.add_argument("--push", metavar="ORG/NAME", help="upload the finished model to the Hugging Face hub")
     elsewhere = parser.add_argument_group(
         "--dry-run for other hardware", "Estimate time and memory of a CLIP recipe on other GPUs (nothing is run)."
@@ -73,12 +76,12 @@ def train(parser: ArgumentParser) -> Run:
         from vlm.training.tasks.train import train as train_model
 
         try:
-            processes = init_from_env(args.device)
+            processes = init_from_env(args.device, recipe.run.timeout_minutes)
             if args.dry_run:
                 dry_run(recipe, processes)
                 return 0
             text = args.recipe.read_text(encoding="utf-8")
-            return train_model(recipe, out, processes, resume=resume, push=args.push, text=text)
+            return train_model(recipe, out, processes, resume=resume, push=args.push, text=text, profile=args.profile)
         finally:
             leave()
 

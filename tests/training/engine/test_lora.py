@@ -20,7 +20,8 @@ from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.engine.lora import merge_adapters
-from vlm.training.engine.optim import Muon, optimizers
+from vlm.training.engine.muon import Muon
+from vlm.training.engine.optim import optimizers
 from vlm.training.recipe.reading import read_recipe
 from vlm.training.tasks import contrastive
 from vlm.training.tasks.contrastive import choose_layers, open_embedder

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from vlm.config import CLIPConfig, TextConfig, VisionConfig
 from vlm.models.clip import CLIP
 from vlm.models.layers import Block
+from vlm.training.engine.muon import Muon, orthogonalise
 from vlm.training.engine.optim import (
-    Muon,
     learning_rate_factor,
-    native_bfloat16,
     optimizers,
-    orthogonalise,
     parameter_groups,
 )
+from vlm.training.engine.precision import native_bfloat16
 from vlm.training.recipe.sections import OptimSection
 
 MUON, ADAMW = OptimSection(matrices="muon", muon_decay=0.1), OptimSection(matrices="adamw")
@@ -76,7 +75,7 @@ def test_muon_is_its_plain_definition(shape: tuple[int, int]) -> None:
     weight, momentum = p.detach().numpy().copy(), np.zeros(shape)
     optimizer = Muon([p], lr=LR, momentum=0.9, weight_decay=DECAY)
     for gradient in np.random.default_rng(0).normal(size=(4, *shape)):
-        p.grad = torch.from_numpy(gradient)
+        p.grad = torch.from_numpy(gradient.copy())
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient
         step = newton_schulz(0.1 * gradient + 0.9 * momentum) * math.sqrt(max(1, shape[0] / shape[1]))
@@ -88,8 +87,8 @@ def test_query_key_and_value_are_orthogonalised_apart() -> None:
     fused, gradient = nn.Parameter(torch.randn(24, 8)), torch.randn(24, 8)
     thirds = [nn.Parameter(third.clone()) for third in fused.detach().chunk(3)]
     for p, grad in zip([fused, *thirds], [gradient, *gradient.chunk(3)], strict=True):
-        p.grad = grad
-    Muon([fused], lr=LR).step()
+        p.grad = grad.clone()
+    Muon([fused], lr=LR, fused=[fused]).step()
     Muon(thirds, lr=LR).step()
     torch.testing.assert_close(fused.detach(), torch.cat([third.detach() for third in thirds]))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.engine.test_doctor import Vectors
+from tests.training.engine.test_diagnostics import Vectors
 from tests.training.engine.test_loop import SINGLE_PROCESS, recipe, towers
 from vlm.training.engine.parallel import clip_gradients, prepare
 

@@ -15,8 +15,10 @@ from vlm.cli import main
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.models.clip import CLIP
 from vlm.models.layers import Block
+from vlm.models.packing import PackedRows
 from vlm.tokenizers.load import load_tokenizer
-from vlm.training.engine.optim import optimizers, orthogonalise
+from vlm.training.engine.muon import orthogonalise
+from vlm.training.engine.optim import optimizers
 from vlm.training.measure.cost import (
     Cost,
     block_bytes,
@@ -133,7 +135,7 @@ def test_what_a_block_keeps_is_what_autograd_holds(packed):
     B, n, D, F, h = 3, 40, 64, 256, 4
     block = Block(D, h, F, activation="gelu", norm_eps=1e-5, causal=packed)
     z = torch.randn(B * n, D) if packed else torch.randn(B, n, D)
-    found = kept_bytes(block, z.requires_grad_(), *([torch.full((B,), n)] if packed else []))
+    found = kept_bytes(block, z.requires_grad_(), *([PackedRows(torch.full((B,), n))] if packed else []))
     assert B * block_bytes(D, F, h, n, half=False, packed=packed) == pytest.approx(found, rel=0.03)
 
 
@@ -173,7 +175,7 @@ def test_what_is_cut_into_pieces_takes_less_memory_and_what_is_computed_twice_mo
 
 def cost_of(gpus: int = 1, caption_tokens: int | None = None, **sections: dict[str, object]) -> Cost:
     sections["optim"] = {"matrices": "adamw"} | sections.get("optim", {})
-    sections["run"] = {"batch_size": 64} | sections.get("run", {})
+    sections["run"] = {"batch_size": 64, "precision": "float32"} | sections.get("run", {})
     return step_cost(named_size("B/32"), Recipe.from_dict(sections), gpus, caption_tokens)
 
 

@@ -46,7 +46,9 @@ def tiny(**changes) -> ViTClassifier:
 
 
 def recipe(loss: dict[str, float] | None = None, **run) -> VitRecipe:
-    return VitRecipe.from_dict({"data": {"train": "x", "held_out": 1}, "loss": loss or {}, "run": run})
+    return VitRecipe.from_dict(
+        {"data": {"train": "x", "held_out": 1}, "loss": loss or {}, "run": {"precision": "float32"} | run}
+    )
 
 
 def batch(count: int = 8) -> ClassBatch:

@@ -17,8 +17,8 @@ from tests.support.tiny_run import write_vit_recipe
 from vlm.checkpoint.load import load_classifier
 from vlm.checkpoint.save import save
 from vlm.cli import main
+from vlm.training.engine.curves import read_metrics
 from vlm.training.engine.distributed import SINGLE_PROCESS
-from vlm.training.engine.record import read_metrics
 from vlm.training.tasks import classification
 
 ROOT = Path(__file__).parents[3]

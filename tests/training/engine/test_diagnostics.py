@@ -1,4 +1,4 @@
-"""Each complaint is provoked in a real run of the training loop; a healthy run hears none."""
+"""Each warning is provoked in a real run of the training loop; a healthy run gets none."""
 
 import math
 from pathlib import Path
@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from vlm.loss import clip_loss
 from vlm.training.data.pair_stream import PairBatch, PairStream
+from vlm.training.engine.diagnostics import WINDOW, Diagnostics, Signs
 from vlm.training.engine.distributed import Processes
-from vlm.training.engine.doctor import WINDOW, Doctor, Signs
 from vlm.training.engine.loop import fit
 from vlm.training.recipe.config import Recipe
 
@@ -58,15 +58,15 @@ class Towers(nn.Module):
         return clip_loss(F.normalize(self.vision(x), dim=1), F.normalize(self.text(x), dim=1), self.logit_scale)
 
 
-def backward(model: nn.Module, batch: PairBatch, scale: float) -> Tensor:
+def backward(model: nn.Module, batch: PairBatch, scale: Tensor | float) -> Tensor:
     CLOCK.now += 1.0
     loss = model(batch.images)
     (scale * loss).backward()
     return loss.detach()
 
 
-def complaints(model: nn.Module, stream: Vectors, out: Path, capsys: Any, steps: int = 170, **optim: Any) -> list[str]:
-    """What the doctor says in so many steps."""
+def warnings_of(model: nn.Module, stream: Vectors, out: Path, capsys: Any, steps: int = 170, **optim: Any) -> list[str]:
+    """The warnings of so many steps."""
     torch.manual_seed(0)
     run = {"steps": steps, "batch_size": ROWS, "eval_every": 1000, "save_every": 1000, "log_every": 50}
     sections = {"run": run, "data": {"workers": 0}, "optim": {"matrices": "adamw", "warmup_steps": 0} | optim}
@@ -86,7 +86,9 @@ def complaints(model: nn.Module, stream: Vectors, out: Path, capsys: Any, steps:
     )
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     return [
-        line for line in lines if line.startswith("step ") and any(word in line for word in ("guess", "limit", "waits"))
+        line
+        for line in lines
+        if line.startswith("step ") and any(word in line for word in ("chance", "limit", "waits"))
     ]
 
 
@@ -95,53 +97,51 @@ def stopped_clock(monkeypatch):
     monkeypatch.setattr("vlm.training.engine.loop.time", CLOCK)
 
 
-def test_a_healthy_run_hears_nothing(tmp_path, capsys):
-    assert complaints(Towers(), Vectors(seconds=0.3), tmp_path / "run", capsys, lr=1e-2) == []
+def test_a_healthy_run_gets_no_warning(tmp_path, capsys):
+    assert warnings_of(Towers(), Vectors(seconds=0.3), tmp_path / "run", capsys, lr=1e-2) == []
 
 
-def test_a_collapsed_model_is_told_so(tmp_path, capsys):
-    (said,) = complaints(Towers(blind=True), Vectors(), tmp_path / "run", capsys)
-    assert "The loss has been 2.773 for 50 steps, and guessing is 2.773" in said  # ln(16)
+def test_a_collapsed_model_is_reported(tmp_path, capsys):
+    (said,) = warnings_of(Towers(blind=True), Vectors(), tmp_path / "run", capsys)
+    assert said.count("2.773") == 2  # ln(16): the loss, and chance
     assert "Lower the learning rates" in said
 
 
-def test_a_saturated_temperature_is_told_so(tmp_path, capsys):
+def test_a_saturated_temperature_is_reported(tmp_path, capsys):
     model = Towers(logit_scale=math.log(100))
     model.vision.load_state_dict(model.text.state_dict())  # pairs fit perfectly: the surer, the better
-    (said,) = complaints(model, Vectors(), tmp_path / "run", capsys)
-    assert "logit scale has been at its limit of 100 for 50 steps" in said
-    assert "raise max_logit_scale" in said
+    (said,) = warnings_of(model, Vectors(), tmp_path / "run", capsys)
+    assert "limit of 100 for 50 steps" in said and "raise max_logit_scale" in said
 
 
-def test_a_starving_model_is_told_so(tmp_path, capsys):
-    (said,) = complaints(Towers(), Vectors(seconds=0.5), tmp_path / "run", capsys, steps=60)
-    assert "waits for data 33% of the time" in said
-    assert "Raise workers in [data] (now 0)" in said
+def test_a_slow_loader_is_reported(tmp_path, capsys):
+    (said,) = warnings_of(Towers(), Vectors(seconds=0.5), tmp_path / "run", capsys, steps=60)
+    assert "33%" in said and "Raise workers in [data] (now 0)" in said
 
 
-def doctor() -> Doctor:
-    return Doctor(chance_loss=4.0, max_logit_scale=100.0, patience=60, workers=1)
+def diagnostics() -> Diagnostics:
+    return Diagnostics(chance_loss=4.0, max_logit_scale=100.0, patience=60, workers=1)
 
 
-def test_a_loss_near_chance_is_no_complaint_at_the_start_nor_after_one_lucky_step():
+def test_a_loss_near_chance_is_no_warning_at_the_start_nor_after_one_lucky_step():
     signs = Signs(loss=4.0, logit_scale=2.0, seconds=1.0, waiting=0.0)
-    one = doctor()
+    one = diagnostics()
     assert [step for step in range(100) if one.look(step, signs)] == [60]
-    other = doctor()
+    other = diagnostics()
     for step in range(100, 100 + WINDOW - 1):
         assert other.look(step, signs._replace(loss=2.0)) == []
     assert other.look(200, signs) == []
 
 
 @pytest.mark.parametrize("scale", [None, 2.0, math.log(100) - 0.1])
-def test_a_temperature_below_its_limit_is_no_complaint(scale):
-    one = doctor()
+def test_a_temperature_below_its_limit_is_no_warning(scale):
+    one = diagnostics()
     for step in range(2 * WINDOW):
         assert one.look(step, Signs(loss=2.0, logit_scale=scale, seconds=1.0, waiting=0.1)) == []
 
 
-def test_each_thing_is_said_once():
-    one = doctor()
+def test_each_warning_is_given_once():
+    one = diagnostics()
     signs = Signs(loss=4.0, logit_scale=math.log(100), seconds=1.0, waiting=0.9)
     said = [text for step in range(300) for text in one.look(step, signs)]
     assert len(said) == 3

@@ -1,8 +1,7 @@
-"""What a run writes down, against what was computed and the clock of tests/test_doctor.py."""
+"""What a run writes down, against what was computed and the clock of test_diagnostics.py."""
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.training.engine.test_doctor import CLOCK, ROWS, Vectors
+from tests.training.engine.test_diagnostics import CLOCK, ROWS, Vectors
 from tests.training.engine.test_loop import recipe, run, towers
+from vlm.training.engine.curves import draw_curves, read_metrics
 from vlm.training.engine.distributed import Processes
-from vlm.training.engine.record import draw_curves, forget_after, read_metrics
+from vlm.training.engine.run_log import forget_after
 from vlm.training.engine.state import saved
 
 
@@ -47,9 +47,9 @@ def test_metrics_hold_what_was_computed_and_timing_what_it_took(tmp_path, monkey
     assert curves.keys() == {"loss", "gradient_norm", "lr_factor", "logit_scale", "val x", "val y"}
     err = capsys.readouterr().err
     assert "step 2: val x 0.2500  val y 0.5000\n" in err
-    assert f"5/5 [00:00<00:00, loss={curves['loss'][-1][1]:.3f}, samples/s=13, x=0.250, y=0.500]" in re.sub(
-        r"\[.*?step/s", "[00:00<00:00", err
-    )
+    last = err.splitlines()[-1]
+    for part in ("5/5", f"loss={curves['loss'][-1][1]:.3f}", "samples/s=13", "waiting=20%", "x=0.250", "y=0.500"):
+        assert part in last
     run(towers(), tmp_path / "run", recipe(steps=7, **settings), stream=Vectors(seconds=0.25), resume=True)
     first, other, last, again, end = lines(tmp_path / "run" / "timing.jsonl")
     assert first == {"step": 2, "seconds": 1.125, "waiting": 0.125, "samples_per_second": 2 * ROWS / 2.25}
@@ -85,7 +85,8 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(tmp_p
     monkeypatch.setattr(os, "fsync", spy)
     run(towers(), tmp_path / "run", recipe(steps=4, keep=9))
     metrics = (tmp_path / "run" / "metrics.jsonl").stat().st_ino
-    assert [saves for file, saves in synced if file == metrics] == [0, 1]
+    assert all(saves <= number for number, saves in enumerate(saves for file, saves in synced if file == metrics))
+    assert len(saved(tmp_path / "run" / "checkpoints")) == 2
 
 
 def test_a_panel_is_drawn_for_each_number_and_one_for_validation(tmp_path):
