@@ -8,17 +8,31 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from vlm.errors import RecipeError
 from vlm.training.data.order import AUGMENT
 from vlm.training.data.stream import Places
 from vlm.training.recipe.augmentation import TransformConfig
 
 
 class Transform:
-    """uint8 (B, 3, H, W) -> the same, every image on its own."""
+    """uint8 (B, C, H, W) -> the same, every image on its own."""
 
-    def __init__(self, config: TransformConfig, image_shape: tuple[int, int], seed: int):
+    def __init__(self, config: TransformConfig, image_shape: tuple[int, int], seed: int, channels: int = 3):
+        """Build the transforms.
+
+        Args:
+            config: their strengths.
+            image_shape: (H, W).
+            seed: of the random draws.
+            channels: C; colour and rand_augment are defined for 1 and 3.
+        """
+        if channels not in (1, 3) and (config.colour or config.rand_augment):
+            raise RecipeError(
+                f"[transform] colour and rand_augment change colours, and the images have {channels} channels; wanted "
+                "1 or 3. Set both to 0."
+            )
         self.seed, steps = seed, []
-        fill = [config.fill] * 3
+        fill = [config.fill] * channels
         if config.padding:
             steps.append(v2.RandomCrop(image_shape, padding=config.padding, fill=fill))
         if config.scale != (1.0, 1.0):

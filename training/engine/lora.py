@@ -8,30 +8,28 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from vlm.models.clip import CLIP
 
-
-def add_adapters(clip: CLIP, blocks: Iterable[nn.Module], rank: int, alpha: int) -> None:
+def add_adapters(model: nn.Module, blocks: Iterable[nn.Module], rank: int, alpha: int) -> None:
     """Put an adapter on every linear layer of some blocks (qkv, proj, fc1, fc2) and freeze everything else.
 
     Args:
-        clip: changed in place.
-        blocks: of its encoders.
+        model: changed in place.
+        blocks: of the model.
         rank: of the adapters.
         alpha: their product is scaled by alpha / rank.
     """
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and other runs do not need it
 
     chosen = {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
-    names = [name for name, layer in clip.named_modules() if layer in chosen]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), clip)
+    names = [name for name, layer in model.named_modules() if layer in chosen]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
 
 
-def merge_adapters(clip: CLIP) -> None:
+def merge_adapters(model: nn.Module) -> None:
     """Add every adapter to its matrix and remove it."""
     from peft.tuners.lora import Linear
 
-    for name, layer in list(clip.named_modules()):
+    for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear):
             layer.merge()
-            clip.set_submodule(name, layer.get_base_layer())
+            model.set_submodule(name, layer.get_base_layer())

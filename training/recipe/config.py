@@ -136,19 +136,43 @@ class VitRecipe(LoopRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         model, data = self.model, self.data
-        _check_data(data)
+        _check_data(data, (model.vision or {}).get("in_channels", 3) if model.start is None else 3)
         if not data.train:
             raise RecipeError("the recipe names no data. Set [data] train = a folder, file or hub data set.")
         if bool(data.held_out) == bool(data.validation or data.validation_split):
             raise RecipeError("say what to validate on: [data] held_out = a number, or validation_split = a name.")
-        if model.start is None and (model.head == "names" or model.num_heads or model.train_blocks is not None):
-            raise RecipeError("head, num_heads and train_blocks need a trained model: name one, [model] source = ...")
+        needs_source = (model.head != "new", model.num_heads, model.train_blocks is not None, model.lora_rank)
+        if model.start is None and any(needs_source):
+            raise RecipeError(
+                "head, num_heads, train_blocks and lora_rank need a trained model: name one, [model] source = ..."
+            )
         if model.source is not None and (other := set(model.vision or {}) - _CHANGEABLE):
             allowed = ", ".join(sorted(_CHANGEABLE))
             raise RecipeError(f"{', '.join(sorted(other))} cannot be changed in a trained model; only {allowed}.")
         check_fraction(self.loss, "label_smoothing")
         check_not_negative(self.loss, "mixup", "cutmix")
         check_share(self.loss, "mix_share")
+        check_not_negative(data, "most_frequent")
+        self._check_problem()
+
+    def _check_problem(self) -> None:
+        loss, data = self.loss, self.data
+        if loss.problem == "regression":
+            if loss.label_smoothing or loss.class_weights != "none" or data.classes:
+                raise RecipeError(
+                    "label_smoothing, class_weights and classes are about classes. "
+                    'Leave them out with problem = "regression".'
+                )
+            if "label" not in (data.columns or {}):
+                raise RecipeError(
+                    'the recipe does not say where the numbers are. Set [data] columns = { label = "COLUMN" }.'
+                )
+        if loss.problem != "single_label" and self.model.head == "zero_shot":
+            raise RecipeError(
+                f'head = "zero_shot" compares classes with each other. With problem "{loss.problem}" use "new".'
+            )
+        if data.most_frequent and loss.problem != "multi_label":
+            raise RecipeError('most_frequent chooses labels of a multi-label task. Set [loss] problem = "multi_label".')
 
 
 _CHANGEABLE = {"image_size", "dropout", "drop_path"}
@@ -159,8 +183,8 @@ def task_of(kind: type[LoopRecipe]) -> Literal["clip", "vit"]:
     return "vit" if issubclass(kind, VitRecipe) else "clip"
 
 
-def _check_data(data: DataSettings) -> None:
-    data.preprocessing(32)  # checks mean and std
+def _check_data(data: DataSettings, channels: int = 3) -> None:
+    data.preprocessing(32, channels)  # checks mean and std
     check_fraction(data, "patch_dropout", "dense_share")
     check_share(data, "max_broken")
 

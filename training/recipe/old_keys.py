@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vlm.errors import RecipeError
+from vlm.training.recipe.sections import HEADS_BEFORE
 
 
 class Renamed(NamedTuple):
@@ -73,6 +74,9 @@ def mapped(values: dict[str, Any], task: str) -> dict[str, Any]:
         section = values.get(key.section)
         if isinstance(section, dict) and key.old in section:
             section[key.new] = key.value(section.pop(key.old))
+    model = values.get("model")
+    if task == "vit" and isinstance(model, dict) and model.get("head") in HEADS_BEFORE:
+        model["head"] = HEADS_BEFORE[model["head"]]
     return values
 
 

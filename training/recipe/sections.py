@@ -6,12 +6,21 @@ import typing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vlm.config import CLIPConfig, PreprocessConfig, StrictConfig, TextConfig, VisionConfig, check_choice, named_size
+from vlm.config import (
+    CLIPConfig,
+    PreprocessConfig,
+    Problem,
+    StrictConfig,
+    TextConfig,
+    VisionConfig,
+    check_choice,
+    named_size,
+)
 from vlm.errors import RecipeError
 
 Resize = Literal["crop", "pad", "squash"]
 Cache = Literal["auto", "memory", "disk", "none"]
-Grey = float | tuple[float, float, float]
+Grey = float | tuple[float, ...]
 
 
 class Section(StrictConfig):
@@ -108,7 +117,9 @@ class DataSettings(Section):
     dense_share: float = 0.0  # the last share of the steps: all patches, at full size
     workers: int = 1  # loader processes; order and random draws are the same for any number
     resize: Resize = "crop"  # how a new model's images get their size
-    mean: Grey | None = None  # of a new model's pixels, 0..1: one number, or one for each colour; None: OpenAI CLIP's
+    mean: Grey | None = (
+        None  # of a new model's pixels, 0..1: one number, or one a channel; None: OpenAI CLIP's, grey 0.5
+    )
     std: Grey | None = None
 
     def validation_source(self, train: str) -> SourceSection:
@@ -120,16 +131,28 @@ class DataSettings(Section):
             root=self.root if self.validation_root is None else self.validation_root,
         )
 
-    def preprocessing(self, image_size: int | tuple[int, int]) -> PreprocessConfig:
-        """How a new model's images become pixels."""
-        config = PreprocessConfig(image_size=image_size, resize=self.resize)
-        mean = config.mean if self.mean is None else _of_each_colour(self.mean)
-        std = config.std if self.std is None else _of_each_colour(self.std)
-        return replace(config, mean=mean, std=std)
+    def preprocessing(self, image_size: int | tuple[int, int], channels: int = 3) -> PreprocessConfig:
+        """How a new model's images become pixels.
+
+        Args:
+            image_size: in pixels, one side or (height, width).
+            channels: C; mean and std that nobody named are OpenAI CLIP's for 3, else 0.5 and 0.25.
+        """
+        plain = PreprocessConfig()
+        mean = _of_each_channel(self.mean, channels, plain.mean if channels == 3 else 0.5, "mean")
+        std = _of_each_channel(self.std, channels, plain.std if channels == 3 else 0.25, "std")
+        return PreprocessConfig(image_size=image_size, resize=self.resize, mean=mean, std=std)
 
 
-def _of_each_colour(level: Grey) -> tuple[float, float, float]:
-    return level if isinstance(level, tuple) else (level, level, level)
+def _of_each_channel(level: Grey | None, channels: int, otherwise: Grey, name: str) -> tuple[float, ...]:
+    level = otherwise if level is None else level
+    if not isinstance(level, tuple):
+        return (level,) * channels
+    if len(level) != channels:
+        raise RecipeError(
+            f"{name} has {len(level)} values and the model {channels} channels. Give one number, or {channels}."
+        )
+    return level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +236,9 @@ class RunSection(Section):
         return self.batch_size // processes
 
 
+HEADS_BEFORE: dict[str, str] = {"zero": "new", "names": "zero_shot"}  # names of earlier versions
+
+
 @dataclass(frozen=True, kw_only=True)
 class VitSection(Section):
     """The ViT that is trained (tasks/classification.py): a new one, or the image tower of a CLIP or ViT.
@@ -223,8 +249,23 @@ class VitSection(Section):
     source: str | None = None  # start from these weights
     num_heads: int | None = None  # of a source whose weights do not say it
     vision: dict[str, Any] | None = None  # a new VisionConfig; with `source` changes to its: image_size, drop_path ...
-    head: Literal["zero", "names"] = "zero"  # names: class embeddings of the CLIP in `source` for the class names
+    # new: starts at zero; keep: the source's own, whose labels must be those of the data; zero_shot: class embeddings
+    # of the CLIP in `source` for the class names
+    head: Literal["new", "keep", "zero_shot"] = "new"
     train_blocks: int | None = None  # only the last so many blocks and the head; 0: the head alone; None: all
+    lora_rank: int = 0  # only adapters on those blocks are trained, and the head (engine/lora.py); 0: none
+    lora_alpha: int = 16  # the adapters' output is scaled by alpha / rank
+
+    def __post_init__(self) -> None:
+        if self.head in HEADS_BEFORE:
+            raise RecipeError(f'[model] head = "{self.head}" is called "{HEADS_BEFORE[self.head]}" now. Write that.')
+        super().__post_init__()
+        if self.lora_rank < 0 or self.lora_alpha < 1:
+            raise RecipeError(
+                f"lora_rank must be 0 or more and lora_alpha 1 or more, got {self.lora_rank} and {self.lora_alpha}."
+            )
+        if self.lora_rank and self.train_blocks == 0:
+            raise RecipeError("lora_rank puts adapters on blocks, and train_blocks = 0 names none. Leave out one.")
 
     @property
     def start(self) -> str | None:
@@ -243,13 +284,17 @@ class LabelledSection(DataSettings):
     train: str = ""  # a folder, file or hub data set
     held_out: int = 0  # instead of validation data: this many training images, the same for every seed
     classes: str | None = None  # a class set in the data's classes.json, which names classes in two languages
+    most_frequent: int = 0  # of a multi-label task: only this many labels, the most frequent ones; 0: all
     language: Literal["en", "ja"] = "en"  # of the names that become the model's labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSection(Section):
-    """[loss] of a ViT recipe: softmax cross-entropy, softened (tasks/classification.py)."""
+    """[loss] of a ViT recipe (tasks/objectives.py)."""
 
+    # one class an image (softmax), any number of labels (sigmoids), or a number (its column: columns = { label = ... })
+    problem: Problem = "single_label"
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare classes weigh as much as frequent ones
     label_smoothing: float = 0.0  # Szegedy et al. 2016
     mixup: float = 0.0  # alpha; a weighted sum of two images (Zhang et al. 2018)
     cutmix: float = 0.0  # alpha; a part of one image in the other (Yun et al. 2019); with mixup: one of both at random

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from tests.support.tiny_run import write_vit_recipe
-from tests.training.tasks.test_classification import batch
+from tests.training.tasks.test_classification import batch, opened
 from vlm.training.data.class_stream import ClassStream
 from vlm.training.data.rows import BrokenSample
+from vlm.training.data.targets import open_classes
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.recipe.config import VitRecipe
 from vlm.training.recipe.reading import read_recipe
-from vlm.training.tasks.classification import open_classes, open_classifier, open_images, open_stream
+from vlm.training.tasks.classification import open_stream
 
 
 def test_a_batch_goes_to_a_device_with_the_patches_it_keeps():
@@ -22,8 +23,7 @@ def test_a_batch_goes_to_a_device_with_the_patches_it_keeps():
 
 def test_what_cannot_be_opened_is_left_out_of_a_measurement(run_folder, monkeypatch, capsys):
     settings = read_recipe(write_vit_recipe(run_folder, data={"validation_split": None, "held_out": 10}), VitRecipe)
-    classes = open_classes(settings)
-    _, images = open_images(settings, classes, open_classifier(settings, classes, SINGLE_PROCESS)[1])
+    _, _, images = opened(settings)
     whole = [torch.cat(part) for part in zip(*images.batches(4), strict=True)]
     pixels = images.pairs.pixels
 
@@ -53,9 +53,8 @@ def test_a_sample_keeps_its_class_and_name_and_its_patches_until_the_dense_steps
     settings = read_recipe(
         write_vit_recipe(run_folder, data=changes, transform={"padding": 0, "flip": 0, "erase": 0}), VitRecipe
     )
-    classes = open_classes(settings)
-    classifier, preprocess = open_classifier(settings, classes, SINGLE_PROCESS)
-    training, _ = open_images(settings, classes, preprocess)
+    classifier, training, _ = opened(settings)
+    classes = open_classes(settings.data)
     stream = open_stream(settings, classifier, training, SINGLE_PROCESS)
     rows, numbers = training.rows, {training.rows.uid(i): i for i in range(len(training))}
     for step in range(6):

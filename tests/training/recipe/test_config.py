@@ -68,7 +68,7 @@ NEW = {"size": "mini"}  # a model from nothing
         ({"augment": {"erase": 3.0}}, ["erase", "[0, 1]", "3.0"]),
         ({"data": {"keyword_share": -0.1}}, ["keyword_share", "[0, 1]", "-0.1"]),
         ({"data": {"patch_dropout": 1.0}}, ["patch_dropout", "[0, 1)", "1.0"]),
-        ({"data": {"mean": [0.5, 0.5]}}, ["mean", "[0.5, 0.5]"]),
+        ({"data": {"mean": [0.5, 0.5]}}, ["mean", "2 values", "3 channels"]),
         ({"data": {"std": 0.0}}, ["std", "positive"]),
         ({"data": {"coarse_size": 48}}, ["coarse_size", "48", "dense_share"]),
         ({"data": {"coarse_size": -8, "dense_share": 0.5}}, ["coarse_size", "-8"]),
@@ -104,7 +104,7 @@ NEW_VIT = {"vision": {"width": 64, "num_heads": 4}}
         ({"data": {"train": "x"}}, ["held_out", "validation_split"]),
         ({"data": HELD_OUT | {"validation_split": "y"}}, ["held_out", "validation_split"]),
         ({"data": HELD_OUT | {"validation": "y"}}, ["held_out", "validation_split"]),
-        ({"model": NEW_VIT | {"head": "names"}}, ["head", "[model] source"]),
+        ({"model": NEW_VIT | {"head": "zero_shot"}}, ["head", "[model] source"]),
         ({"model": NEW_VIT | {"num_heads": 2}}, ["num_heads", "[model] source"]),
         ({"model": NEW_VIT | {"train_blocks": 0}}, ["train_blocks", "[model] source"]),
         (
@@ -125,10 +125,10 @@ def test_a_wrong_recipe_of_a_classifier_is_one_line(changes: dict[str, Any], fac
     [
         {"data": {"train": "x", "validation": "y"}},
         {"data": {"train": "x", "validation_split": "y"}},
-        {"model": {"source": "mini", "head": "names", "num_heads": 2, "train_blocks": 0}},
+        {"model": {"source": "mini", "head": "zero_shot", "num_heads": 2, "train_blocks": 0}},
         {"model": {"source": "mini", "vision": {"image_size": 32, "dropout": 0.1, "drop_path": 0.1}}},
         {"model": {"vision": {"width": 64, "num_heads": 4}}},
-        {"model": {"head": "names", "train_blocks": 1}},  # of the bundled model
+        {"model": {"head": "zero_shot", "train_blocks": 1}},  # of the bundled model
     ],
 )
 def test_what_a_classifier_can_be_made_of_is_accepted(changes: dict[str, Any]):

@@ -76,12 +76,12 @@ def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_
         os.kill(os.getpid(), number)
         return measure(*arguments)
 
-    measure = classification.accuracy
-    monkeypatch.setattr(classification, "accuracy", stop_and_measure)
+    measure = classification.predictions
+    monkeypatch.setattr(classification, "predictions", stop_and_measure)
     out = tmp_path / "model"
     assert train(recipe, out, SINGLE_PROCESS) == 75
     assert not (out / "model.safetensors").exists()
-    monkeypatch.setattr(classification, "accuracy", measure)
+    monkeypatch.setattr(classification, "predictions", measure)
     torch.manual_seed(12345)
     assert train(recipe, out, SINGLE_PROCESS, resume=True) == 0
     assert bytes_of(out) == bytes_of(finished)
@@ -99,7 +99,7 @@ def test_an_earlier_run_is_not_overwritten(finished, recipe):
 
 def test_a_run_that_starts_from_words_keeps_its_zero_shot_start(tiny_embedder, run_folder, tmp_path):
     save(tiny_embedder, tmp_path / "clip")
-    model = {"source": str(tmp_path / "clip"), "vision": None, "head": "names"}
+    model = {"source": str(tmp_path / "clip"), "vision": None, "head": "zero_shot"}
     recipe = write_vit_recipe(run_folder, model=model, data={"patch_dropout": 0.0}, run={"steps": 1})
     assert train(recipe, tmp_path / "out", SINGLE_PROCESS) == 0
     start, end = load_classifier(tmp_path / "out/start"), load_classifier(tmp_path / "out")
