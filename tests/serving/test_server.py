@@ -303,7 +303,8 @@ def test_each_kind_of_refusal_has_its_own_status_and_words(client: TestClient):
 
 @pytest.mark.parametrize(("old", "new"), [("picture", "image"), ("pictures", "images")])
 def test_a_renamed_field_is_named_with_its_new_name(client: TestClient, old: str, new: str):
-    for request in ({"json": {old: base64_of(png())}}, {"files": {old: ("a.png", png())}}):
+    requests: list[dict[str, Any]] = [{"json": {old: base64_of(png())}}, {"files": {old: ("a.png", png())}}]
+    for request in requests:
         line = client.post("/search", **request).json()["error"]
         assert repr(old) in line and repr(new) in line
 

@@ -15,6 +15,7 @@ from threading import RLock
 
 from vlm.errors import IndexFileError
 from vlm.index.database_format import FORMAT, SCHEMA, upgrade
+from vlm.index.paths import may
 
 DATABASE = "index.sqlite"
 REBUILD = "Restore it from a backup, or delete the index and run vlm index again: the images are untouched."
@@ -150,7 +151,7 @@ class Database:
                     ) from error
 
     def _writable(self) -> bool:
-        return os.access(self.folder, os.W_OK | os.X_OK) and os.access(self.file, os.W_OK)
+        return may(self.folder, os.W_OK | os.X_OK) and may(self.file, os.W_OK)
 
     def _open_for_writing(self) -> bool:
         """False where the disk does not let us: it is then read."""

@@ -46,7 +46,8 @@ def _calendar_time(value: object) -> str | None:
     if match is None:
         return None
     try:
-        time = datetime(*(int(part or 0) for part in match.groups()[:6]))
+        year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+        time = datetime(year, month, day, hour, minute, second)
     except ValueError:  # month 13, 30 February
         return None
     return None if time.year < _FIRST_YEAR else time.isoformat(" ")
@@ -77,7 +78,8 @@ def date_limit(text: str) -> str:
     *parts, zone = match.groups()
     numbers = [int(part) for part in parts if part is not None]
     try:
-        time = datetime(*numbers, *[1] * (3 - len(numbers)))
+        year, month, day, hour, minute, second = [*numbers, *(1, 1, 1, 0, 0, 0)[len(numbers) :]]
+        time = datetime(year, month, day, hour, minute, second)
         if zone:
             time = datetime.fromisoformat(time.isoformat() + zone).astimezone().replace(tzinfo=None)
     except (ValueError, OverflowError) as error:

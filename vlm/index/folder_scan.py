@@ -9,6 +9,7 @@ from pathlib import PurePath
 from vlm.errors import ImageError, InputError
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.index.ignore_rules import IGNORE_FILE, IgnoreRules, excluding
+from vlm.index.paths import may
 
 NO_SUFFIX = "no suffix"
 
@@ -40,7 +41,7 @@ def scan_folder(root: str, exclude: Sequence[str] = ()) -> FolderScan:
     while waiting:
         folder, rules = waiting.pop()
         try:
-            if not os.access(folder, os.X_OK):
+            if not may(folder, os.X_OK):
                 raise PermissionError(13, "Permission denied")
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)

@@ -123,8 +123,15 @@ def read_file(file: FileToRead, preprocess: Preprocess) -> ReadFile:
         problem = ImageError(file.path, error.reason, error.detail)
         if error.reason in ACCESS_REASONS:
             return ReadFile(None, None, problem)
-        about = {"reason": error.reason, "detail": error.detail, "reader": READER}
-        return ReadFile(Record(path=file.path, size=file.size, mtime=file.mtime, **about), None, problem)
+        record = Record(
+            path=file.path,
+            size=file.size,
+            mtime=file.mtime,
+            reason=error.reason,
+            detail=error.detail,
+            reader=READER,
+        )
+        return ReadFile(record, None, problem)
     content = Content(digest=digest, size=len(data), width=width, height=height, taken=_taken(data))
     record = Record(path=file.path, size=file.size, mtime=file.mtime, digest=digest, content=content)
     return ReadFile(record, pixels.numpy(), None)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePath
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -235,5 +235,5 @@ def _with_refused(
     )
 
 
-def _bar(total: int, shown: bool) -> "AbstractContextManager[tqdm[None]]":
+def _bar(total: int, shown: bool) -> "AbstractContextManager[tqdm[Any]]":
     return tqdm(total=total, desc="indexing", unit="image", disable=not (shown and total), smoothing=0.1)

@@ -37,3 +37,8 @@ def below_folder(folder: str | None) -> tuple[str, tuple[bytes, ...]]:
         return "true", ()
     prefix = os.fsencode(folder.rstrip(os.sep) + os.sep)
     return "path > ? AND path < ?", (prefix, prefix[:-1] + bytes([prefix[-1] + 1]))
+
+
+def may(path: str | os.PathLike[str], mode: int) -> bool:
+    """`os.access` by the rights that this process uses now."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
