@@ -13,25 +13,11 @@ from PIL import Image
 
 from tests.support.odd_images import noise
 from vlm.calibration import Calibration
-from vlm.checkpoint.save import save, save_calibration
+from vlm.checkpoint.save import save_calibration
 from vlm.cli import main
 from vlm.commands.contact_sheet import contact_sheet
 from vlm.embedder import Embedder
 from vlm.index.embedding_index import EmbeddingIndex
-
-
-@pytest.fixture
-def vlm_command(
-    tiny_embedder: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    save(tiny_embedder, tmp_path / "model")
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        code = main([*map(str, words), "--model", str(tmp_path / "model")])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def test_index_then_search_on_the_command_line(

@@ -267,7 +267,7 @@ def zero(file: Path, start: float, length: int) -> None:
         opened.write(bytes(length))
 
 
-DAMAGES: dict[str, Callable[[Path, Path], None]] = {
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "header of the database": lambda database, vectors: zero(database, 0, 100),
     "table of tables": lambda database, vectors: zero(database, 0, 4096),
     "a page": lambda database, vectors: zero(database, 0.4, 4096),
@@ -275,7 +275,7 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
     "the last page": lambda database, vectors: zero(database, 0.95, 4096),
     "half of the database": lambda database, vectors: os.truncate(database, database.stat().st_size // 2),
     "an empty database": lambda database, vectors: os.truncate(database, 0),
-    "text as database": lambda database, vectors: database.write_text("not a database at all" * 100) and None,
+    "text as database": lambda database, vectors: database.write_text("not a database at all" * 100),
     "zeros among the vectors": lambda database, vectors: zero(vectors, 0.3, 100),
     "half of the vectors": lambda database, vectors: os.truncate(vectors, vectors.stat().st_size // 2),
     "no vectors": lambda database, vectors: vectors.unlink(),

@@ -87,6 +87,8 @@ def _check_usage(parser: ArgumentParser, args: Namespace) -> None:
     forms = {"--json": args.json, "--paths": args.paths, "--null": args.null}
     if len(given := [name for name, asked in forms.items() if asked]) > 1:
         parser.error(f"give one of {' and '.join(given)}")
+    if args.thumbnails and not given and not sys.stdout.isatty():
+        parser.error("--thumbnails needs a terminal")
     if args.thumbnails and given:
         parser.error(f"--thumbnails is for people and {given[0]} for programs: give one of them")
     if args.duplicates is not None:

@@ -1,6 +1,7 @@
 """Images in the terminal: kitty's protocol, sixel (iTerm2, WezTerm, foot, Konsole), else coloured half cells."""
 
 import sys
+import warnings
 from pathlib import Path
 
 from vlm.commands.printing import note
@@ -31,4 +32,5 @@ def print_thumbnail(path: Path) -> None:
         note(str(error))
         return
     image.thumbnail((_SIDE, _SIDE))
-    Console(file=sys.stdout).print(Image(image, width=_COLUMNS, height="auto"))
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it uses an old name of Pillow's
+        Console(file=sys.stdout).print(Image(image, width=_COLUMNS, height="auto"))

@@ -90,11 +90,10 @@ class IndexSearch:
         if isinstance(term, str):
             embed = self._embedder.embed_texts([term])[0]
         else:
-            if isinstance(term, os.PathLike):
-                path: os.PathLike[str] = term  # pyright: ignore[reportUnknownVariableType]
-                row = self._store.row_of(self._model, str(absolute_path(path)))
-                if row is not None:
-                    return torch.from_numpy(self._store.vectors(self._model)[row]).float()
+            path = os.fsdecode(term) if isinstance(term, os.PathLike) else None
+            row = None if path is None else self._store.row_of(self._model, str(absolute_path(path)))
+            if row is not None:
+                return torch.from_numpy(self._store.vectors(self._model)[row]).float()
             embed = self._embedder.embed_images([term])[0]
         if not abs(embed.norm().item() - 1) < 0.01:  # NaN too
             raise CheckpointError(
