@@ -65,7 +65,7 @@ def prepare(folder: Path, images: int | None = None) -> int:
     from vlm.training.data.pairs import open_pairs
 
     folder = from_root(folder)  # the CSV file and the model's file name paths
-    embedder = load("mini")  # its sizes, tokenizer and preprocessing; its weights are not used
+    embedder = load("mini", device="cpu")  # its sizes, tokenizer and preprocessing; its weights are not used
     write_model(embedder, folder / "model")
     pairs = open_pairs(PICTURE_WORDS / "train.parquet", embedder.preprocess, cache="none")
     rows = (

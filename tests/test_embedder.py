@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from vlm.calibration import Calibration
 from vlm.checkpoint.save import save
 from vlm.config import PreprocessConfig
 from vlm.embedder import Embedder
-from vlm.errors import ImageError
+from vlm.errors import ImageError, InputError
 from vlm.images.preprocess import Preprocess
 from vlm.models.clip import CLIP
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
@@ -140,14 +141,84 @@ def test_an_absent_part_is_one_clear_line_and_the_other_part_works(tiny_clip: CL
     assert len(Embedder(tiny_clip, tiny_tokenizer, None).embed_texts(["a dog"])) == 1
 
 
-def test_one_image_or_one_text_in_place_of_a_list_is_refused(tiny_embedder: Embedder):
-    array = np.zeros((8, 8, 3), dtype=np.uint8)
-    for image in ("a.png", b"a", Path("a.png"), Image.new("RGB", (8, 8)), array, array[..., 0]):
-        with pytest.raises(ValueError, match=f"wanted a list of images, got one {type(image).__name__}"):
-            tiny_embedder.embed_images(image)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"Write \['a dog'\]"):
-        tiny_embedder.embed_texts("a dog")
-    assert len(tiny_embedder.embed_images(array[None])) == 1  # a batch of one
+def test_one_image_is_embedded_as_a_list_of_one(tiny_embedder: Embedder, image_folder: Path):
+    path = image_folder / "a.png"
+    expected = tiny_embedder.embed_images([path])
+    with Image.open(path) as image, path.open("rb") as file:
+        array = np.array(image)
+        for one in (path, str(path), path.read_bytes(), file, image, array):
+            torch.testing.assert_close(tiny_embedder.embed_images(one), expected, rtol=0, atol=0)
+    torch.testing.assert_close(tiny_embedder.embed_images(array[None]), expected, rtol=0, atol=0)  # a batch of one
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter, lambda items: (item for item in items), dict.fromkeys])
+def test_any_iterable_of_images_or_texts_is_embedded_in_its_order(kind, tiny_embedder: Embedder, image_folder: Path):
+    paths = [image_folder / name for name in ("b.png", "a.png", "c.jpg")]
+    expected = torch.cat([tiny_embedder.embed_images(path) for path in paths])
+    torch.testing.assert_close(tiny_embedder.embed_images(kind(paths), batch_size=2), expected, rtol=0, atol=1e-6)
+    texts = torch.cat([tiny_embedder.embed_texts(text) for text in TEXTS])
+    torch.testing.assert_close(tiny_embedder.embed_texts(kind(TEXTS)), texts, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [None, 7])
+def test_what_is_no_image_and_no_iterable_is_refused(wrong: object, tiny_embedder: Embedder):
+    with pytest.raises(InputError, match=type(wrong).__name__):
+        tiny_embedder.embed_images(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=type(wrong).__name__):
+        tiny_embedder.embed_texts(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=type(wrong).__name__):
+        tiny_embedder.embed_texts(["a dog", wrong])  # type: ignore[list-item]
+
+
+def test_an_encoder_in_eval_stays_in_eval_and_the_rest_goes_on_training(tiny_embedder: Embedder):
+    tiny_embedder.model.train()
+    tiny_embedder.model.vision.eval()
+    before = {name: module.training for name, module in tiny_embedder.model.named_modules()}
+    tiny_embedder.embed_texts(TEXTS)
+    tiny_embedder.embed_images([Image.new("RGB", (8, 8))])
+    assert {name: module.training for name, module in tiny_embedder.model.named_modules()} == before
+    assert set(before.values()) == {True, False}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16])
+def test_weights_in_16_bits_give_nearly_the_same_embeddings_under_the_same_fingerprint(
+    dtype: str | torch.dtype, tiny_embedder: Embedder, image_folder: Path
+):
+    texts, images = tiny_embedder.embed_texts(TEXTS), tiny_embedder.embed_images(image_folder / "a.png")
+    fingerprint, scale = tiny_embedder.fingerprint, tiny_embedder.model.logit_scale.clone()
+    assert tiny_embedder.to(dtype=dtype) is tiny_embedder
+    assert str(tiny_embedder.dtype).removeprefix("torch.") in str(dtype)
+    for exact, found in (
+        (texts, tiny_embedder.embed_texts(TEXTS)),
+        (images, tiny_embedder.embed_images(image_folder / "a.png")),
+    ):
+        assert found.dtype == torch.float32 and not torch.equal(found, exact)
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)))
+        assert float((found * exact).sum(1).min()) > 0.999
+    assert tiny_embedder.fingerprint == fingerprint
+    assert torch.equal(tiny_embedder.model.logit_scale, scale)  # a temperature in 16 bits would be 1 % off
+    with torch.no_grad():
+        tiny_embedder.model.vision.blocks[0].get_parameter("mlp.fc2.bias").add_(1)
+    assert tiny_embedder.fingerprint != fingerprint  # other weights
+
+
+def test_a_model_cast_by_hand_takes_pixels_of_its_own_format(tiny_embedder: Embedder):
+    exact = tiny_embedder.embed_images(Image.new("RGB", (8, 8), "red"))
+    tiny_embedder.model.double()
+    torch.testing.assert_close(tiny_embedder.embed_images(Image.new("RGB", (8, 8), "red")), exact)
+
+
+@pytest.mark.parametrize("wrong", [{"device": "gpu"}, {"device": "cuda:99"}, {"dtype": "int8"}, {"dtype": torch.int8}])
+def test_a_device_or_format_that_is_not_there_is_named(wrong: dict[str, Any], tiny_embedder: Embedder):
+    with pytest.raises(InputError, match=str(*wrong.values()).removeprefix("torch.")):
+        tiny_embedder.to(**wrong)
+
+
+def test_its_repr_says_what_it_is(tiny_embedder: Embedder):
+    shown = repr(tiny_embedder)
+    for fact in ("'tiny'", "CLIP", "24 dimensions", "32 x 32", "16 tokens", "float32 on cpu"):
+        assert fact in shown
+    assert "images" not in repr(Embedder(tiny_embedder.model, None, None))
 
 
 def test_a_broken_image_is_named(tiny_embedder: Embedder, image_folder: Path):

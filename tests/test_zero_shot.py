@@ -9,6 +9,7 @@ from torch import nn
 from vlm.checkpoint.load import load
 from vlm.config import Projection
 from vlm.embedder import Embedder
+from vlm.errors import InputError
 from vlm.models.clip import CLIP
 from vlm.zero_shot import (
     ZeroShotClassifier,
@@ -62,6 +63,19 @@ def test_one_classifier_answers_as_classify_does_on_each_call(tiny_embedder: Emb
     assert zero_shot([]).shape == (0, 2)
 
 
+def test_predictions_are_the_most_probable_labels_of_each_image(tiny_embedder: Embedder, image_folder: Path):
+    labels, images = ["dog", "猫", "car"], [image_folder / "a.png", image_folder / "b.png"]
+    zero_shot = ZeroShotClassifier(tiny_embedder, labels)
+    wanted = [sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1]) for row in zero_shot(images).tolist()]
+    assert zero_shot.predict(iter(images)) == wanted
+    alone = zero_shot(images[0])[0].tolist()
+    assert zero_shot.predict(images[0], top=2) == [
+        sorted(zip(labels, alone, strict=True), key=lambda pair: -pair[1])[:2]
+    ]
+    with pytest.raises(InputError, match="top is 0"):
+        zero_shot.predict(images, top=0)
+
+
 def test_scores_judge_each_label_alone_where_the_model_was_trained_so(tiny_embedder: Embedder, image_folder: Path):
     images = [image_folder / "a.png"]
     with pytest.raises(ValueError, match="tiny has no logit_bias"):
@@ -83,7 +97,7 @@ def test_scores_judge_each_label_alone_where_the_model_was_trained_so(tiny_embed
         (["dog", "cat", " dog"], None, "more than once: dog"),
         (["dog", "cat", "dog ", "car", "bird", "car", "car"], None, "^labels given more than once: dog, car. Give"),
         ("dog", None, r"must be a list, got one text. Write \['dog'\]"),
-        (["dog"], ["{}", "a photo", "a {}"], "template 'a photo' does not say .* Put {} there: 'a photo {}'"),
+        (["dog"], ["{}", "a photo", "a {}"], "template 'a photo' .*'a photo {}'"),
         (["dog"], [], r"one or more sentences, got \[\]"),
         (["dog"], "a {}", "one or more sentences, got 'a {}'"),
     ],

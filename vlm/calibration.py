@@ -1,32 +1,32 @@
-"""From a cosine to the probability of a match, where validation data has shown what a cosine is worth."""
+"""From a cosine to the probability of a match, fitted to validation data."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from vlm.config import StrictConfig
+from vlm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(StrictConfig):
     """P(this image is a correct answer | its cosine with the text) = sigmoid(scale cos + bias): Platt 1999.
 
-    It knows nothing of the other images, so it is the same in any index, with any filter.  `training.calibrate` fits
-    it to the best hits of validation queries; what it promises holds where images, texts and the share of correct
-    ones are like those.
+    It does not depend on the other images, so it is the same in any index, with any filter.  `training.calibrate` fits
+    it to the best hits of validation queries; it holds for images and texts, and shares of correct ones, like those.
     """
 
     scale: float
     bias: float
-    line: float = 0.1  # probability; when even the best hit is below, there is "no good match"
-    data: str = ""  # what it was fitted to
+    line: float = 0.1  # a probability; a search whose best hit is below it says "no good match"
+    data: str = ""  # the data it was fitted to
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
-            raise ValueError(f"scale is {self.scale}: a higher cosine must make a match more probable.")
+            raise ConfigError(f"scale is {self.scale}; it must be positive: a higher cosine is a more probable match.")
         if not 0 < self.line < 1:
-            raise ValueError(f"line is a probability between 0 and 1, got {self.line}.")
+            raise ConfigError(f"line is {self.line}; it must be a probability between 0 and 1.")
 
     def probability(self, cosines: Tensor) -> Tensor:
-        """Of any shape, same shape."""
+        """Probabilities of cosines of any shape, in the same shape."""
         return (self.scale * cosines + self.bias).sigmoid()

@@ -1,4 +1,4 @@
-"""Classification by words alone (Radford et al. 2021, section 3.1): the nearest label, no training."""
+"""Zero-shot classification (Radford et al. 2021, section 3.1): the nearest label embedding, without training."""
 
 import json
 import re
@@ -21,48 +21,117 @@ _JAPANESE = re.compile("[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uf
 
 
 class ZeroShotClassifier:
-    """Labels in any mix of languages, embedded once; then images -> probabilities (B, M)."""
+    """Classifies images by labels alone; the labels are embedded once.
+
+    Args:
+        embedder: the model.
+        labels: M different words or phrases, in any mix of languages.
+        templates: sentences with {} in place of the label, for all labels; None chooses by each label's language.
+
+    Raises:
+        InputError: a label is blank or given twice, or a template has no {}.
+    """
 
     def __init__(self, embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None):
         self.embedder = embedder
         self.labels = tuple(labels)
         self.class_embeds = class_embeddings(embedder, labels, templates)  # (M, E)
 
-    def __call__(self, images: Iterable[ImageSource]) -> Tensor:
-        """Which one of the labels: softmax over exp(logit_scale) cos, (B, M), each row sums to 1."""
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
+        """Probabilities (B, M): softmax over exp(logit_scale) cos, each row sums to 1."""
         return self._logits(images).softmax(-1)
 
-    def scores(self, images: Iterable[ImageSource]) -> Tensor:
-        """Each label on its own, yes or no: sigmoid of the logits, (B, M).  For models trained so (SigLIP) only."""
+    def predict(self, images: ImageSource | Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
+        """The most probable labels of each image.
+
+        Args:
+            images: one image or any iterable of images.
+            top: labels for each image, at most M.
+
+        Returns:
+            For each image a list of (label, probability), most probable first; equal ones in the order of the labels.
+
+        Raises:
+            ImageError: an image cannot be used; it names the file.
+        """
+        if top < 1:
+            raise InputError(f"top is {top}; it must be 1 or more.")
+        return [ranked(self.labels, row, top) for row in self(images)]
+
+    def scores(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
+        """The probability of each label by itself, (B, M): sigmoid of the logits.
+
+        Args:
+            images: one image or any iterable of images.
+
+        Raises:
+            InputError: the model was not trained with a sigmoid (SigLIP), so its logits only compare labels.
+        """
         if self.embedder.model.logit_bias is None:
             raise InputError(
-                f"{self.embedder.name} has no logit_bias, so its scores only compare labels. Call the classifier."
+                f"{self.embedder.name} has no logit_bias, so its scores only compare labels. Call the classifier, or "
+                "use a SigLIP model."
             )
         return self._logits(images).sigmoid()
 
-    def _logits(self, images: Iterable[ImageSource]) -> Tensor:
+    def _logits(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
         image_embeds = self.embedder.embed_images(images).to(self.embedder.device)
         with torch.no_grad():
             return self.embedder.model.logits(image_embeds, self.class_embeds.to(self.embedder.device)).float().cpu()
 
 
 def classify(
-    embedder: Embedder, images: Iterable[ImageSource], labels: Sequence[str], templates: Sequence[str] | None = None
+    embedder: Embedder,
+    images: ImageSource | Iterable[ImageSource],
+    labels: Sequence[str],
+    templates: Sequence[str] | None = None,
 ) -> Tensor:
-    """Probabilities (B, M).  For many calls with the same labels keep a `ZeroShotClassifier`."""
+    """Classify images by labels alone.  For many calls with the same labels keep a `ZeroShotClassifier`.
+
+    Args:
+        embedder: the model.
+        images: one image or any iterable of images.
+        labels: M different words or phrases, in any mix of languages.
+        templates: sentences with {} in place of the label, for all labels; None chooses by each label's language.
+
+    Returns:
+        Probabilities (B, M), each row sums to 1.
+
+    Raises:
+        InputError: a label is blank or given twice, or a template has no {}.
+        ImageError: an image cannot be used; it names the file.
+    """
     return ZeroShotClassifier(embedder, labels, templates)(images)
 
 
 def ranked(labels: Sequence[str], probabilities: Tensor, k: int) -> list[tuple[str, float]]:
-    """The K most probable labels of one image, best first; probabilities (M,).  Equal ones keep their order."""
+    """Sort the labels of one image by probability.
+
+    Args:
+        labels: of the M classes.
+        probabilities: (M,).
+        k: how many to return, at most M.
+
+    Returns:
+        (label, probability), most probable first; equal ones in the order of the labels.
+    """
     order: list[int] = probabilities.argsort(descending=True, stable=True)[:k].numpy().tolist()
     return [(labels[place], float(probabilities[place])) for place in order]
 
 
 def class_embeddings(embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-    """One unit vector per label, (M, E): the mean of the label's templates, Radford et al. 2021, section 3.1.4.
+    """One unit vector per label: the mean over the label's templates (Radford et al. 2021, section 3.1.4).
 
-    `templates`: sentences with {} where the label goes, for all labels; None chooses by each label's language.
+    Args:
+        embedder: the model.
+        labels: M different words or phrases.
+        templates: sentences with {} in place of the label, for all labels; None chooses by each label's language.
+
+    Returns:
+        float32 (M, E), unit length.
+
+    Raises:
+        InputError: a label is blank or given twice, or a template has no {}.
     """
     _check_labels(labels)
     sentences = [label_sentences(label, templates) for label in labels]  # M lists of S, S by language
@@ -72,9 +141,16 @@ def class_embeddings(embedder: Embedder, labels: Sequence[str], templates: Seque
 
 
 def zero_shot_head(embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None) -> CosineHead:
-    """A head to train on from: over the features of `embedder.model.vision`, its softmax is `classify`'s answer.
+    """A classifier's head with the class embeddings as weights.
 
-    Of a model with a logit_bias (SigLIP) its sigmoid is `ZeroShotClassifier.scores` too.
+    Args:
+        embedder: the model; the head reads the features of its `model.vision`.
+        labels: of the M classes.
+        templates: as in `class_embeddings`.
+
+    Returns:
+        A head to train on from.  Its softmax is `classify`; of a model with a logit_bias (SigLIP) its sigmoid is
+        `ZeroShotClassifier.scores`.
     """
     model, class_embeds = embedder.model, class_embeddings(embedder, labels, templates)  # (M, E)
     config = CosineHeadConfig(embed_dim=embedder.embed_dim, proj=model.config.vision_proj)
@@ -90,7 +166,13 @@ def zero_shot_head(embedder: Embedder, labels: Sequence[str], templates: Sequenc
 def classifier_from_names(
     embedder: Embedder, labels: Sequence[str], templates: Sequence[str] | None = None
 ) -> ViTClassifier:
-    """A copy of the embedder's image tower with `zero_shot_head`: zero-shot without the text tower."""
+    """A classifier with a copy of the embedder's image encoder and `zero_shot_head`: it needs no text encoder.
+
+    Args:
+        embedder: the model.
+        labels: of the M classes.
+        templates: as in `class_embeddings`.
+    """
     config, head = embedder.model.config.vision, zero_shot_head(embedder, labels, templates)
     classifier = ViTClassifier(config, len(labels), labels=labels, preprocess=embedder.parts()[1], head=head)
     classifier.vision.load_state_dict(embedder.model.vision.state_dict())
@@ -98,7 +180,16 @@ def classifier_from_names(
 
 
 def label_sentences(label: str, templates: Sequence[str] | None = None) -> list[str]:
-    """The sentences that stand for a label; by default Japanese where it has kana or kanji, else English."""
+    """The sentences that stand for a label.
+
+    Args:
+        label: a word or phrase; spaces around it are dropped.
+        templates: sentences with {} in place of the label; None: Japanese ones where the label has kana or kanji, else
+            English ones.
+
+    Raises:
+        InputError: there is no template, or one has no {}.
+    """
     if templates is None:
         templates = _default_templates()["ja" if _JAPANESE.search(label) else "en"]
     if isinstance(templates, str) or not templates:
@@ -106,7 +197,7 @@ def label_sentences(label: str, templates: Sequence[str] | None = None) -> list[
     for template in templates:
         if "{}" not in template:
             raise InputError(
-                f"template {template!r} does not say where the label goes. Put {{}} there: '{template} {{}}'."
+                f"template {template!r} has no place for the label. Put {{}} where the label goes: '{template} {{}}'."
             )
     return [template.replace("{}", label.strip()) for template in templates]
 

@@ -89,9 +89,8 @@ def test_it_is_called_as_any_embedder_is(name: str):
     assert inspect.signature(getattr(CachedEmbedder, name)) == inspect.signature(getattr(Embedder, name))
 
 
-def test_one_text_in_place_of_a_list_is_refused(tiny_embedder: Embedder):
-    with pytest.raises(ValueError, match=r"Write \['a dog'\]"):
-        CachedEmbedder(tiny_embedder).embed_texts("a dog")
+def test_one_text_is_a_list_of_one(tiny_embedder: Embedder):
+    assert torch.equal(CachedEmbedder(tiny_embedder).embed_texts("a dog"), tiny_embedder.embed_texts(["a dog"]))
 
 
 def test_what_was_used_last_is_kept(tiny_embedder: Embedder, computed: list[int]):

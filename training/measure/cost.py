@@ -256,7 +256,7 @@ def print_plan(
 def _architecture(recipe: Recipe) -> CLIPConfig:
     section = recipe.model
     if section.start is not None:
-        return load(section.start).model.config
+        return load(section.start, device="cpu").model.config
     if section.tokenizer is None:
         text = named_size(section.size or "mini").text
         return section.architecture(text.vocab_size, text.eot_id, text.pad_id, text.context_length)

@@ -114,7 +114,7 @@ def probe(
 def open_model(source: str) -> Embedder | ViTClassifier:
     """A CLIP, or a ViT without texts, which has no zero-shot rows."""
     try:
-        return load(source)
+        return load(source, device="cpu")
     except OtherKind:
         return load_classifier(source)
 

@@ -61,7 +61,11 @@ def wise_ft(
         The points of the curve and the best of them; of equals the one nearest to `start`.
     """
     after = load_classifier(end)
-    before = classifier_from_names(load(start), after.labels, templates) if zero_shot else load_classifier(start)
+    before = (
+        classifier_from_names(load(start, device="cpu"), after.labels, templates)
+        if zero_shot
+        else load_classifier(start)
+    )
     class_set = classes_of_classifier(after.labels, data, classes, label)
     images = open_labelled(data, choose, class_set)
     if held_out:

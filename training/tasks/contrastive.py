@@ -65,7 +65,7 @@ def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:
     section = recipe.model
     torch.manual_seed(recipe.run.seed)
     if section.start is not None:
-        embedder = load(section.start)
+        embedder = load(section.start, device="cpu")
         if section.tokenizer is not None:
             embedder = Embedder(embedder.model, load_tokenizer(Path(section.tokenizer)), embedder.preprocess)
         if (embedder.model.logit_bias is not None) != (section.loss == "siglip"):

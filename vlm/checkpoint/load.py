@@ -17,6 +17,7 @@ from vlm.interop.names.catalog import source_of
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx.backends import Backend, check, run_by
+from vlm.precision import cast_weights, choose_device, weight_dtype
 from vlm.tokenizers.load import load_tokenizer
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 def load(
     source: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     backend: Backend = "torch",
     num_heads: int | None = None,
     activation: Activation | None = None,
@@ -34,12 +36,14 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     trust_remote_code: bool = False,
 ) -> Embedder:
-    """Open a model, float32, ready to use.
+    """Open a model, ready to embed.
 
     Args:
         source: `mini` or another short name (`vlm models`), a folder that `save` wrote, or a model of another library:
             "openclip:NAME/TAG", "hf:ORG/NAME", a folder or file (`vlm/interop/sources.py`).
-        device: where the weights go.
+        device: "auto" is a CUDA GPU where there is one, else the CPU.
+        dtype: of the weights: "float32", "bfloat16" or "float16".  "auto" keeps float32 and computes in 16 bits on a
+            GPU (autocast); see `Embedder.to`.
         backend: "onnx" and "int8" run the encoders by ONNX Runtime on the CPU (`vlm/onnx/backends.py`); int8 rounds.
         num_heads: of a foreign image encoder, where neither its weights nor its config say it.
         activation: likewise.
@@ -71,7 +75,7 @@ def load(
             files=found,
         )
         if not isinstance(foreign, Foreign):
-            return _external(foreign, _name(named), device, backend)
+            return _external(foreign, _name(named), device, dtype, backend)
         with unfilled():
             model = CLIP(foreign.config)
         fill(model, foreign.state, str(source))
@@ -87,7 +91,8 @@ def load(
         preprocess = _preprocess_config(config)
         calibration = Calibration.from_dict(config["calibration"]) if config.get("calibration") else None
     prepare = Preprocess(preprocess) if preprocess else None
-    embedder = Embedder(model.to(device).eval(), tokenizer, prepare, name=_name(named), calibration=calibration)
+    embedder = Embedder(model.eval(), tokenizer, prepare, name=_name(named), calibration=calibration)
+    embedder.to("cpu" if backend != "torch" and str(device) == "auto" else device, dtype)
     if backend != "torch":
         embedder.model = run_by(embedder.model, backend, key=embedder.fingerprint)
     return embedder
@@ -97,6 +102,7 @@ def load_classifier(
     source: str | Path,
     *,
     device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
     num_heads: int | None = None,
     activation: Activation | None = None,
     norm_eps: float | None = None,
@@ -106,11 +112,15 @@ def load_classifier(
 
     Args:
         source: a folder that `save` wrote, or a ViT of timm, Hugging Face, torchvision, big_vision or the book.
-        device: where the weights go.
+        device: "cpu", "cuda" ..., or "auto" as in `load`.
+        dtype: of the weights; "auto" is float32.
         num_heads: as in `load`; the book's `vit.pth` needs it.
         activation: as in `load`.
         norm_eps: as in `load`.
         image_size: as in `load`.
+
+    Returns:
+        A `ViTClassifier`, in `eval()`.
 
     Raises:
         OtherKind: the source is a CLIP, or a ViT without a head (`load_backbone`).
@@ -151,7 +161,9 @@ def load_classifier(
         cosine = CosineHead(CosineHeadConfig.from_dict(head), config.width, num_classes) if head else None
         model = ViTClassifier(config, num_classes, labels=labels, preprocess=prepare, head=cosine, **answers)
     fill(model, weights, str(source))
-    return model.to(device).eval()
+    if (wanted := weight_dtype(dtype)) is not None:
+        cast_weights(model, wanted)
+    return model.to(choose_device(device)).eval()
 
 
 def _name(source: str | Path) -> str:
@@ -159,13 +171,15 @@ def _name(source: str | Path) -> str:
     return str(source) if ":" in str(source) else Path(source).expanduser().absolute().name
 
 
-def _external(found: "ExternalClip", name: str, device: str | torch.device, backend: Backend) -> Embedder:
+def _external(
+    found: "ExternalClip", name: str, device: str | torch.device, dtype: str | torch.dtype, backend: Backend
+) -> Embedder:
     if backend != "torch":
         raise InputError(
             f"{name} is an external model, computed by {found.model.library}: backend {backend} needs layers of this "
             "library. Use backend torch."
         )
-    return Embedder(found.model.to(device).eval(), found.tokenizer, found.preprocess, name=name)
+    return Embedder(found.model.eval(), found.tokenizer, found.preprocess, name=name).to(device, dtype)
 
 
 def _preprocess_config(config: dict[str, Any]) -> PreprocessConfig | None:

@@ -4,19 +4,21 @@ import hashlib
 import json
 from pathlib import Path
 
+from vlm.errors import CheckpointError
+
 
 def verify(folder: Path) -> None:
     """Any byte that differs from what `save` wrote, in any file, is an error that names the file."""
     files = listed_files(folder)
     for name in ("config.json", "model.safetensors"):
         if name not in files:
-            raise ValueError(f"{folder / 'manifest.json'} does not list {name}: this is no model folder.")
+            raise CheckpointError(f"{folder / 'manifest.json'} does not list {name}: this is no model folder.")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing. Copy the model folder again, whole.")
+            raise CheckpointError(f"{path} is missing. Copy the model folder again, whole.")
         if sha256(path) != expected:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} is not what was saved: its sha256 differs from manifest.json. Copy the folder again."
             )
 
@@ -31,7 +33,7 @@ def listed_files(folder: Path) -> dict[str, str]:
             return files
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError(f"{path} is not what was saved: its own checksum is wrong. Copy the model folder again.")
+    raise CheckpointError(f"{path} is not what was saved: its own checksum is wrong. Copy the model folder again.")
 
 
 def sha256(path: Path) -> str:

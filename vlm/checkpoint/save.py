@@ -21,6 +21,7 @@ from vlm.checkpoint.manifest import listed_files, manifest_text, sha256
 from vlm.checkpoint.sources import FORMAT, read_config
 from vlm.checkpoint.weights import stored
 from vlm.embedder import Embedder
+from vlm.errors import CheckpointError
 from vlm.models.vision import CosineHead, ViTClassifier
 
 
@@ -84,7 +85,7 @@ def _check_replaceable(folder: Path) -> None:
         {path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in ours} - {"manifest.json"}
     )
     if foreign:
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} holds other files, which would be lost: {', '.join(foreign[:5])}. Name a new or empty folder."
         )
 

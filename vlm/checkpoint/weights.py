@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlm.errors import CheckpointError
+
 _STORED = {torch.float32, torch.float16, torch.bfloat16}
 
 
@@ -36,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
@@ -51,7 +53,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
         elif weight.dtype not in _STORED:
             problems.append(f"{name} is {weight.dtype}, wanted float32, float16 or bfloat16")
     if problems:
-        raise ValueError(f"The weights of {origin} do not fit its config: {'; '.join(sorted(problems))}.")
+        raise CheckpointError(f"The weights of {origin} do not fit its config: {'; '.join(sorted(problems))}.")
     model.load_state_dict({name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}, assign=True)
 
 
@@ -59,5 +61,5 @@ def stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices in `dtype`; vectors and the temperature are small and stay float32."""
     stored = weight.detach().cpu().contiguous().to(dtype if weight.ndim > 1 else torch.float32)
     if not bool(stored.isfinite().all()):
-        raise ValueError(f"{name} has values that are not finite in {stored.dtype}; a broken model is not saved.")
+        raise CheckpointError(f"{name} has values that are not finite in {stored.dtype}; a broken model is not saved.")
     return stored

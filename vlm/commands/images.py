@@ -120,7 +120,7 @@ def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "
     from vlm.inspect.relevance import text_score
     from vlm.zero_shot import class_embeddings
 
-    embedder = load(source)
+    embedder = load(source, device="cpu")
     embeds = class_embeddings(embedder, texts) if texts else ()
     scores = {text: text_score(embedder.model.vision_proj, embed) for text, embed in zip(texts, embeds, strict=True)}
     return embedder.model.vision, embedder.preprocess, scores

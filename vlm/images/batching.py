@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm.errors import InputError
 from vlm.images.open import ImageSource, Readable
 
 
@@ -18,8 +19,10 @@ def each_image(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSou
         isinstance(images, np.ndarray) and images.ndim <= 3
     ):
         yield images
-    else:
+    elif isinstance(images, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         yield from images
+    else:
+        raise InputError(f"wanted an image or an iterable of images, got {type(images).__name__}.")
 
 
 def pixel_batches(

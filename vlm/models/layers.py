@@ -126,7 +126,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        (q,) = split_heads(self.q(self.latent).expand(len(z), -1, -1), 1, self.num_heads)  # (B, h, 1, Dh)
+        (q,) = split_heads(self.q(self.latent).expand(z.shape[0], -1, -1), 1, self.num_heads)  # (B, h, 1, Dh)
         k, v = split_heads(self.kv(z), 2, self.num_heads)  # each (B, h, N, Dh)
         pooled = self.proj(join_heads(F.scaled_dot_product_attention(q, k, v)))  # (B, 1, D)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]

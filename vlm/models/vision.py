@@ -328,9 +328,9 @@ class ViTClassifier(nn.Module):
             CheckpointError: the model came without preprocessing settings.
             ImageError: an image cannot be used.
         """
-        device, found = self.head.weight.device, list[list[tuple[str, float]]]()
+        weight, found = self.head.weight, list[list[tuple[str, float]]]()
         for pixels in pixel_batches(images, self.prepare(), batch_size):
-            for row in self.scores(self(pixels.to(device))).cpu():
+            for row in self.scores(self(pixels.to(weight.device, weight.dtype)).float()).cpu():
                 found.append(self._ranked(row, top))
         return found
 

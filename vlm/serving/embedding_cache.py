@@ -26,14 +26,13 @@ class CachedEmbedder(Embedder):
         self._size = size
         self._known: OrderedDict[str | bytes, Tensor] = OrderedDict()  # least recently used first
 
-    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    def embed_texts(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """`Embedder.embed_texts` with the cache."""
-        if isinstance(texts, str):
-            return super().embed_texts(texts)  # which says what is wrong
+        texts = [texts] if isinstance(texts, str) else list(texts)
         embed = super().embed_texts
         return self._recall(texts, lambda places: embed([texts[place] for place in places], batch_size))
 
-    def embed_images(self, images: Iterable[ImageSource], batch_size: int = 32) -> Tensor:
+    def embed_images(self, images: ImageSource | Iterable[ImageSource], batch_size: int = 32) -> Tensor:
         """`Embedder.embed_images`; files given as bytes are cached, other images are not."""
         if not isinstance(images, list):
             return super().embed_images(images, batch_size)

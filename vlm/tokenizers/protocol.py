@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm.config import StrictConfig
+from vlm.errors import InputError
 
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -50,7 +51,7 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """The row of one text, at most `context_length` ids: what is too long is cut before the end-of-text."""
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"a text must be a string, got {type(text).__name__} {str(text)[:60]!r}.")
+            raise InputError(f"a text must be a string, got {type(text).__name__} {str(text)[:60]!r}.")
         ids = self._pieces(text)
         if len(ids) >= self.context_length:
             self.truncated += 1
