@@ -94,7 +94,7 @@ def load(
     embedder = Embedder(model.eval(), tokenizer, prepare, name=_name(named), calibration=calibration)
     embedder.to("cpu" if backend != "torch" and str(device) == "auto" else device, dtype)
     if backend != "torch":
-        embedder.model = run_by(embedder.model, backend, key=embedder.fingerprint)
+        embedder.model = run_by(model, backend, key=embedder.fingerprint)
     return embedder
 
 
