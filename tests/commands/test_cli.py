@@ -104,7 +104,7 @@ def test_broken_images_are_skipped_listed_by_reason_and_change_no_exit_code(
     [
         (["classify", "nowhere.png", "--labels", "dog"], "nowhere.png: missing"),
         (["classify", "IMAGE", "--labels", "dog", "dog"], "labels given more than once: dog"),
-        (["classify", "IMAGE", "--labels", "dog", "--templates", "x"], "does not say where the label goes"),
+        (["classify", "IMAGE", "--labels", "dog", "--templates", "x"], "Put {} where the label goes"),
         (["classify", "IMAGE", "--classifier", "vit"], "--model reads --labels; --classifier is a model of its own"),
         (["search", "a dog", "--folder", "nowhere"], "There is no folder 'nowhere'"),
         (["search", "a dog", "--folder", "EMPTY"], "holds no images"),
@@ -218,7 +218,7 @@ def test_what_needs_no_extra_runs_without_any(model: str, image_folder: Path, tm
 
 
 def test_every_public_name_exists_and_is_listed_once():
-    assert sorted(vlm.__all__) == vlm.__all__ == sorted(vlm._HOME)  # pyright: ignore[reportPrivateUsage]
+    assert sorted(vlm.__all__) == sorted(vlm._HOME)  # pyright: ignore[reportPrivateUsage]
     for name in vlm.__all__:
         assert getattr(vlm, name).__name__ == name
         assert name in dir(vlm)
