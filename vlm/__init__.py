@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.checkpoint.backbone import Backbone, load_backbone
+    from vlm.checkpoint.backbone import Backbone, ViTClassifier, load_backbone
     from vlm.checkpoint.load import load, load_classifier
     from vlm.checkpoint.save import save
     from vlm.config import CLIPConfig, PreprocessConfig, TextConfig, VisionConfig, named_size
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vlm.models.clip import CLIP
     from vlm.models.external import ExternalModel
     from vlm.models.text import TextTransformer
-    from vlm.models.vision import VisionTransformer, ViTClassifier
+    from vlm.models.vision import VisionTransformer
     from vlm.tokenizers.load import load_tokenizer
     from vlm.tokenizers.protocol import Tokenizer
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
@@ -45,7 +45,7 @@ _HOME = {  # public name -> its module; the imports above say the same to type c
     "TextConfig": "config",
     "TextTransformer": "models.text",
     "Tokenizer": "tokenizers.protocol",
-    "ViTClassifier": "models.vision",
+    "ViTClassifier": "checkpoint.backbone",  # with its from_pretrained, which reads checkpoints
     "VisionConfig": "config",
     "VisionTransformer": "models.vision",
     "ZeroShotClassifier": "zero_shot",

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlm.checkpoint.backbone import Backbone, load_backbone
 from vlm.checkpoint.load import load, load_classifier
 from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 from vlm.errors import CheckpointError, InputError, OtherKind
 from vlm.metrics import balanced_accuracy, top_k_accuracy
+from vlm.models.clip import CLIP
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes_of, open_labelled, read_class_set
 from vlm.training.measure.classifier_metrics import fit_temperature
@@ -111,19 +113,23 @@ def probe(
     return results
 
 
-def open_model(source: str) -> Embedder | ViTClassifier:
-    """A CLIP, or a ViT without texts, which has no zero-shot rows."""
+def open_model(source: str) -> Embedder | Backbone:
+    """A CLIP, or a ViT with or without a head, which has no zero-shot rows."""
     try:
         return load(source, device="cpu")
     except OtherKind:
-        return load_classifier(source)
+        return load_backbone(source)
 
 
 class FrozenFeatures:
     """The features of one model, computed once, and the heads that are fitted to them."""
 
     def __init__(
-        self, model: Embedder | ViTClassifier, classes: ClassSet, train: Labelled, measured: Mapping[str, Labelled]
+        self,
+        model: Embedder | Backbone | ViTClassifier,
+        classes: ClassSet,
+        train: Labelled,
+        measured: Mapping[str, Labelled],
     ):
         """Compute the features of all images.
 
@@ -137,6 +143,8 @@ class FrozenFeatures:
             CheckpointError: the model does not say how it reads images.
         """
         self.model, self.classes = model, classes
+        if isinstance(model, Embedder) and not isinstance(model.model, CLIP):
+            raise InputError(f"{model.name} is an external model, which has no layers of this library.")
         self.vision = (model.model if isinstance(model, Embedder) else model).vision
         preprocess = model.preprocess
         if preprocess is None:

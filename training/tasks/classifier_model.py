@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.backbone import load_backbone
 from vlm.checkpoint.load import load, load_classifier
 from vlm.errors import CheckpointError, OtherKind, RecipeError
 from vlm.images.preprocess import Preprocess
@@ -89,6 +90,9 @@ def _open_encoder(
     source: str, section: VitSection, labels: Sequence[str]
 ) -> tuple[VisionTransformer, Preprocess | None, CosineHead | None]:
     """The image encoder, its preprocessing, and the zero-shot head, if the recipe wants it."""
+    if section.head == "new" and section.num_heads is None:
+        backbone = load_backbone(source)
+        return backbone.vision, backbone.preprocess, None
     try:
         embedder = load(source, num_heads=section.num_heads)
     except OtherKind as error:

@@ -16,7 +16,7 @@ from vlm.images.open import ImageSource
 from vlm.images.preprocess import Preprocess
 from vlm.interop.names.catalog import source_of
 from vlm.models.external import ExternalModel
-from vlm.models.vision import VisionTransformer
+from vlm.models.vision import VisionTransformer, ViTClassifier
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,12 @@ def load_backbone(
     }
     fill(vision, weights, name)
     return Backbone(vision.to(device).eval(), Preprocess(foreign.preprocess) if foreign.preprocess else None, name)
+
+
+def _open(source: str | Path) -> tuple[VisionTransformer, Preprocess | None]:
+    """What `ViTClassifier.from_pretrained` starts from."""
+    backbone = load_backbone(source)
+    return backbone.vision, backbone.preprocess
+
+
+ViTClassifier.open_backbone = staticmethod(_open)

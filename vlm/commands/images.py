@@ -115,12 +115,27 @@ def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: lis
 
 
 def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
-    """What `vlm look` draws: the image tower, its preprocessing, and for each text what speaks for it."""
+    """What `vlm look` draws: the image encoder, its preprocessing, and for each text its score."""
+    from vlm.checkpoint.backbone import load_backbone
     from vlm.checkpoint.load import load
+    from vlm.errors import CheckpointError, InputError, OtherKind
     from vlm.inspect.relevance import text_score
+    from vlm.models.clip import CLIP
     from vlm.zero_shot import class_embeddings
 
-    embedder = load(source, device="cpu")
+    try:
+        embedder = load(source, device="cpu")
+    except OtherKind:
+        if texts:
+            raise
+        backbone = load_backbone(source)
+        if backbone.preprocess is None:
+            raise CheckpointError(
+                f"{source} came without preprocessing settings, so it cannot read images. Convert it with its config."
+            ) from None
+        return backbone.vision, backbone.preprocess, {}
+    if not isinstance(embedder.model, CLIP):
+        raise InputError(f"{source} is an external model, which has no layers of this library. Name another model.")
     embeds = class_embeddings(embedder, texts) if texts else ()
     scores = {text: text_score(embedder.model.vision_proj, embed) for text, embed in zip(texts, embeds, strict=True)}
     return embedder.model.vision, embedder.preprocess, scores
