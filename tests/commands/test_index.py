@@ -23,7 +23,7 @@ from vlm.checkpoint.load import load
 from vlm.cli import main
 from vlm.commands.watching import changes_of
 from vlm.embedder import Embedder
-from vlm.images.open import ImageSource
+from vlm.images.open import ImageSource, OpenedImage
 from vlm.images.preprocess import Preprocess
 from vlm.index.embedding_index import EmbeddingIndex, stored_models
 
@@ -274,8 +274,9 @@ def test_a_killed_worker_is_one_line_and_another_run_completes_the_index(
     inner = Preprocess.pixels_and_size
     ours = os.getpid()
 
-    def killed(self: Preprocess, source: ImageSource) -> tuple[torch.Tensor, tuple[int, int]]:
-        if os.getpid() != ours and source == (folder / "070.png").read_bytes():
+    def killed(self: Preprocess, source: ImageSource | OpenedImage) -> tuple[torch.Tensor, tuple[int, int]]:
+        assert isinstance(source, OpenedImage)
+        if os.getpid() != ours and source.data == (folder / "070.png").read_bytes():
             os.kill(os.getpid(), signal.SIGKILL)
         return inner(self, source)
 

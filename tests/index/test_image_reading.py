@@ -9,11 +9,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.odd_images import ODD_IMAGES, noise, write_odd_images
 from vlm.config import PreprocessConfig
 from vlm.errors import ImageError, IndexFileError
-from vlm.images.open import ImageSource, open_image
+from vlm.images.open import ImageSource, OpenedImage, open_image
 from vlm.images.preprocess import Decoding, Preprocess
 from vlm.index import image_reading as image_reading
 from vlm.index.image_reading import FileToRead, ReadFile, read_batches, read_file
@@ -106,7 +107,7 @@ def test_a_file_that_can_be_read_only_the_second_time_is_left_to_the_next_run(
 class ShowsItsProcess(Preprocess):
     """Pixels that say which process made them, and how nice it was."""
 
-    def pixels_and_size(self, source: ImageSource) -> tuple[torch.Tensor, tuple[int, int]]:
+    def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[torch.Tensor, tuple[int, int]]:
         return torch.tensor([os.getpid(), os.nice(0)]), (1, 1)
 
 
@@ -132,9 +133,9 @@ def test_no_process_is_started_for_less_than_a_batch_and_each_steps_back(
 class KillsItsWorker(Preprocess):
     """Dies with the third file, as a process does that the kernel kills when memory is full."""
 
-    def pixels_and_size(self, source: ImageSource) -> tuple[torch.Tensor, tuple[int, int]]:
-        assert isinstance(source, bytes)
-        if b"last breath" in source:
+    def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[torch.Tensor, tuple[int, int]]:
+        assert isinstance(source, OpenedImage)
+        if b"last breath" in (source.data or b""):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().pixels_and_size(source)
 
@@ -149,3 +150,25 @@ def test_a_killed_worker_is_one_error_with_the_remedy(tmp_path: Path) -> None:
     assert len(next(batches)) == 2
     with pytest.raises(IndexFileError, match=r"killed.*of 6 files.*--workers 1"):
         list(batches)
+
+
+@pytest.mark.parametrize("exif", [False, True])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif"])
+def test_each_image_is_opened_and_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, exif: bool
+) -> None:
+    """A PNG without EXIF was decoded twice: Pillow looks for the block behind the pixels."""
+    tags = Image.Exif()
+    if exif:
+        tags[0x0132] = "2021:03:04 05:06:07"
+    noise(40, 30).save(tmp_path / f"a.{suffix}", exif=tags)
+    opened, decoded = list[object](), list[object]()
+    real_open, real_decoder = Image.open, Image._getdecoder  # type: ignore[attr-defined]
+    monkeypatch.setattr(Image, "open", lambda *given, **named: opened.append(1) or real_open(*given, **named))
+    count = lambda *given, **named: decoded.append(1) or real_decoder(*given, **named)  # noqa: E731
+    monkeypatch.setattr(Image, "_getdecoder", count)
+    found = read_file(files_of(tmp_path)[0], PREPROCESS)
+    assert found.pixels is not None and found.record is not None and found.record.content is not None
+    assert (len(opened), len(decoded)) == (1, 1)
+    dated = exif and suffix not in ("gif", "bmp")
+    assert found.record.content.taken == ("2021-03-04 05:06:07" if dated else None)

@@ -44,9 +44,9 @@ class Preprocess:
         """-> uint8 (3, H, W), before mean and standard deviation."""
         return self.pixels_and_size(image)[0]
 
-    def pixels_and_size(self, source: ImageSource) -> tuple[Tensor, tuple[int, int]]:
+    def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[Tensor, tuple[int, int]]:
         """-> uint8 (3, H, W), and the (width, height) of the image itself, upright."""
-        opened = open_header(source)
+        opened = source if isinstance(source, OpenedImage) else open_header(source)
         if opened.data is not None and isinstance(opened.image, JpegImageFile):
             image, size = self._fit_jpeg(opened, opened.data)
         else:

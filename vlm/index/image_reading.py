@@ -6,7 +6,6 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vlm.errors import ImageError, IndexFileError
-from vlm.images.open import MAX_BYTES, open_image
+from vlm.images.open import MAX_BYTES, open_header, open_image
 from vlm.images.preprocess import Preprocess
 from vlm.index.dates import capture_time
 from vlm.index.records import ACCESS_REASONS, Content, Record
@@ -118,7 +117,8 @@ def read_file(file: FileToRead, preprocess: Preprocess) -> ReadFile:
         digest = hashlib.sha256(data).digest()
         if digest in file.known:
             return ReadFile(Record(path=file.path, size=file.size, mtime=file.mtime, digest=digest), None, None)
-        pixels, (width, height) = preprocess.pixels_and_size(data)
+        opened = open_header(data)
+        pixels, (width, height) = preprocess.pixels_and_size(opened)
     except ImageError as error:
         problem = ImageError(file.path, error.reason, error.detail)
         if error.reason in ACCESS_REASONS:
@@ -132,7 +132,7 @@ def read_file(file: FileToRead, preprocess: Preprocess) -> ReadFile:
             reader=READER,
         )
         return ReadFile(record, None, problem)
-    content = Content(digest=digest, size=len(data), width=width, height=height, taken=_taken(data))
+    content = Content(digest=digest, size=len(data), width=width, height=height, taken=_taken(opened.image))
     record = Record(path=file.path, size=file.size, mtime=file.mtime, digest=digest, content=content)
     return ReadFile(record, pixels.numpy(), None)
 
@@ -149,8 +149,8 @@ def _read_bytes(path: str) -> bytes:
     raise ImageError(path, "unreadable", "it changed while it was read; run again")
 
 
-def _taken(data: bytes) -> str | None:
+def _taken(image: Image.Image) -> str | None:
     try:
-        return capture_time(Image.open(BytesIO(data)).getexif())
+        return capture_time(image.getexif())  # after decoding: Pillow would decode a PNG without EXIF to find it
     except Exception:  # Pillow raises almost anything on damaged bytes: no date
         return None
