@@ -32,15 +32,24 @@ class ClassSet:
 
     def __post_init__(self) -> None:
         if len(self.keys) < 2:
-            raise DataError(f"Two or more classes can be told apart, got {len(self.keys)}: {', '.join(self.keys)}.")
+            raise DataError(f"Two or more classes are wanted, got {len(self.keys)}: {', '.join(self.keys)}.")
+        if len(set(self.keys)) < len(self.keys):
+            twice = [key for key, count in Counter(self.keys).items() if count > 1]
+            raise DataError(
+                f"Several classes have one name: {', '.join(twice)}. Give each class its own name, such as its key."
+            )
 
     def words(self, language: str) -> tuple[str, ...]:
-        """Names in a language, the keys where there are none."""
-        return self.names.get(language, self.keys)
+        """Names in a language, the keys where there are none; a name of several classes gets the key behind it."""
+        names = self.names.get(language, self.keys)
+        counts = Counter(names)
+        return tuple(
+            f"{name} ({key})" if counts[name] > 1 else name for name, key in zip(names, self.keys, strict=True)
+        )
 
     def in_order_of(self, labels: Sequence[str]) -> "ClassSet":
         """The same classes as a classifier numbers them, whether its labels are keys or names of some language."""
-        for words in (self.keys, *self.names.values()):
+        for words in (self.keys, *(self.words(language) for language in self.names)):
             if sorted(words) == sorted(labels):
                 order = [words.index(label) for label in labels]
                 names = {language: tuple(names[i] for i in order) for language, names in self.names.items()}

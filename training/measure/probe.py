@@ -162,7 +162,8 @@ class FrozenFeatures:
         if not isinstance(self.model, Embedder):
             return []
         results = []
-        for language, names in (self.classes.names or {"names": self.classes.keys}).items():
+        for language in self.classes.names or ("names",):
+            names = self.classes.words(language)
             results += self.measure(f"zero-shot, {language}", [zero_shot_head(self.model, names)], "default templates")
         return results
 

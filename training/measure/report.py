@@ -1,17 +1,21 @@
 """The measurement of `vlm report`: accuracy and calibration of a classifier, as numbers and as figures."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from vlm.checkpoint.load import load_classifier
-from vlm.errors import CheckpointError
+from vlm.errors import DataError, InputError
 from vlm.images.preprocess import Preprocess
 from vlm.inspect.drawing import Language, image_seen
 from vlm.metrics import reliability
+from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes_of_classifier, open_labelled
+from vlm.training.data.sources import open_rows
+from vlm.training.data.targets import open_classifier_data, open_multi_label, open_values
 from vlm.training.measure.classifier_figures import (
     SHOWN,
     Letters,
@@ -31,14 +35,22 @@ from vlm.training.measure.classifier_metrics import (
     most_confused,
     most_wrong,
 )
+from vlm.training.measure.multi_label import (
+    multi_label_metrics,
+    multi_label_section,
+    regression_metrics,
+    regression_section,
+)
+from vlm.training.recipe.config import VitRecipe
+from vlm.training.recipe.reading import read_any_recipe
 
 
 def report(
     classifier: str,
-    data: str,
+    data: str | None,
     out: Path,
     *,
-    split: str,
+    split: str | None = None,
     fit_split: str | None = None,
     held_out: int | None = None,
     classes: str | None = None,
@@ -46,14 +58,15 @@ def report(
     wrong: int = 24,
     language: Language = "en",
 ) -> dict[str, Any]:
-    """Measure a classifier on a split and write the report.
+    """Measure a classifier and write the report.
 
     Args:
         classifier: what `vlm.load_classifier` reads.
-        data: what `open_rows` reads.
+        data: what `open_rows` reads; None takes the data of the run in the classifier's folder.
         out: folder for the report.
-        split: is measured.
-        fit_split: fits the temperature; None is `split`.
+        split: is measured, "" is all of the data.  None measures the images that the run validated on: its held-out
+            part, or its validation split.
+        fit_split: fits the temperature; None is what is measured.
         held_out: only this many images of `fit_split` fit it, those that a recipe's `held_out` keeps from training.
         classes: a class set of the data's classes.json; None takes the classifier's own labels.
         label: column that holds the classes, where `classes` does not say it.
@@ -65,27 +78,105 @@ def report(
 
     Raises:
         CheckpointError: the classifier came without preprocessing settings.
+        InputError: nothing says what to measure.
     """
     opened = load_classifier(classifier)
-    preprocess = opened.preprocess
-    if preprocess is None:
-        raise CheckpointError(
-            f"{classifier} came without preprocessing settings, so it cannot read images. Convert it with its config."
-        )
-    class_set = classes_of_classifier(opened.labels, data, classes, label)
-    images = open_labelled(data, split, class_set)
-    answers = ask(opened, preprocess, images, what=split)
-    fitted, fitted_on = answers, fit_split or split
-    if held_out or fitted_on != split:
-        validation = open_labelled(data, fitted_on, class_set)
+    opened.prepare()
+    measured = _open_measured(opened, classifier, data, split, classes, label)
+    answers = ask(opened, opened.prepare(), measured.images, what=measured.split)
+    source = {"classifier": str(classifier), "data": measured.data, "split": measured.split}
+    if measured.classes is None or opened.problem != "single_label":
+        return _write_numbers(out, source, opened, answers)
+    fitted, fitted_on = answers, measured.split
+    if held_out or fit_split not in (None, measured.split):
+        fitted_on = fit_split or measured.split
+        validation = open_labelled(measured.data, fitted_on, measured.classes)
         if held_out:
             validation, fitted_on = validation.hold_out(held_out)[1], f"{fitted_on}, {held_out} held out"
-        fitted = ask(opened, preprocess, validation, what=fitted_on)
-    source = {"classifier": str(classifier), "data": str(data), "split": split, "temperature_fitted_on": fitted_on}
+        fitted = ask(opened, opened.prepare(), validation, what=fitted_on)
+    source |= {"temperature_fitted_on": fitted_on}
     temperature = fit_temperature(fitted.outputs, fitted.targets)
     return write_report(
-        out, source, answers, temperature, images, preprocess, class_set, language=language, wrong=wrong
+        out,
+        source,
+        answers,
+        temperature,
+        measured.images,
+        opened.prepare(),
+        measured.classes,
+        language=language,
+        wrong=wrong,
     )
+
+
+class _Measured(NamedTuple):
+    """The images of a report."""
+
+    data: str
+    split: str
+    images: Labelled
+    classes: ClassSet | None  # None for regression
+
+
+def _open_measured(
+    opened: ViTClassifier, folder: str, data: str | None, split: str | None, classes: str | None, label: str | None
+) -> _Measured:
+    recipe = _recipe_of(Path(folder))
+    if split is None:
+        if recipe is None or data not in (None, recipe.data.train):
+            raise InputError(
+                f"Nothing says which part of {data or 'the data'} to measure. Name it with --split, or write "
+                "--split '' for all of it."
+            )
+        found = open_classifier_data(recipe.data, recipe.loss.problem)
+        if tuple(found.labels) != opened.labels:
+            raise DataError(
+                f"The classes of {recipe.data.train} have changed since the training: {_some(found.labels)}, and the "
+                f"classifier has {_some(opened.labels)}. Measure the data it was trained on."
+            )
+        return _Measured(recipe.data.train, found.validation_name, found.validation, found.classes)
+    if data is None:
+        if recipe is None:
+            raise InputError(f"{folder} does not say what it was trained on. Name the data.")
+        data = recipe.data.train
+    if opened.problem == "single_label":
+        class_set = classes_of_classifier(opened.labels, data, classes, label)
+        return _Measured(data, split, open_labelled(data, split, class_set), class_set)
+    columns = {"label": label} if label else recipe.data.columns if recipe else None
+    rows = open_rows(data, [split] if split else [], columns)
+    if opened.problem == "regression":
+        return _Measured(data, split, open_values(rows, columns), None)
+    class_set = ClassSet(keys=opened.labels)
+    return _Measured(data, split, open_multi_label(rows, class_set, columns), class_set)
+
+
+def _recipe_of(folder: Path) -> VitRecipe | None:
+    """The recipe of the run in a folder, today's or an earlier version's; None where it is no run."""
+    path = folder.expanduser() / "recipe.toml"
+    if not path.is_file():
+        return None
+    recipe = read_any_recipe(path, recorded={"task": "vit"})
+    return recipe if isinstance(recipe, VitRecipe) else None
+
+
+def _write_numbers(out: Path, source: dict[str, str], opened: ViTClassifier, answers: Answers) -> dict[str, Any]:
+    """metrics.json and README.md of a multi-label or a regression model."""
+    if opened.problem == "regression":
+        numbers = regression_metrics(answers.outputs, answers.targets, opened.labels)
+        section = regression_section
+    else:
+        probabilities = answers.outputs.sigmoid()
+        numbers = multi_label_metrics(probabilities, answers.targets, opened.labels, opened.thresholds)
+        section = multi_label_section
+    found: dict[str, Any] = source | {"left_out": answers.left_out, "problem": opened.problem} | numbers
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(section(found), encoding="utf-8")
+    return found
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
 
 
 def write_report(
@@ -152,6 +243,15 @@ def _draw_confusion(logits: Tensor, targets: Tensor, names: list[str], pen: Lett
 
 def summary(found: dict[str, Any], out: Path) -> str:
     """The main numbers of metrics.json as lines of text."""
+    if "labels" in found:
+        lines = [f"{'mAP':<20} {found['mAP']['value']:.3f}   chance {found['mAP']['chance']:.3f}"]
+        return "\n".join([*lines, f"{found['n']} images of {found['split']}; all of it in {out}"])
+    if "values" in found:
+        lines = [
+            f"{row['name']:<20} MAE {row['MAE']:.4g}   of the mean {row['MAE_of_the_mean']:.4g}"
+            for row in found["values"]
+        ]
+        return "\n".join([*lines, f"{found['n']} images of {found['split']}; all of it in {out}"])
     lines = [
         f"{name.replace('_', '-' if name.startswith('top') else ' '):<20} {found[name]['value']:.3f}"
         f"   chance {found[name]['chance']:.3f}"

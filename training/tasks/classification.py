@@ -19,6 +19,7 @@ from vlm.training.engine.precision import autocast
 from vlm.training.engine.step import Backward
 from vlm.training.measure.card import classifier_card
 from vlm.training.measure.measurement import Measurement
+from vlm.training.measure.multi_label import average_precisions, best_thresholds
 from vlm.training.recipe.config import VitRecipe
 from vlm.training.recipe.sections import LossSection
 from vlm.training.tasks.classifier_model import open_classifier, ordinary
@@ -27,9 +28,7 @@ from vlm.training.tasks.objectives import (
     Objective,
     Regression,
     SingleLabel,
-    average_precisions,
     balanced_weights,
-    best_thresholds,
 )
 from vlm.training.tasks.task import Task
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.metrics import mean_average_precision, top_k_accuracy
+from vlm.metrics import top_k_accuracy
+from vlm.training.measure.multi_label import average_precisions
 
 
 class Objective(ABC):
@@ -110,43 +111,6 @@ class Regression(Objective):
             "val MAE": float(errors.abs().mean()),
             "val R2": float((1 - errors.square().sum(0) / spread).mean()),
         }
-
-
-def average_precisions(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Average precision of each label over the images, (M,); NaN for a label that no image has.
-
-    Args:
-        outputs: (n, M), any scores.
-        targets: (n, M), 0 or 1.
-    """
-    correct = targets.bool().T  # (M, n)
-    found = torch.full((len(correct),), torch.nan, dtype=torch.float64)
-    for label in correct.any(1).nonzero().flatten().tolist():
-        found[label] = mean_average_precision(outputs.T[label : label + 1], correct[label : label + 1])
-    return found
-
-
-def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """The threshold of each label with the highest F1, (M,); 0.5 for a label that no image has.
-
-    It lies between two neighbouring probabilities, so that images like these fall on the same sides again.
-
-    Args:
-        probabilities: of validation images, (n, M).
-        targets: (n, M), 0 or 1.
-    """
-    found = torch.full((probabilities.shape[1],), 0.5, dtype=torch.float64)
-    for label, (column, wanted) in enumerate(zip(probabilities.double().T, targets.bool().T, strict=True)):
-        if not bool(wanted.any()):
-            continue
-        levels, order = column.sort(descending=True)
-        hits = wanted[order].double().cumsum(0)  # among the k most probable
-        f1 = 2 * hits / (torch.arange(1, len(levels) + 1) + wanted.sum())
-        lower = torch.cat([levels[1:], levels.new_zeros(1)])
-        f1[levels == lower] = -1  # a threshold cannot divide equal probabilities
-        best = int(f1.argmax())
-        found[label] = (levels[best] + lower[best]) / 2
-    return found
 
 
 def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:

@@ -105,6 +105,7 @@ def probe(parser: ArgumentParser) -> Run:
 def report(parser: ArgumentParser) -> Run:
     """Measure a classifier: accuracy, calibration, confusion and its worst mistakes, as numbers and figures.
 
+        vlm report runs/my-vit --out report                     what the run validated on, its held-out part too
         vlm report my-vit training/picture_words --classes emoji_group8 --split val_style --out report
         ... --split test_style --fit-split val_style            a test split: once per released model
         ... --split test --fit-split train --held-out 5000      where validation was held out of the training images
@@ -117,9 +118,11 @@ def report(parser: ArgumentParser) -> Run:
         confusion.png, reliability.png, most-wrong.png     in the user's language (--lang)
     """
     parser.add_argument("classifier", metavar="CLASSIFIER", help="a folder, or anything else vlm.load_classifier reads")
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--split", required=True, metavar="SPLIT", help="is measured")
-    parser.add_argument("--fit-split", metavar="SPLIT", help="validation, fits the temperature; default: --split")
+    parser.add_argument("data", metavar="DATA", nargs="?", help=f"{DATA_HELP}; default: what the run was trained on")
+    parser.add_argument("--split", metavar="SPLIT", help="is measured; '' is all; default: what the run validated on")
+    parser.add_argument(
+        "--fit-split", metavar="SPLIT", help="validation: fits the temperature; default: what is measured"
+    )
     parser.add_argument("--held-out", type=positive, metavar="N", help="of --fit-split: as held_out of the recipe")
     _add_classes(parser, "its own labels")
     parser.add_argument("--wrong", type=positive, default=24, metavar="N", help="images to show, default %(default)s")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlm.config import PreprocessConfig
+from vlm.errors import DataError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.labelled import (
     FASHION_MNIST,
@@ -174,3 +175,20 @@ def test_fashion_mnist_is_named_in_both_languages_whatever_the_classifier_calls_
     found = classes_of_classifier(labels, "anywhere", None, None)
     assert found.words(language) == labels
     assert (found.keys[0], found.words("ja")[0]) == ("ankle boots", "ブーツ")
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_two_classes_of_one_name_are_told_apart_by_their_keys(language: str):
+    names = {"en": ("crane", "crane", "dog"), "ja": ("鶴", "クレーン", "クレーン")}
+    classes = ClassSet(keys=("crane bird", "crane machine", "dog"), names=names)
+    words = classes.words(language)
+    assert len(set(words)) == 3
+    order = [2, 0, 1]
+    turned = classes.in_order_of([words[i] for i in order])
+    assert turned.keys == tuple(classes.keys[i] for i in order)
+    assert turned.words(language) == tuple(words[i] for i in order)
+
+
+def test_two_classes_of_one_key_are_refused():
+    with pytest.raises(DataError, match="crane"):
+        ClassSet(keys=("crane", "dog", "crane"))

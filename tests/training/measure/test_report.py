@@ -1,10 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from tests.support.check_sets import encoded
 from vlm.checkpoint.load import load_classifier
 from vlm.checkpoint.save import save
 from vlm.cli import main
@@ -12,6 +17,7 @@ from vlm.config import PreprocessConfig, VisionConfig
 from vlm.images.preprocess import Preprocess
 from vlm.metrics import expected_calibration_error, top_k_accuracy
 from vlm.models.vision import ViTClassifier
+from vlm.training import VitRecipe, train
 from vlm.training.data.labelled import ClassSet, ask, classes_of, open_labelled
 from vlm.training.measure.classifier_metrics import Temperature, fit_temperature
 
@@ -100,6 +106,103 @@ def test_the_temperature_may_be_fitted_to_what_was_held_out(trained: Path, run_f
     answers = ask(model, model.preprocess, held_out, what="x")
     assert found["temperature"] == pytest.approx(fit_temperature(answers.outputs, answers.targets).value)
     assert "a little too good" not in (out / "README.md").read_text(encoding="utf-8")
+
+
+SMALL = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+
+
+def write_photos(folder: Path) -> Path:
+    """Three class folders of ten noisy images."""
+    rng = np.random.default_rng(0)
+    for level, name in ((40, "red"), (120, "green"), (200, "blue")):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            image = np.clip(rng.normal(level, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("held_out", [6, 9])
+def test_the_held_out_part_of_a_run_is_measured_without_being_named(tmp_path: Path, held_out: int):
+    """A flat folder has no split to name: all of it would have the training images in it."""
+    photos = write_photos(tmp_path / "photos")
+    settings = {
+        "model": {"vision": SMALL},
+        "data": {"train": str(photos), "held_out": held_out, "workers": 0},
+        "run": {"steps": 1, "batch_size": 4},
+    }  # fmt: skip
+    assert train(VitRecipe.from_dict(settings), tmp_path / "run")
+    for words in ((), (photos,)):
+        assert run(tmp_path / "run", *words, "--out", tmp_path / "report") == 0
+        found = json.loads((tmp_path / "report/metrics.json").read_text(encoding="utf-8"))
+        assert (found["n"], found["split"], found["data"]) == (held_out, f"{held_out} held out", str(photos))
+    data = open_labelled(str(photos), None, classes_of(str(photos)))
+    held = data.hold_out(held_out)[1]
+    model = load_classifier(tmp_path / "run")
+    answers = ask(model, model.prepare(), held, what="x")
+    assert found["top_1"]["value"] == pytest.approx(top_k_accuracy(answers.outputs, answers.targets))
+
+
+@pytest.mark.parametrize("change", ["rename", "delete"])
+def test_labels_that_have_changed_since_the_training_are_refused(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+):
+    photos = write_photos(tmp_path / "photos")
+    settings = {
+        "model": {"vision": SMALL},
+        "data": {"train": str(photos), "held_out": 6, "workers": 0},
+        "run": {"steps": 1, "batch_size": 4},
+    }  # fmt: skip
+    assert train(VitRecipe.from_dict(settings), tmp_path / "run")
+    if change == "rename":
+        (photos / "blue").rename(photos / "sky blue")
+    else:
+        shutil.rmtree(photos / "blue")
+    assert run(tmp_path / "run", "--out", tmp_path / "report") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "blue" in error and "changed" in error
+
+
+def test_without_a_run_the_part_to_measure_is_asked_for(
+    trained: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(trained, run_folder / "data.parquet", "--out", tmp_path / "report") == 1
+    assert "--split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_multi_label_and_regression_models_have_reports_of_their_own(tmp_path: Path, problem: str):
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(30):
+        level = int(rng.integers(0, 256))
+        image = encoded(Image.new("RGB", (16, 16), (level, 255 - level, 128)))
+        labels = ["bright"] * (level > 127) + ["any"]
+        label = labels if problem == "multi_label" else level / 10
+        rows.append({"image": {"bytes": image, "path": None}, "label": label})
+    data = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    settings = {
+        "model": {"vision": SMALL | {"width": 16, "mlp_dim": 32}},
+        "data": {"train": str(data), "held_out": 10, "workers": 0, "columns": {"label": "label"}},
+        "loss": {"problem": problem},
+        "optim": {"warmup_steps": 1, "lr": 0.01},
+        "run": {"steps": 40, "batch_size": 10, "eval_every": 40, "save_every": 40},
+    }  # fmt: skip
+    assert train(VitRecipe.from_dict(settings), tmp_path / "run")
+    model = load_classifier(tmp_path / "run")
+    assert model.problem == problem
+    assert run(tmp_path / "run", "--out", tmp_path / "report") == 0
+    found = json.loads((tmp_path / "report/metrics.json").read_text(encoding="utf-8"))
+    card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    assert found["n"] == 10
+    if problem == "multi_label":
+        assert model.labels == ("any", "bright") and len(model.thresholds or ()) == 2
+        assert found["mAP"]["value"] > found["mAP"]["chance"] + 0.1 and f"{found['mAP']['value']:.3f}" in card
+    else:
+        (row,) = found["values"]
+        assert row["MAE"] < 0.7 * row["MAE_of_the_mean"] and f"{row['MAE']:.3f}" in card
+        ((name, value),) = model.predict(rows[0]["image"]["bytes"])[0]
+        assert name == "label" and abs(value - rows[0]["label"]) < 10
 
 
 def test_what_does_not_fit_is_one_line_and_exit_code_1(

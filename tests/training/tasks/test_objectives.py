@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, log_loss, mean_absolute_error, r2_score
 from sklearn.utils.class_weight import compute_class_weight
 
+from vlm.training.measure.multi_label import average_precisions, best_thresholds
 from vlm.training.tasks.objectives import (
     MultiLabel,
     Regression,
     SingleLabel,
-    average_precisions,
     balanced_weights,
-    best_thresholds,
 )
 
 
