@@ -275,12 +275,15 @@ class PreprocessConfig(StrictConfig):
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP, in units of 0..1, one per channel
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fill: int = 255  # grey level of the padding, 0..255
+    bits: Literal[8, 16] = 8  # of a channel's levels; 16 keeps those of 16-bit images
     to_srgb: bool = False  # convert images with an embedded colour profile to sRGB; False: as other libraries do
 
     def __post_init__(self) -> None:
         check_choice(self, "resize", ("crop", "pad", "squash"))
         check_choice(self, "interpolation", ("bicubic", "bilinear", "lanczos", "nearest"))
         check_choice(self, "crop_rounding", ("even", "down", "first"))
+        if self.bits not in (8, 16):
+            raise ConfigError(f"bits is {self.bits}; wanted 8 or 16.")
         if min(self.image_shape) <= 0:
             raise ConfigError(f"image_size must be positive, got {self.image_size}. Give pixels, such as 224.")
         if not 0 < self.crop_pct <= 1:
@@ -304,7 +307,7 @@ class PreprocessConfig(StrictConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON.  Settings that older versions lack are left out at their defaults."""
-        newer = {"resize_side": None, "to_srgb": False}
+        newer = {"resize_side": None, "to_srgb": False, "bits": 8}
         return {name: value for name, value in super().to_dict().items() if newer.get(name, ...) != value}
 
     def identity(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm.errors import ImageError
+from vlm.errors import ImageError, RecipeError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.pixel_cache import PixelCache
 from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected
@@ -28,9 +28,7 @@ class Pairs:
     def __init__(self, rows: Rows, preprocess: Preprocess, cache: Cache = "auto"):
         self.rows, self.preprocess = rows, preprocess
         self._pixels: list[Tensor | BrokenSample] | None = None
-        if cache == "memory" or (
-            cache == "auto" and len(rows) * 3 * math.prod(preprocess.config.image_shape) <= AUTO_BYTES
-        ):
+        if cache == "memory" or (cache == "auto" and len(rows) * _bytes_of_image(preprocess) <= AUTO_BYTES):
             self._pixels = [self._decode_or_say(index) for index in range(len(rows))]
         self._disk = _on_disk(rows, preprocess) if cache == "disk" else None
 
@@ -114,13 +112,21 @@ class Pairs:
         return (self.select(whole) if broken else self), broken
 
 
+def _bytes_of_image(preprocess: Preprocess) -> int:
+    config = preprocess.config
+    return len(config.mean) * math.prod(config.image_shape) * (4 if config.bits == 16 else 1)
+
+
 def _on_disk(rows: Rows, preprocess: Preprocess) -> PixelCache:
     """Beside the tables that `datasets` keeps."""
     from datasets.config import HF_DATASETS_CACHE
 
     height, width = preprocess.config.image_shape
+    if preprocess.config.bits == 16:
+        raise RecipeError('cache "disk" keeps 8 bits a level, and the model reads 16. Use cache = "memory" or "none".')
+    channels = len(preprocess.config.mean)
     key = f"{rows.fingerprint} {preprocess.config}"
-    return PixelCache(Path(HF_DATASETS_CACHE) / "pixels", len(rows), (3, height, width), key)
+    return PixelCache(Path(HF_DATASETS_CACHE) / "pixels", len(rows), (channels, height, width), key)
 
 
 def open_pairs(

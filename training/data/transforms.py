@@ -17,7 +17,9 @@ from vlm.training.recipe.augmentation import TransformConfig
 class Transform:
     """uint8 (B, C, H, W) -> the same, every image on its own."""
 
-    def __init__(self, config: TransformConfig, image_shape: tuple[int, int], seed: int, channels: int = 3):
+    def __init__(
+        self, config: TransformConfig, image_shape: tuple[int, int], seed: int, channels: int = 3, bits: int = 8
+    ):
         """Build the transforms.
 
         Args:
@@ -25,6 +27,7 @@ class Transform:
             image_shape: (H, W).
             seed: of the random draws.
             channels: C; colour and rand_augment are defined for 1 and 3.
+            bits: of the levels; images of 16 bits are floats from 0 to 1.
         """
         if channels not in (1, 3) and (config.colour or config.rand_augment):
             raise RecipeError(
@@ -32,7 +35,8 @@ class Transform:
                 "1 or 3. Set both to 0."
             )
         self.seed, steps = seed, []
-        fill = [config.fill] * channels
+        level = config.fill / 255 if bits == 16 else config.fill
+        fill = [level] * channels
         if config.padding:
             steps.append(v2.RandomCrop(image_shape, padding=config.padding, fill=fill))
         if config.scale != (1.0, 1.0):
@@ -48,7 +52,7 @@ class Transform:
         if config.rand_augment:
             steps.append(v2.RandAugment(magnitude=config.rand_augment, fill=fill))
         if config.erase:
-            steps.append(v2.RandomErasing(config.erase, value=config.fill))
+            steps.append(v2.RandomErasing(config.erase, value=level))
         self.steps = steps
 
     def __call__(self, images: Tensor, places: Places) -> Tensor:

@@ -121,6 +121,7 @@ class DataSettings(Section):
         None  # of a new model's pixels, 0..1: one number, or one a channel; None: OpenAI CLIP's, grey 0.5
     )
     std: Grey | None = None
+    bits: Literal[8, 16] = 8  # of a new model's levels; 16 keeps those of 16-bit images
 
     def validation_source(self, train: str) -> SourceSection:
         """The validation data; columns and root are the training data's where nothing else is said."""
@@ -141,7 +142,7 @@ class DataSettings(Section):
         plain = PreprocessConfig()
         mean = _of_each_channel(self.mean, channels, plain.mean if channels == 3 else 0.5, "mean")
         std = _of_each_channel(self.std, channels, plain.std if channels == 3 else 0.25, "std")
-        return PreprocessConfig(image_size=image_size, resize=self.resize, mean=mean, std=std)
+        return PreprocessConfig(image_size=image_size, resize=self.resize, mean=mean, std=std, bits=self.bits)
 
 
 def _of_each_channel(level: Grey | None, channels: int, otherwise: Grey, name: str) -> tuple[float, ...]:

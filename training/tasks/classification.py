@@ -95,7 +95,7 @@ def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImage
     )
     return ClassStream(
         images,
-        Transform(recipe.transform, config.image_shape, run.seed, config.in_channels),
+        Transform(recipe.transform, config.image_shape, run.seed, config.in_channels, classifier.prepare().config.bits),
         order,
         seed=run.seed,
         num_patches=config.num_patches,

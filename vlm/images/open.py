@@ -60,8 +60,8 @@ class OpenedImage(NamedTuple):
     data: bytes | None  # the file, where there is one
 
 
-def open_header(source: ImageSource) -> OpenedImage:
-    """Read an image's header and check the limits; no pixel is decoded."""
+def open_header(source: ImageSource, name: str = "<bytes>") -> OpenedImage:
+    """Read an image's header and check the limits; no pixel is decoded.  `name`: of bytes, for messages."""
     match source:
         case Image.Image():
             return _check_pixels(OpenedImage(source, "<image>", None))
@@ -69,16 +69,17 @@ def open_header(source: ImageSource) -> OpenedImage:
             return _check_pixels(OpenedImage(_from_array(source), "<array>", None))
         case str() | os.PathLike():
             name = os.fsdecode(source)
-            return _read_header(_read_file(name), name)
+            return _read_header(read_bytes(name), name)
         case bytes():
-            return _read_header(source, "<bytes>")
+            return _read_header(source, name)
         case Readable():
-            return _read_header(_read_stream(source), "<stream>")
+            return _read_header(read_stream(source), "<stream>")
     wanted = "wanted a path, bytes, a binary file, a PIL image or a uint8 array"
     raise ImageError(f"<{type(source).__name__}>", "not an image", wanted)
 
 
-def _read_file(name: str) -> bytes:
+def read_bytes(name: str) -> bytes:
+    """The bytes of an image file, or `ImageError`."""
     try:
         info = os.stat(name)
         if not stat.S_ISREG(info.st_mode):  # asked before opening: a pipe would block
@@ -98,7 +99,8 @@ def _read_file(name: str) -> bytes:
         raise ImageError(name, "missing", f"no file can have this name ({error})") from error
 
 
-def _read_stream(stream: Readable) -> bytes:
+def read_stream(stream: Readable) -> bytes:
+    """The bytes of a stream, or `ImageError`."""
     try:
         data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: already closed
@@ -172,6 +174,11 @@ def orientation_of(image: Image.Image) -> int:
         return image.getexif().get(0x0112, 1)
     except Exception:  # a broken EXIF block does not make a broken image
         return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image, turned as its EXIF orientation says."""
+    return _upright(image, orientation_of(image))
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -10,6 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from vlm.config import PreprocessConfig
+from vlm.images.bands import open_bands
 from vlm.images.large_jpegs import decode_jpeg, shrink
 from vlm.images.open import ON_ITS_SIDE, UPRIGHT, ImageSource, OpenedImage, open_header, orientation_of, to_rgb
 
@@ -45,7 +46,12 @@ class Preprocess:
         return self.pixels_and_size(image)[0]
 
     def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[Tensor, tuple[int, int]]:
-        """-> uint8 (3, H, W), and the (width, height) of the image itself, upright."""
+        """-> uint8 (3, H, W), and the (width, height) of the image itself, upright.
+
+        A model of C other channels gets (C, H, W); one of 16 bits gets float32 from 0 to 1.
+        """
+        if len(self.config.mean) != 3 or self.config.bits == 16:
+            return self._band_pixels(source)
         opened = source if isinstance(source, OpenedImage) else open_header(source)
         if opened.data is not None and isinstance(opened.image, JpegImageFile):
             image, size = self._fit_jpeg(opened, opened.data)
@@ -65,6 +71,25 @@ class Preprocess:
             if levels is not None and levels.shape == (height, width, 3):
                 return self._frame(self._shrink(levels, size)), size
         return self._fit(to_rgb(opened), size), size
+
+    def _band_pixels(self, source: ImageSource) -> tuple[Tensor, tuple[int, int]]:
+        """The same for any number of channels, each resized by itself."""
+        levels = open_bands(source, len(self.config.mean))  # (H, W, C)
+        size = (levels.shape[1], levels.shape[0])
+        fitted = [self._fit_band_level(Image.fromarray(band), size) for band in np.moveaxis(levels, 2, 0)]
+        pixels = torch.from_numpy(np.stack(fitted)).clamp_(0, 1)
+        return (pixels if self.config.bits == 16 else (pixels * 255).round_().to(torch.uint8)), size
+
+    def _fit_band_level(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """One channel as floats, resized, then cut or padded, (H, W)."""
+        if self._is_band(size):
+            return np.asarray(self._fit_band(image, *self._resized(*size)))
+        height, width = self.config.image_shape
+        resized = image.resize(self._resized(*size), self._filter)
+        left, top = self._offset(resized.width, width), self._offset(resized.height, height)
+        frame = Image.new("F", (width, height), self.config.fill / 255)
+        frame.paste(resized, (-left, -top))
+        return np.asarray(frame)
 
     def _factor(self, size: tuple[int, int]) -> int:
         """How many times smaller a JPEG of this (width, height) may be decoded: whole pixels, and enough of them."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -161,5 +162,11 @@ def mosaic(tiles: Sequence[Sequence[Image.Image]], gap: int = _GAP) -> Image.Ima
 
 
 def image_seen(pixels: Tensor) -> Image.Image:
-    """uint8 (3, H, W), as `Preprocess.pixels` makes it -> the image as the model sees it."""
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    """The image as the model sees it, RGB: the first three of many channels, one channel as grey.
+
+    Args:
+        pixels: as `Preprocess.pixels` makes them, uint8 or floats from 0 to 1, (C, H, W).
+    """
+    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    levels = shown if shown.dtype == torch.uint8 else (shown * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
