@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,10 +44,16 @@ class Operations(TorchDispatchMode):
         self.kernels: Counter[str] = Counter()
         self.synchronisations: Counter[str] = Counter()
         self.bytes = self.largest = 0
+        self._lists = _Lists(self.synchronisations)
 
     def __enter__(self) -> Self:
+        self._lists.__enter__()
         super().__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._lists.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -60,6 +67,19 @@ class Operations(TorchDispatchMode):
                     size = result.numel() * result.element_size()
                     self.bytes, self.largest = self.bytes + size, max(self.largest, size)
         return out
+
+
+class _Lists(TorchFunctionMode):
+    """Counts `tolist`, which reads a CPU's memory without the dispatcher and copies from any other device."""
+
+    def __init__(self, counts: Counter[str]):
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.tolist:
+            self.counts["tolist"] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _host_waits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from vlm.models.layers import Block, Tokens
-from vlm.models.packing import FirstToken, PackedRows, PackedToken, pad, row_means
+from vlm.models.packing import FirstToken, PackedEnds, PackedRows, Packing, PaddedRows, PaddedToken, has_varlen
 
 D, LENGTHS = 24, torch.tensor([3, 8, 1, 5])
+PACKING = Packing.of(LENGTHS)
 causal_or_not = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 
 
@@ -27,7 +28,7 @@ def make_block(causal: bool) -> Block:
 @causal_or_not
 def test_packed_rows_equal_each_row_alone(causal: bool) -> None:
     block, rows = make_block(causal), [torch.randn(1, int(n), D).double() for n in LENGTHS]
-    packed = block(torch.cat(rows, dim=1)[0], PackedRows(LENGTHS))
+    packed = block(torch.cat(rows, dim=1)[0], PackedRows(PACKING))
     torch.testing.assert_close(packed, torch.cat([block(row) for row in rows], dim=1)[0])
 
 
@@ -44,29 +45,32 @@ def test_packed_rows_equal_pytorchs_layer_on_padded_rows(causal: bool) -> None:
     padded, real = torch.randn(4, 8, D), torch.arange(8) < LENGTHS[:, None]
     future = torch.ones(8, 8, dtype=torch.bool).triu(1)
     hidden = theirs(padded, src_mask=future if causal else None, src_key_padding_mask=None if causal else ~real)
-    torch.testing.assert_close(block(padded[real], PackedRows(LENGTHS)), hidden[real], rtol=0, atol=2e-6)
+    torch.testing.assert_close(block(padded[real], PackedRows(PACKING)), hidden[real], rtol=0, atol=2e-6)
 
 
-POSITIONS = torch.tensor([2, 4, 0, 0])
+POSITIONS, ENDS = torch.tensor([2, 4, 0, 0]), LENGTHS.cumsum(0) - 1
 
 
 @pytest.mark.parametrize(
-    ("causal", "all_tokens", "one", "place"),
+    ("causal", "all_tokens", "one", "shape", "place"),
     [
-        (False, None, FirstToken(), (slice(None), 0)),
+        (False, None, FirstToken(), (4, 8, D), (slice(None), 0)),
         *(
-            (causal, PackedRows(LENGTHS), PackedToken(LENGTHS, POSITIONS), LENGTHS.cumsum(0) - LENGTHS + POSITIONS)
+            (causal, PackedRows(PACKING), PackedEnds(PACKING), (17, D), LENGTHS.cumsum(0) - 1)
             for causal in (False, True)
         ),
+        *(
+            (causal, PaddedRows(lengths), PaddedToken(POSITIONS, lengths), (4, 8, D), (torch.arange(4), POSITIONS))
+            for causal in (False, True)
+            for lengths in (LENGTHS, None)
+        ),
     ],
-    ids=["first", "packed", "packed-causal"],
 )
 def test_one_token_alone_gives_what_it_gives_among_all(
-    causal: bool, all_tokens: Tokens | None, one: Tokens, place: Tensor
+    causal: bool, all_tokens: Tokens | None, one: Tokens, shape: tuple[int, ...], place: Tensor
 ) -> None:
     """The output, and the gradients of the tokens and of the weights."""
     block = make_block(causal)
-    shape = (4, 8, D) if all_tokens is None else (17, D)
     z, weight = torch.randn(shape, dtype=torch.float64).requires_grad_(), torch.randn(4, D, dtype=torch.float64)
     among_all, alone = block(z, all_tokens)[place], block(z, one)
     torch.testing.assert_close(alone, among_all)
@@ -75,7 +79,33 @@ def test_one_token_alone_gives_what_it_gives_among_all(
     torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))
 
 
+@causal_or_not
+def test_padded_rows_equal_packed_rows_at_the_real_tokens(causal: bool) -> None:
+    block, packed = make_block(causal), torch.randn(17, D).double()
+    padded = PACKING.pad(packed) + torch.randn(4, 8, D) * ~PACKING.mask()[:, 0, 0, :, None]  # anything at the padding
+    torch.testing.assert_close(
+        PACKING.pack(block(padded, PaddedRows(LENGTHS))), block(packed, PackedRows(PACKING)), rtol=1e-6, atol=1e-6
+    )
+
+
 def test_padding_stands_behind_each_row_and_means_leave_it_out() -> None:
     rows = [torch.randn(int(n), D) for n in LENGTHS]
-    torch.testing.assert_close(pad(torch.cat(rows), LENGTHS), nn.utils.rnn.pad_sequence(rows, batch_first=True))
-    torch.testing.assert_close(row_means(torch.cat(rows), LENGTHS), torch.stack([row.mean(0) for row in rows]))
+    torch.testing.assert_close(PACKING.pad(torch.cat(rows)), nn.utils.rnn.pad_sequence(rows, batch_first=True))
+    torch.testing.assert_close(PACKING.pack(PACKING.pad(torch.cat(rows))), torch.cat(rows))
+    torch.testing.assert_close(PACKING.means(torch.cat(rows)), torch.stack([row.mean(0) for row in rows]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_variable_length_attention_is_for_half_precision_on_gpus(dtype: torch.dtype) -> None:
+    assert not has_varlen(torch.empty(3, 3, dtype=dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@causal_or_not
+def test_variable_length_attention_gives_what_padded_rows_give(causal: bool) -> None:
+    block = make_block(causal).to("cuda", torch.bfloat16)
+    packing, packed = PACKING.to(torch.device("cuda")), torch.randn(17, D, device="cuda", dtype=torch.bfloat16)
+    ours = block(packed, PackedRows(packing))
+    padded = packing.pack(block(packing.pad(packed), PaddedRows(packing.lengths)))
+    torch.testing.assert_close(ours, padded, rtol=2e-2, atol=2e-2)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.operations import count
 from vlm.config import CosineHeadConfig, VisionConfig
 from vlm.models.vision import CosineHead, PatchEmbed, VisionTransformer, ViTClassifier, resize_pos_embed, take_tokens
 
@@ -319,3 +320,17 @@ def test_a_head_for_another_width_or_other_classes_is_refused() -> None:
             ViTClassifier(SMALL, 3, head=CosineHead(CosineHeadConfig(embed_dim=5), width, classes))
     with pytest.raises(ValueError, match="needs width 8 to equal embed_dim 5"):
         CosineHead(CosineHeadConfig(embed_dim=5, proj="none"), 8, 3)
+
+
+@each_pool
+def test_the_encoder_compiles_in_one_graph_and_waits_for_nothing(config: VisionConfig) -> None:
+    torch.compiler.reset()  # the limit of recompilations counts over all tests
+    model, images = model_of(config), random_images(config)
+    keep = torch.tensor([[0, 3, 5], [1, 2, 11]])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+    torch.testing.assert_close(compiled(images, keep), model(images, keep))
+    compiled(images).sum().backward()
+    assert model.patch_embed.proj.weight.grad is not None
+    assert not count(lambda: model(images, keep).sum().backward()).synchronisations
+    assert VisionTransformer(config).to("meta")(images.float().to("meta")).shape == (2, config.width)

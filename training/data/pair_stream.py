@@ -27,19 +27,26 @@ class PairBatch(NamedTuple):
     keep: Tensor | None  # (B, K), the patches that stay
     uids: list[str]  # sample names, for messages
     broken: tuple[BrokenSample, ...] = ()  # samples that others stand in for
+    host_ids: Tensor | None = None  # ids on the CPU, where `ids` are on another device
 
     def chunks(self, count: int) -> list["PairBatch"]:
         """Cut along the samples into `count` equal parts."""
         side = len(self.uids) // count
-        return [
-            PairBatch(*(None if part is None else part[start : start + side] for part in self[:5]))  # type: ignore[arg-type]
-            for start in range(0, side * count, side)
-        ]
+        chunks = []
+        for start in range(0, side * count, side):
+            own = slice(start, start + side)
+            parts = (None if part is None else part[own] for part in self[:5])
+            ids = None if self.host_ids is None else self.host_ids[own]
+            chunks.append(PairBatch(*parts, host_ids=ids))  # type: ignore[arg-type]
+        return chunks
 
     def to(self, device: torch.device) -> "PairBatch":
+        """On a device, copied without waiting for it."""
+        if device.type == "cpu":
+            return self
         keep = None if self.keep is None else self.keep.to(device, non_blocking=True)
         images, ids, groups = (t.to(device, non_blocking=True) for t in (self.images, self.ids, self.groups))
-        return self._replace(images=images, ids=ids, groups=groups, keep=keep)
+        return self._replace(images=images, ids=ids, groups=groups, keep=keep, host_ids=self.ids)
 
 
 class PairStream:

@@ -185,8 +185,11 @@ def contrastive(recipe: Recipe, embedder: Embedder, processes: Processes) -> Bac
 
     def embed(model: nn.Module, chunk: PairBatch) -> tuple[Tensor, ...]:
         pixels = preprocess.normalize(chunk.images).to(dtype)
+        packing = None if chunk.host_ids is None else clip.text.packing(chunk.host_ids.flatten(0, 1))
+        if packing is not None:
+            packing = packing.to(processes.device)
         with autocast(precision, processes.device):
-            images, texts = model(pixels, chunk.ids.flatten(0, 1), chunk.keep)  # (B, E), (B c, E)
+            images, texts = model(pixels, chunk.ids.flatten(0, 1), chunk.keep, packing)  # (B, E), (B c, E)
         return images, *texts.unflatten(0, chunk.ids.shape[:2]).unbind(1)
 
     def backward(model: nn.Module, batch: PairBatch, scale: Tensor | float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm.config import CLIPConfig
 from vlm.models.layers import projection
+from vlm.models.packing import Packing
 from vlm.models.text import TextTransformer
 from vlm.models.vision import VisionTransformer
 
@@ -38,20 +39,32 @@ class CLIP(nn.Module):
         return self.config.to_dict()
 
     def text_lengths(self, ids: Tensor) -> Tensor:
-        """Tokens that each row of ids (B, T) needs, (B,)."""
+        """Tokens that each row of ids (B, T) needs, (B,) on the CPU."""
         return self.text.lengths(ids)
 
     def encode_image(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> unit vectors (B, E); `keep` (B, K) as in `VisionTransformer.forward`."""
         return F.normalize(self.vision_proj(self.vision(images, keep)), dim=-1)
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """(B, T) -> unit vectors (B, E)."""
-        return F.normalize(self.text_proj(self.text(ids)), dim=-1)
+    def encode_text(self, ids: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, T) -> unit vectors (B, E); `packing` as in `TextTransformer.forward`."""
+        return F.normalize(self.text_proj(self.text(ids, packing)), dim=-1)
 
-    def forward(self, images: Tensor, ids: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Unit vectors of a batch of pairs, (B, C, H, W) and (B, T) -> (B, E) twice."""
-        return self.encode_image(images, keep), self.encode_text(ids)
+    def forward(
+        self, images: Tensor, ids: Tensor, keep: Tensor | None = None, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Unit vectors of a batch of pairs.
+
+        Args:
+            images: (B, C, H, W).
+            ids: (B, T).
+            keep: the patches that stay, as in `VisionTransformer.forward`.
+            packing: of the ids, as in `TextTransformer.forward`.
+
+        Returns:
+            (B, E) twice, images and texts.
+        """
+        return self.encode_image(images, keep), self.encode_text(ids, packing)
 
     def logits(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """Scaled similarities (B images, B texts): exp(logit_scale) image . text (+ logit_bias)."""

@@ -15,7 +15,7 @@ from vlm.cli import main
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.models.clip import CLIP
 from vlm.models.layers import Block
-from vlm.models.packing import PackedRows
+from vlm.models.packing import PackedRows, Packing
 from vlm.tokenizers.load import load_tokenizer
 from vlm.training.engine.muon import orthogonalise
 from vlm.training.engine.optim import optimizers
@@ -135,7 +135,7 @@ def test_what_a_block_keeps_is_what_autograd_holds(packed):
     B, n, D, F, h = 3, 40, 64, 256, 4
     block = Block(D, h, F, activation="gelu", norm_eps=1e-5, causal=packed)
     z = torch.randn(B * n, D) if packed else torch.randn(B, n, D)
-    found = kept_bytes(block, z.requires_grad_(), *([PackedRows(torch.full((B,), n))] if packed else []))
+    found = kept_bytes(block, z.requires_grad_(), *([PackedRows(Packing.of(torch.full((B,), n)))] if packed else []))
     assert B * block_bytes(D, F, h, n, half=False, packed=packed) == pytest.approx(found, rel=0.03)
 
 
