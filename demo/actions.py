@@ -1,6 +1,6 @@
 """What the page computes, as functions of images and texts, without Gradio."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,10 @@ from vlm.demo.models.compute_lock import compute_lock
 from vlm.demo.models.registry import ModelRegistry
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.folder import FolderCollection
-from vlm.demo.search.retrieval import Filters, ImageCollection, SampleCollection, SearchResult
+from vlm.demo.search.known_words import is_known
+from vlm.demo.search.retrieval import Filters, ImageCollection, SampleCollection, SearchResult, embed_samples
+from vlm.demo.search.samples import samples
+from vlm.errors import VlmError
 from vlm.index.query import Term, parse_terms
 from vlm.serving.embedding_cache import CachedEmbedder
 from vlm.zero_shot import label_sentences
@@ -31,6 +34,10 @@ class ScoredLabel(NamedTuple):
     """Softmax over all labels: they add up to 1."""
     match: float | None = None
     """Sigmoid, this label alone.  None for a model that only compares labels."""
+    similarity: float = 0.0
+    """Cosine with the image."""
+    place: int = 0
+    """Among the labels as they were given."""
 
 
 class ImageRanking(NamedTuple):
@@ -91,17 +98,19 @@ class PageActions:
         """
         if image is None:
             raise PageError("no_image")
-        zero_shot = self._zero_shot(read_labels(labels), read_templates(templates))
+        names, sentences = read_labels(labels), read_templates(templates)
         data = read_image(image)
         try:
-            with compute_lock:
+            with compute_lock:  # one model for all of it, even if the page is switched meanwhile
+                zero_shot = self._zero_shot(names, sentences)
                 probabilities = zero_shot([data])[0].tolist()
                 cosines = zero_shot.class_embeds @ self.embedder.embed_images([data])[0]  # (M,)
                 match = self.embedder.match_probability(cosines)
         except vlm.ImageError as error:
             raise PageError(error.reason) from error
         matches: list[float | None] = [None] * len(probabilities) if match is None else match.tolist()
-        ranking = map(ScoredLabel, zero_shot.labels, probabilities, matches)
+        places = range(len(probabilities))
+        ranking = map(ScoredLabel, zero_shot.labels, probabilities, matches, cosines.tolist(), places)
         return sorted(ranking, key=lambda scored: -scored.probability)
 
     def none_fits(self, ranking: Sequence[ScoredLabel]) -> bool:
@@ -145,7 +154,7 @@ class PageActions:
             raise PageError("no_labels")
         data = read_image(image)
         with compute_lock:
-            prepared = inspection.prepare(self.embedder.model.vision, self.embedder.preprocess, data)
+            prepared = inspection.prepare_for(self.embedder, data)
             return inspection.relevance(prepared, self.embedder, label)
 
     def search(
@@ -186,9 +195,38 @@ class PageActions:
         """Whether even the best result is below the calibrated threshold."""
         return bool(results) and self.embedder.no_good_match(results[0].probability)
 
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts of which the bundled model has seen no word; of another model nothing is known."""
+        return [text for text in texts if self.source == "mini" and not is_known(text)]
+
     def sample_embeds(self) -> Tensor:
         """Embeddings of the samples, (G, E); computed once."""
         return self._samples.embeds()
+
+    def switch(self, source: str) -> Iterator[tuple[int, int]]:
+        """Switch the page to another model: load it, embed the images to be searched, then use it everywhere.
+
+        Args:
+            source: what `vlm.load` opens.
+
+        Yields:
+            Samples embedded so far, and their number.
+
+        Raises:
+            PageError: the model cannot be opened; the page keeps its model.
+        """
+        try:
+            embedder = CachedEmbedder(vlm.load(source))
+        except VlmError as error:
+            raise PageError("cannot_open_model", line=" ".join(str(error).split())[:400]) from error
+        if self.folder is None:
+            for done in embed_samples(embedder):
+                yield done, len(samples())
+        with compute_lock:
+            self.source, self._embedder = source, embedder
+            self._zero_shot.cache_clear()
+        if self.folder is not None:
+            self.folder.restart()
 
     def warm_up(self) -> None:
         """Load the model and embed the images to be searched, before the first visitor needs them."""

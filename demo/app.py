@@ -18,7 +18,7 @@ if not __package__:  # run as a file, as a Space does: `vlm` is in the folder ab
 import gradio as gr
 
 from vlm.demo.actions import PageActions
-from vlm.demo.page.components import DemoPage, html_part, text
+from vlm.demo.page.components import DemoPage, SharedParts, html_part, text
 from vlm.demo.page.texts import TEXTS
 from vlm.demo.page.theme import THEME
 from vlm.demo.search.samples import SAMPLES
@@ -34,6 +34,19 @@ TABS = {  # name in texts.json -> module
     "look": look,
     "models": models,
 }
+SCRIPTS = ("language", "answers", "tabs", "images")
+NOTES = (
+    "paste_no_image",
+    "paste_refused",
+    "part_paste",
+    "part_camera",
+    "copied",
+)  # texts that scripts show or look for
+# before Gradio applies style.css: the page keeps its width while it is built
+FIRST_STYLE = (
+    "html { scrollbar-gutter: stable; } "
+    ".gradio-container { width: 100% !important; max-width: 1120px !important; margin: 0 auto !important; }"
+)
 UPLOAD_AGE = (600, 3600)  # seconds: checked every 600, deleted after 3600
 MAX_QUEUE = 512  # calls of all clients
 MAX_UPLOAD = "64mb"  # the limit of vlm.open_image
@@ -41,16 +54,28 @@ MAX_UPLOAD = "64mb"  # the limit of vlm.open_image
 
 def build(actions: PageActions) -> gr.Blocks:
     """The whole page.  The model is loaded by the first action."""
+
+    def note() -> str:
+        """A page that is opened later names the model of now."""
+        return layout.model_note(actions.source)
+
     with DemoPage(title="vlm", analytics_enabled=False, delete_cache=UPLOAD_AGE) as page:
         for module in TABS.values():
             module.endpoints(actions)  # before the tabs: the first function of a name gets it without a suffix
         html_part(layout.masthead())
-        html_part(layout.model_note(actions.source))
-        for name, module in TABS.items():
+        shared = SharedParts(html_part(note(), "model-note"))
+        page.load(note, [], [shared.model_note], queue=False, api_visibility="private", show_progress="hidden")
+        for name in shown_tabs(actions):
             with gr.Tab(text(name), id=name, elem_id=f"tab-{name}"):
-                module.tab(actions)
+                TABS[name].tab(actions, shared)
+        shared.connect()
     page.queue(default_concurrency_limit=1, max_size=MAX_QUEUE, api_open=False)
     return page
+
+
+def shown_tabs(actions: PageActions) -> list[str]:
+    """Names of the tabs; Classifier only if there is a trained classifier."""
+    return [name for name in TABS if name != "classifier" or actions.registry.entries("vit_classifier")]
 
 
 def launch(
@@ -77,12 +102,18 @@ def launch(
     Returns:
         The page, with its address.
     """
+    shown = shown_tabs(actions)
     settings = {
         "start": None if language == "auto" else language,
-        "tabs": [TEXTS[name] for name in TABS],
+        "first": shown[0],
+        "tabs": {name: TEXTS[name] for name in shown},
         "parts": [names for key, names in TEXTS.items() if key.startswith("part_")],
+        "notes": {key: TEXTS[key] for key in NOTES},
+        "words": json.loads((ASSETS / "gradio_words.json").read_text(encoding="utf-8")),
     }
-    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    script = f"const page = {json.dumps(settings)};\n" + "\n".join(
+        (ASSETS / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS
+    )
     gr.set_static_paths([SAMPLES])
     threading.Thread(target=actions.warm_up, daemon=True).start()
     return serve_page(
@@ -93,7 +124,7 @@ def launch(
         proxies=proxies,
         theme=THEME,
         css_paths=[ASSETS / "style.css"],
-        head=f'<script type="module">const page = {json.dumps(settings)};\n{script}</script>',
+        head=f'<style>{FIRST_STYLE}</style><script type="module">{script}</script>',
         i18n=text,
         footer_links=[],
         run_history=False,

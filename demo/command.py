@@ -48,7 +48,8 @@ def serve_demo(
         from vlm.demo.server.security import is_loopback
 
         print(f"loading {model} ...", file=sys.stderr)
-        local = is_loopback(host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
+        bound_to = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+        local = is_loopback(bound_to) and not (hosts or proxies)  # else a proxy may open it to others
         registry = ModelRegistry([models], model=model, classifier=classifier, any_source=local or any_model)
         actions = PageActions(model, registry, folder=folder)
         _ = actions.embedder  # a wrong name is an error at the start, not on the page

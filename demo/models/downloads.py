@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlm.demo.page.texts import PageError
+from vlm.errors import MissingPackageError
 
 REMOTE = ("hf:", "openclip:")
+WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
 class DownloadProgress(NamedTuple):
@@ -23,6 +25,17 @@ class DownloadProgress(NamedTuple):
 def is_remote(source: str) -> bool:
     """Whether a source names a model on a hub."""
     return source.startswith(REMOTE)
+
+
+def is_here(repository: str) -> bool:
+    """Whether weights of a repository of the hub are in the cache.  Asks no hub."""
+    from vlm.interop.hub.repository import storage_folder
+
+    try:
+        snapshots = storage_folder(repository) / "snapshots"
+    except MissingPackageError:
+        return False
+    return any(path.suffix in WEIGHTS and path.exists() for path in snapshots.glob("*/*"))
 
 
 def size(source: str) -> int | None:

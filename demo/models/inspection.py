@@ -89,6 +89,17 @@ def prepare(vision: VisionTransformer, preprocess: Preprocess, image: ImageSourc
     return PreparedImage(vision, preprocess.normalize(pixels)[None], image_seen(pixels))
 
 
+def prepare_for(embedder: vlm.Embedder, image: ImageSource | None) -> PreparedImage:
+    """Preprocess an image for the image encoder of a model.
+
+    Raises:
+        PageError: not a readable image, or another library computes the model, so that its layers are not ours.
+    """
+    if isinstance(embedder.model, vlm.ExternalModel):
+        raise PageError("external_model", name=embedder.name)
+    return prepare(embedder.model.vision, embedder.preprocess, image)
+
+
 def attention(prepared: PreparedImage, block: int, head: int, patch: int = 0) -> PatchMap:
     """Attention weights of one patch in one head of one block.  Book eq. (7).
 
@@ -125,6 +136,7 @@ def rollout(prepared: PreparedImage) -> PatchMap:
 
 def relevance(prepared: PreparedImage, embedder: vlm.Embedder, text: str) -> PatchMap:
     """How much each patch raises (red) or lowers (blue) the cosine similarity with a text."""
+    assert not isinstance(embedder.model, vlm.ExternalModel)
     score = text_score(embedder.model.vision_proj, class_embeddings(embedder, [text])[0])
     grid = relevance_map(prepared.vision, prepared.images, score)[0]
     top = grid.abs().max().clamp_min(torch.finfo(grid.dtype).tiny)

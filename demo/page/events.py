@@ -28,17 +28,20 @@ class Upload(TypedDict):
     meta: dict[str, str]
 
 
-def bind(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+def bind(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
     """Run an action on a browser event.
 
     Gradio passes images as its record of the upload (`preprocess=False`): `vlm.open_image` alone decides what an image
-    is.  A `PageError` is shown in the last output.
+    is.  A `PageError` is shown in the last output; all other HTML outputs are cleared.
 
     Args:
         trigger: the event listener of a component, such as `button.click`.
         action: gets the values of `inputs`, returns the values of `outputs`.
         inputs: components.  Text boxes need `value=""`: one inside a closed accordion sends None otherwise.
         outputs: components; the last one is a `gr.HTML` and takes the error line.
+
+    Returns:
+        Gradio's dependency, for `.then`.
     """
 
     @wraps(action)
@@ -46,10 +49,10 @@ def bind(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[A
         try:
             return action(*values)
         except PageError as error:
-            skipped = [gr.skip() for _ in outputs[:-1]]
-            return (*skipped, notice(error)) if skipped else notice(error)
+            others = ["" if isinstance(output, gr.HTML) else gr.skip() for output in outputs[:-1]]
+            return (*others, notice(error)) if others else notice(error)
 
-    trigger(
+    return trigger(
         action if isgeneratorfunction(action) else answer_or_notice,
         inputs,
         outputs,

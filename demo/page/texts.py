@@ -41,9 +41,27 @@ def bilingual(text: dict[str, str]) -> str:
     return "".join(f'<span class="said" lang="{language}">{escape(text[language])}</span>' for language in LANGUAGES)
 
 
-def both_in_attribute(key: str, **values: object) -> str:
-    """Both languages in one line, for an HTML attribute; page.js leaves the one of the page."""
-    return escape(" / ".join(TEXTS[key][language].format(**values) for language in LANGUAGES))
+def name_attributes(key: str, **values: object) -> str:
+    """HTML attributes that name a part for screen readers; language.js keeps aria-label in the page's language."""
+    names = {language: escape(TEXTS[key][language].format(**values)) for language in LANGUAGES}
+    return f'aria-label="{names["en"]}" data-name-en="{names["en"]}" data-name-ja="{names["ja"]}"'
+
+
+def with_texts(key: str, inner: dict[str, str], **values: object) -> str:
+    """HTML of a key in both languages whose placeholders are filled with other texts.
+
+    Args:
+        key: the outer text.
+        inner: placeholder -> key of the text that fills it.
+        values: fill the other placeholders, in both languages alike.
+    """
+    filled = {
+        language: TEXTS[key][language].format(
+            **{name: TEXTS[other][language] for name, other in inner.items()}, **values
+        )
+        for language in LANGUAGES
+    }
+    return bilingual(filled)
 
 
 def escape(text: str) -> str:

@@ -22,8 +22,8 @@ class IndexingProgress(NamedTuple):
 
     done: int
     total: int
-    broken: int
-    """Unreadable files."""
+    unreadable: tuple[str, ...]
+    """Paths below the folder."""
     finished: bool
     error: str
 
@@ -50,22 +50,39 @@ class FolderCollection:
         self._index: vlm.EmbeddingIndex | None = None
         self._paths: dict[str, Path] = {}  # key -> image, of all results so far
         self._batches: list[list[Path]] = []  # still to be indexed
-        self.progress = IndexingProgress(0, 0, 0, False, "")
+        self.progress = IndexingProgress(0, 0, (), False, "")
 
     def start(self) -> None:
         """Index in the background; searches are answered between two batches."""
         self._thread.submit(self._begin)
 
+    def restart(self) -> None:
+        """Index again, with another model: each model has its own vectors in the index."""
+        self._batches.clear()
+        self._thread.submit(self._close).result()
+        self.progress = IndexingProgress(0, 0, (), False, "")
+        self.start()
+
     def close(self) -> None:
         """Stop indexing and close the index; what is indexed stays."""
         self._batches.clear()
-        self._thread.submit(lambda: self._index and self._index.close()).result()
+        self._thread.submit(self._close).result()
         self._thread.shutdown()
+
+    def _close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+        self._index = None
 
     def path(self, key: str) -> Path:
         if key not in self._paths:
             raise PageError("missing")
         return self._paths[key]
+
+    def result(self, key: str) -> SearchResult:
+        """The image of an earlier result, without a score."""
+        path = self.path(key)
+        return SearchResult(key, path, dict.fromkeys(("en", "ja"), path.name), "", "", 0.0, None)
 
     def search(self, terms: list[Term], one_text: str | None, k: int, filters: Filters) -> list[SearchResult]:
         return self._thread.submit(self._search, terms, one_text, k, filters).result()
@@ -83,7 +100,7 @@ class FolderCollection:
         except (OSError, ValueError) as error:
             self._fail(error)
             return
-        self.progress = IndexingProgress(0, len(images), 0, False, "")
+        self.progress = IndexingProgress(0, len(images), (), False, "")
         self._batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         self._thread.submit(self._index_batch)
 
@@ -93,14 +110,19 @@ class FolderCollection:
                 batch = self._batches.pop(0)
                 with compute_lock:
                     added = self._opened().add(batch, workers=0)
-                done, broken = self.progress.done + len(batch), self.progress.broken + len(added.skipped)
-                self.progress = self.progress._replace(done=done, broken=broken)
+                unreadable = tuple(self._short(Path(skipped.name)) for skipped in added.skipped)
+                self.progress = self.progress._replace(
+                    done=self.progress.done + len(batch), unreadable=self.progress.unreadable + unreadable
+                )
                 self._thread.submit(self._index_batch)
             else:
                 self._opened().add_folder(self.folder, workers=0)  # removes deleted files from the index
                 self.progress = self.progress._replace(finished=True)
         except (OSError, ValueError) as error:
             self._fail(error)
+
+    def _short(self, path: Path) -> str:
+        return str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else str(path)
 
     def _fail(self, error: Exception) -> None:
         self.progress = self.progress._replace(finished=True, error=" ".join(str(error).split()))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from vlm.index.query import Term, unit_sum
 
 BATCH = 32  # images embedded before a waiting visitor gets a turn
 _sample_embeds_lock = Lock()  # taken before `compute_lock`, never after it
+_fingerprints: WeakKeyDictionary[vlm.Embedder, str] = WeakKeyDictionary()
 _sample_embeds: dict[str, Tensor] = {}  # fingerprint of a model -> embeddings of the samples, (G, E)
 
 
@@ -78,33 +80,27 @@ class SampleCollection:
 
     def __init__(self, embedder: Callable[[], vlm.Embedder]) -> None:
         self._embedder = embedder
-        self._fingerprint: str | None = None
 
     def path(self, key: str) -> Path:
         return known_sample(key).path
 
-    def embeds(self) -> Tensor:
-        """Embeddings of all samples, (G, E); computed once for each model."""
-        self._fingerprint = self._fingerprint or self._embedder().fingerprint
-        with _sample_embeds_lock:
-            if self._fingerprint not in _sample_embeds:
-                _sample_embeds[self._fingerprint] = torch.cat(list(self._batches()))
-        return _sample_embeds[self._fingerprint]
+    def embeds(self, embedder: vlm.Embedder | None = None) -> Tensor:
+        """Embeddings of all samples, (G, E); computed once for each model.
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Embed in batches; a waiting visitor is served between two of them."""
-        images = [one.path for one in samples()]
-        for start in range(0, len(images), BATCH):
-            with compute_lock:
-                yield self._embedder().embed_images(images[start : start + BATCH])
-            time.sleep(0.002)
+        Args:
+            embedder: the model; default: that of the page.
+        """
+        embedder = embedder or self._embedder()
+        for _ in embed_samples(embedder):
+            pass
+        return _sample_embeds[_fingerprint(embedder)]
 
     def search(self, terms: list[Term], one_text: str | None, k: int, filters: Filters) -> list[SearchResult]:
-        gallery = self.embeds()
+        embedder = self._embedder()  # the same for both embeddings, even if the page is switched meanwhile
+        gallery = self.embeds(embedder)
         places = [at for at, one in enumerate(samples()) if not filters.styles or one.style in filters.styles]
         if not places:
             return []
-        embedder = self._embedder()
         with compute_lock:
             cosines = gallery[places] @ embed_terms(embedder, terms)
         scores, best = cosines.topk(min(k, len(places)))
@@ -117,6 +113,31 @@ class SampleCollection:
             )
             for one, score, probability in zip(found, scores.tolist(), probabilities, strict=True)
         ]
+
+
+def embed_samples(embedder: vlm.Embedder) -> Iterator[int]:
+    """Embed all samples in batches, and yield the number of those that are done.
+
+    A waiting visitor is served between two batches; at once if this model embedded them before.
+    """
+    fingerprint, images = _fingerprint(embedder), [one.path for one in samples()]
+    with _sample_embeds_lock:
+        if fingerprint in _sample_embeds:
+            return
+        batches: list[Tensor] = []
+        for start in range(0, len(images), BATCH):
+            with compute_lock:
+                batches.append(embedder.embed_images(images[start : start + BATCH]))
+            yield min(start + BATCH, len(images))
+            time.sleep(0.002)
+        _sample_embeds[fingerprint] = torch.cat(batches)
+
+
+def _fingerprint(embedder: vlm.Embedder) -> str:
+    """Computed once for each model: it reads all weights."""
+    if embedder not in _fingerprints:
+        _fingerprints[embedder] = embedder.fingerprint
+    return _fingerprints[embedder]
 
 
 def embed_terms(embedder: vlm.Embedder, terms: list[Term]) -> Tensor:

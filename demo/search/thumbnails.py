@@ -11,6 +11,7 @@ import vlm
 from vlm.demo.search.samples import SAMPLES
 
 SIDE = 192  # pixels
+LARGE = 1280
 
 
 def thumbnail(path: Path) -> str:
@@ -19,6 +20,16 @@ def thumbnail(path: Path) -> str:
         return _thumbnail(path, path.stat().st_mtime_ns)
     except (OSError, vlm.ImageError):
         return ""
+
+
+def large_image(path: Path) -> str:
+    """A copy of at most `LARGE` pixels a side without the file's metadata, as a data: address; empty if unreadable."""
+    try:
+        image = vlm.open_image(path)
+    except (OSError, vlm.ImageError):
+        return ""
+    image.thumbnail((LARGE, LARGE))
+    return webp_address(image)
 
 
 def webp_address(image: Image.Image) -> str:

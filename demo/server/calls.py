@@ -20,7 +20,7 @@ from vlm.demo.search.samples import SAMPLES
 MAX_BODY = 4_000_000  # bytes of a call; images are uploaded before it
 MAX_WAITING = 32  # queued calls of one client
 _CALL = re.compile(r"/(?:gradio_api/)?(?:call/v2|call|run|api)/(?P<name>\w+)/?")
-_EVENT = re.compile(r"/gradio_api/queue/join/?")
+_EVENT = re.compile(r"/gradio_api/(?:queue/join|(?:run|api)/predict)/?")
 _log = logging.getLogger("vlm.demo")
 
 
@@ -44,8 +44,9 @@ class CallGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        call = _CALL.fullmatch(path)
-        if scope["type"] != "http" or scope["method"] != "POST" or not (call or _EVENT.fullmatch(path)):
+        event = _EVENT.fullmatch(path)
+        call = None if event else _CALL.fullmatch(path)
+        if scope["type"] != "http" or scope["method"] != "POST" or not (call or event):
             await self._app(scope, receive, send)
             return
         client = scope["client"][0] if scope.get("client") else "?"

@@ -102,6 +102,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InputError(f"'{host}' is no address of this machine ({error}). Give --host another one.") from error
     candidates = [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS)
+    reason: OSError | None = None
     for candidate in candidates:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,7 +8,7 @@ from vlm.demo.actions import PageActions
 from vlm.demo.inputs import read_image
 from vlm.demo.models.compute_lock import compute_lock
 from vlm.demo.models.inspection import ClassPrediction, predict
-from vlm.demo.page.components import html_part, image_and_examples, text
+from vlm.demo.page.components import SharedParts, html_part, text
 from vlm.demo.page.events import Upload, api_errors, bind, named_endpoint, upload_path
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.retrieval import known_sample
@@ -24,14 +24,14 @@ class ClassifierAnswer(TypedDict):
     rollout: list[list[float]]
 
 
-def tab(actions: PageActions) -> None:
+def tab(actions: PageActions, shared: SharedParts) -> None:
     names = [entry.name for entry in actions.registry.entries("vit_classifier")]
     html_part(layout.intro("classifier_intro"))
     if not names:
         html_part(classifier_note(None))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            image, examples = image_and_examples()
+            image, examples = shared.box()
         with gr.Column(min_width=300):
             chosen = gr.Dropdown(
                 names,
@@ -46,7 +46,7 @@ def tab(actions: PageActions) -> None:
 
     def answer_html(path: str | None, name: str | None) -> str:
         name = (name or "").strip()
-        return classifier_answer(name, _predict(actions, path, name))
+        return classifier_answer(name, _predict(actions, path, name), path)
 
     def ask(image: Upload | None, name: str | None) -> str:
         return answer_html(upload_path(image), name)

@@ -6,12 +6,13 @@ from typing import Any, TypedDict
 import gradio as gr
 
 from vlm.demo.actions import PageActions, ScoredLabel, label_prompts
-from vlm.demo.page.components import html_part, image_and_examples, text
+from vlm.demo.page.components import SharedParts, html_part, text
 from vlm.demo.page.events import Upload, api_errors, bind, event_language, named_endpoint, upload_path
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.retrieval import known_sample
 from vlm.demo.search.samples import EXAMPLES
 from vlm.demo.views import classification, layout
+from vlm.demo.views.layout import drawings_only
 from vlm.zero_shot import label_sentences
 
 ENGLISH = "\n".join(label_sentences("{}"))
@@ -38,11 +39,11 @@ class Where(TypedDict):
     map: list[list[float]]
 
 
-def tab(actions: PageActions) -> None:
+def tab(actions: PageActions, shared: SharedParts) -> None:
     html_part(layout.intro("classify_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            image, examples = image_and_examples()
+            image, examples = shared.box()
         with gr.Column(min_width=300):
             labels = gr.Textbox(
                 value="",
@@ -75,8 +76,14 @@ def tab(actions: PageActions) -> None:
 
     def ranking_html(path: str | None, typed: str, written: str) -> str:
         ranked = actions.classify(path, typed, written)
-        prompts = label_prompts(ranked[0].label, written)
-        return classification.bars(ranked, none_fits=actions.none_fits(ranked), prompts=prompts)
+        return classification.ranking_part(
+            ranked,
+            none_fits=(weak := actions.none_fits(ranked)),
+            prompts=label_prompts(ranked[0].label, written),
+            image=path,
+            unknown=actions.unknown([scored.label for scored in ranked]),
+            advice=drawings_only(actions.source, may_switch=actions.registry.any_source) if weak else "",
+        )
 
     def classify(image: Upload | None, typed: str, written: str) -> tuple[str, str]:
         return "", ranking_html(upload_path(image), typed, written)

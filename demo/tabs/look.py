@@ -8,7 +8,7 @@ from vlm.demo.actions import PageActions
 from vlm.demo.inputs import read_image, read_text
 from vlm.demo.models import inspection
 from vlm.demo.models.compute_lock import compute_lock
-from vlm.demo.page.components import html_part, image_and_examples, text
+from vlm.demo.page.components import SharedParts, html_part, text
 from vlm.demo.page.events import Upload, api_errors, bind, named_endpoint, upload_path
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.retrieval import known_sample
@@ -25,11 +25,11 @@ class InspectedImage(TypedDict):
     relevance: list[list[float]] | None
 
 
-def tab(actions: PageActions) -> None:
+def tab(actions: PageActions, shared: SharedParts) -> None:
     html_part(layout.intro("look_intro"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            image, examples = image_and_examples()
+            image, examples = shared.box()
             typed = gr.Textbox(
                 value="",
                 label=text("look_text"),
@@ -60,7 +60,9 @@ def tab(actions: PageActions) -> None:
     def choose(event: gr.EventData) -> list[Any]:
         """Set the sliders to the clicked patch or head; the sliders then draw the map."""
         clicked: dict[str, Any] = event._data or {}  # data-* of the button
-        return [int(clicked[name]) if name in clicked else gr.skip() for name in ("block", "head", "patch")]
+        if "head" in clicked:  # the thumbnails show the vector of the whole image, patch 0
+            return [int(clicked["block"]), int(clicked["head"]), 0]
+        return [gr.skip(), gr.skip(), int(clicked["patch"]) if "patch" in clicked else gr.skip()]
 
     bind(button.click, look, [image, typed, *sliders], [*sliders, rest, attention_part])
     bind(typed.submit, look, [image, typed, *sliders], [*sliders, rest, attention_part])
@@ -99,7 +101,7 @@ def endpoints(actions: PageActions) -> None:
 def _prepare(actions: PageActions, path: str | None) -> inspection.PreparedImage:
     if path is None:
         raise PageError("no_image")
-    return inspection.prepare(actions.embedder.model.vision, actions.embedder.preprocess, read_image(path))
+    return inspection.prepare_for(actions.embedder, read_image(path))
 
 
 def _attention(prepared: inspection.PreparedImage, block: int, head: int, patch: int) -> str:

@@ -10,12 +10,13 @@ from vlm.demo.inputs import read_image, read_labels
 from vlm.demo.models import downloads
 from vlm.demo.models.comparison import TimedRanking, compare
 from vlm.demo.models.compute_lock import compute_lock
-from vlm.demo.page.components import html_part, image_and_examples, text
+from vlm.demo.page.components import SharedParts, html_part, text
 from vlm.demo.page.events import Upload, api_errors, bind, event_language, named_endpoint, upload_path
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.retrieval import known_sample
 from vlm.demo.search.samples import EXAMPLES
 from vlm.demo.tabs.classify import RankedLabel
+from vlm.demo.tabs.switching import switch_part
 from vlm.demo.views import layout, models
 
 
@@ -32,41 +33,45 @@ class ComparedModel(TypedDict):
     ranking: list[RankedLabel]
 
 
-def tab(actions: PageActions) -> None:
+def tab(actions: PageActions, shared: SharedParts) -> None:
     registry = actions.registry
     names = [entry.name for entry in registry.entries("clip")]
-    html_part(layout.intro("models_intro"))
-    with gr.Row(equal_height=False):
-        with gr.Column(min_width=300):
-            image, examples = image_and_examples(240)
-        with gr.Column(min_width=300):
-            first, second = (
-                gr.Dropdown(
-                    names,
-                    value=value,
-                    label=text(label),
-                    info=text("model_hint" if registry.any_source else "listed_hint"),
-                    allow_custom_value=registry.any_source,
-                    elem_id=label.replace("_", "-"),
+    several = len(names) > 1
+    switch_part(actions, shared)
+    with gr.Column(visible=several):
+        html_part(layout.heading("compare_heading"))
+        html_part(layout.intro("models_intro"))
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=300):
+                image, examples = shared.box(240)
+            with gr.Column(min_width=300):
+                first, second = (
+                    gr.Dropdown(
+                        names,
+                        value=value,
+                        label=text(label),
+                        info=text("model_hint" if registry.any_source else "listed_hint"),
+                        allow_custom_value=registry.any_source,
+                        elem_id=label.replace("_", "-"),
+                    )
+                    for label, value in (("first_model", names[0]), ("second_model", names[-1]))
                 )
-                for label, value in (("first_model", names[0]), ("second_model", names[-1]))
-            )
-            labels = gr.Textbox(
-                value="",
-                label=text("labels"),
-                placeholder=text("labels_placeholder"),
-                lines=3,
-                elem_id="compare-labels",
-            )
-            button = gr.Button(text("compare_button"), variant="primary", elem_id="compare-button")
-    compared = html_part(layout.empty_state("compare_empty"), "compared")
+                labels = gr.Textbox(
+                    value="",
+                    label=text("labels"),
+                    placeholder=text("labels_placeholder"),
+                    lines=3,
+                    elem_id="compare-labels",
+                )
+                button = gr.Button(text("compare_button"), variant="primary", elem_id="compare-button")
+        compared = html_part(layout.empty_state("compare_empty"), "compared")
     html_part(layout.heading("card_heading"))
-    show = gr.Button(text("card_button"), elem_id="card-button")
-    shown = html_part(layout.empty_state("card_empty"), "model-card")
+    show = gr.Button(text("card_button"), elem_id="card-button", visible=several)
+    shown = html_part(layout.empty_state("card_empty") if several else _card(actions, names[0]), "model-card")
     _downloads(actions)
 
     def rankings_html(path: str | None, typed: str, one: str | None, other: str | None) -> str:
-        return models.side_by_side(_compare(actions, path, typed, one or "", other or ""))
+        return models.side_by_side(_compare(actions, path, typed, one or "", other or ""), path)
 
     def compare_both(image: Upload | None, typed: str, one: str | None, other: str | None) -> str:
         return rankings_html(upload_path(image), typed, one, other)
@@ -76,12 +81,9 @@ def tab(actions: PageActions) -> None:
         typed = "\n".join(EXAMPLES["classify"][event.file][event_language(event)])
         return path, typed, rankings_html(path, typed, one, other)
 
-    def card(name: str | None) -> str:
-        return models.card(registry.card(name or "", "clip"))
-
     bind(button.click, compare_both, [image, labels, first, second], [compared])
     bind(examples.click, take_example, [first, second], [image, labels, compared])
-    bind(show.click, card, [first], [shown])
+    bind(show.click, lambda name: models.card(registry.card(name or "", "clip")), [first], [shown])
 
 
 def endpoints(actions: PageActions) -> None:
@@ -105,6 +107,14 @@ def endpoints(actions: PageActions) -> None:
 
     named_endpoint(list_models, "models")
     named_endpoint(compare_two, "compare")
+
+
+def _card(actions: PageActions, name: str) -> str:
+    """The card of the only model, or why there is none."""
+    try:
+        return models.card(actions.registry.card(name, "clip"))
+    except PageError as error:
+        return layout.notice(error)
 
 
 def _downloads(actions: PageActions) -> None:

@@ -5,13 +5,13 @@ from typing import Any, TypedDict
 import gradio as gr
 
 from vlm.demo.actions import PageActions
-from vlm.demo.page.components import html_part, image_box, text
+from vlm.demo.page.components import SharedParts, html_part, image_box, text
 from vlm.demo.page.events import Upload, api_errors, bind, event_language, named_endpoint, upload_path
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.folder import FolderCollection
-from vlm.demo.search.retrieval import Filters, SearchResult, known_sample
+from vlm.demo.search.retrieval import Filters, SearchResult
 from vlm.demo.search.samples import EXAMPLES, styles
-from vlm.demo.search.thumbnails import thumbnail
+from vlm.demo.search.thumbnails import large_image, thumbnail
 from vlm.demo.views import layout, retrieval
 
 
@@ -26,7 +26,7 @@ class FoundImage(TypedDict):
     license: str
 
 
-def tab(actions: PageActions) -> None:
+def tab(actions: PageActions, shared: SharedParts) -> None:
     folder = actions.folder
     html_part(layout.intro("search_intro" if folder is None else "search_intro_own"))
     if folder is not None:
@@ -47,29 +47,51 @@ def tab(actions: PageActions) -> None:
             image = image_box("query_image", "drop_similar", height=200)
             filters = _filters(folder is not None)
         with gr.Column(scale=8, min_width=300):
+            opened = html_part("", "opened")
             found = html_part(layout.empty_state("found_empty"), "found")
 
-    def cards(results: list[SearchResult]) -> str:
-        return retrieval.cards(results, no_good_match=actions.no_good_match(results))
+    def search(typed: str, image: Upload | None, *chosen: Any) -> tuple[str, str]:
+        path, filters = upload_path(image), read_filters(folder is not None, chosen)
+        results = actions.search(typed, path, filters=filters)
+        weak = actions.no_good_match(results)
+        unknown = actions.unknown([typed.strip()] if typed.strip() and path is None else [])
+        return "", retrieval.results_part(results, text=typed.strip(), image=path, no_good_match=weak, unknown=unknown)
 
-    def search(typed: str, image: Upload | None, *chosen: Any) -> str:
-        return cards(actions.search(typed, upload_path(image), filters=read_filters(folder is not None, chosen)))
-
-    def take_suggestion(event: gr.EventData) -> tuple[str, None, str]:
+    def take_suggestion(event: gr.EventData, *chosen: Any) -> tuple[str, None, str, str]:
         typed = str(EXAMPLES["search"][int(event.number) % len(EXAMPLES["search"])][event_language(event)])
-        return typed, None, cards(actions.search(typed))
+        return typed, None, *search(typed, None, *chosen)
 
-    def take_image(event: gr.EventData) -> tuple[str, str | None, str]:
+    def similar(key: str, *chosen: Any) -> tuple[str, Any, str, str]:
+        path = actions.collection.path(key)
+        results = actions.similar(key, read_filters(folder is not None, chosen))
+        known = {one.key: one.names for one in results}
+        names = known.get(key, dict.fromkeys(("en", "ja"), path.name))
+        found = retrieval.results_part(results, image=path, similar_to=names)
+        return "", None, "", found
+
+    def take_image(event: gr.EventData, *chosen: Any) -> tuple[Any, Any, str, Any]:
+        """A click on a result: similar ones; of a folder, the image itself first."""
         key = str(event.file)
-        path = (
-            None if folder is not None else str(known_sample(key).path)
-        )  # no image of the folder is copied to Gradio's cache
-        return "", path, cards(actions.similar(key))
+        if folder is None:
+            return similar(key, *chosen)
+        return (
+            gr.skip(),
+            gr.skip(),
+            retrieval.opened_image(folder.result(key), large_image(folder.path(key))),
+            gr.skip(),
+        )
 
-    bind(button.click, search, [query, image, *filters], [found])
-    bind(query.submit, search, [query, image, *filters], [found])
-    bind(suggestions.click, take_suggestion, [], [query, image, found])
-    bind(found.click, take_image, [], [query, image, found])
+    def in_opened(event: gr.EventData, *chosen: Any) -> tuple[Any, Any, str, Any]:
+        clicked: dict[str, Any] = event._data or {}  # data-* of the button
+        if "similar" in clicked:
+            return similar(str(clicked["similar"]), *chosen)
+        return gr.skip(), gr.skip(), "", gr.skip()
+
+    bind(button.click, search, [query, image, *filters], [opened, found])
+    bind(query.submit, search, [query, image, *filters], [opened, found])
+    bind(suggestions.click, take_suggestion, filters, [query, image, opened, found])
+    bind(found.click, take_image, filters, [query, image, opened, found])
+    bind(opened.click, in_opened, filters, [query, image, opened, found])
 
 
 def endpoints(actions: PageActions) -> None:

@@ -3,8 +3,9 @@
 from PIL import Image
 
 from vlm.demo.models.inspection import PatchMap, PreparedImage
-from vlm.demo.page.texts import LANGUAGES, TEXTS, bilingual, both, both_in_attribute
+from vlm.demo.page.texts import LANGUAGES, TEXTS, bilingual, both, name_attributes
 from vlm.demo.search.thumbnails import webp_address
+from vlm.demo.views.layout import answer
 from vlm.inspect import figures
 from vlm.inspect.drawing import enlarged, mosaic
 
@@ -18,7 +19,8 @@ def attention(attention_map: PatchMap, block: int, head: int, patch: int) -> str
         )
         for language in LANGUAGES
     }
-    return figure("attention", image_tag(attention_map.figure), bilingual(caption))
+    content = figure("attention", image_tag(attention_map.figure), bilingual(caption))
+    return answer(content, again="look_button", summary=bilingual(caption))
 
 
 def all_figures(prepared: PreparedImage, rollout: PatchMap, relevance: tuple[str, PatchMap] | None = None) -> str:
@@ -50,7 +52,7 @@ def all_figures(prepared: PreparedImage, rollout: PatchMap, relevance: tuple[str
         figure("heads", _head_buttons(prepared)),
         figure("filters", image_tag(mosaic(rows, gap=6))),
     ]
-    return f'<div class="figures">{"".join(shown)}</div>'
+    return answer(f'<div class="figures">{"".join(shown)}</div>', again="look_button")
 
 
 def figure(name: str, content: str, caption: str | None = None, tab: str = "look") -> str:
@@ -82,7 +84,7 @@ def _patch_buttons(prepared: PreparedImage) -> str:
     places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
     buttons = "".join(
         f'<button type="button" data-patch="{number}" title="{number}" '
-        f'aria-label="{both_in_attribute("patch_name", number=number, row=row, column=column)}"></button>'
+        f"{name_attributes('patch_name', number=number, row=row, column=column)}></button>"
         for number, (row, column) in enumerate(places, 1)
     )
     grid = f'<div class="grid" style="--columns:{columns};--rows:{rows}">{buttons}</div>'
@@ -93,7 +95,7 @@ def _head_buttons(prepared: PreparedImage) -> str:
     tiles = figures.attention_tiles(prepared.vision, prepared.images, prepared.image)
     buttons = "".join(
         f'<button type="button" data-block="{block}" data-head="{head}" title="{block}-{head}" '
-        f'aria-label="{both_in_attribute("head_name", block=block, head=head)}">'
+        f"{name_attributes('head_name', block=block, head=head)}>"
         f'<img src="{webp_address(tile)}" alt=""></button>'
         for block, row in enumerate(tiles, 1)
         for head, tile in enumerate(row, 1)

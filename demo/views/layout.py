@@ -1,9 +1,12 @@
 """Parts that every tab has: the head of the page, headings, notices."""
 
-from vlm.demo.page.texts import PageError, both, escape
-from vlm.demo.search.samples import samples
+from pathlib import Path
 
-PHOTO_MODEL = "openclip:ViT-B-32/laion2b_s34b_b79k"
+from vlm.demo.page.texts import PageError, both, escape, with_texts
+from vlm.demo.search.samples import samples
+from vlm.demo.search.thumbnails import thumbnail
+
+PHOTO_MODEL = "photos"  # a short name
 
 
 def masthead() -> str:
@@ -15,7 +18,8 @@ def masthead() -> str:
     <button type="button" lang="ja" data-language="ja">日本語</button>
     <button type="button" lang="en" data-language="en">English</button>
   </div>
-</header>"""
+</header>
+<div id="announcer" class="for-readers" role="status"></div>"""
 
 
 def model_note(source: str) -> str:
@@ -23,12 +27,33 @@ def model_note(source: str) -> str:
     bundled = source == "mini"
     knows = both("knows_drawings") if bundled else ""
     other = both("bigger" if bundled else "other_model")
-    command = f"python -m demo --model {PHOTO_MODEL}" if bundled else "python -m demo"
+    button = f'<button type="button" class="plain" data-open-tab="models">{both("change_model")}</button>'
+    line = f"vlm demo --model {PHOTO_MODEL}" if bundled else "vlm demo"
     return f"""
 <section class="model-note">
   <p><span class="eyebrow">{both("answering")}</span> <strong>{escape(source)}</strong> {knows}</p>
-  <p>{other} <code>{command}</code></p>
+  <p>{button} {other} {command(line)}</p>
 </section>"""
+
+
+def drawings_only(source: str, *, may_switch: bool) -> str:
+    """That the bundled model knows drawings only, and what to use for photographs; empty for any other model.
+
+    Args:
+        source: the model of the page.
+        may_switch: whether the page may download a model for photographs; else the command is shown.
+    """
+    if source != "mini":
+        return ""
+    button = f'<button type="button" class="plain" data-open-tab="models">{both("photo_model")}</button>'
+    line = f"{both('photo_command')} {command(f'vlm demo --model {PHOTO_MODEL}')}"
+    return f"<p>{both('drawings_only')}</p><p>{button if may_switch else line}</p>"
+
+
+def command(line: str) -> str:
+    """A command with a button that copies it."""
+    escaped = escape(line)
+    return f'<code>{escaped}</code> <button type="button" class="plain" data-copy="{escaped}">{both("copy")}</button>'
 
 
 def intro(key: str) -> str:
@@ -44,6 +69,34 @@ def heading(key: str) -> str:
 def empty_state(key: str) -> str:
     """What will appear in the place of an answer."""
     return f'<div class="nothing-yet"><p>{both(key)}</p></div>'
+
+
+def answer(content: str, *, again: str, summary: str = "", asked: str = "") -> str:
+    """An answer, with what was asked above it.
+
+    Args:
+        content: HTML.
+        again: key of the button that asks anew; named when the question has changed (answers.js).
+        summary: HTML of one line for screen readers.
+        asked: HTML of the question.
+    """
+    return (
+        f'<div class="answer"><p class="stale-note">{with_texts("stale", {"button": again})}</p>'
+        f'<p class="summary" hidden>{summary}</p>{asked}{content}</div>'
+    )
+
+
+def asked_image(path: str | Path | None, *, key: str = "asked_image", **values: object) -> str:
+    """The image that was asked about, as a thumbnail with one line.
+
+    Args:
+        path: the image; None: no thumbnail.
+        key: the line, in texts.json.
+        values: fill its placeholders.
+    """
+    source = thumbnail(Path(path)) if path is not None else ""
+    image = f'<img src="{source}" alt="">' if source else ""
+    return f'<p class="asked">{image}<span>{both(key, **values)}</span></p>'
 
 
 def notice(error: PageError) -> str:

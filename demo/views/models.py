@@ -1,13 +1,15 @@
 """Classifier answers, models side by side, model cards and downloads as HTML."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from markdown_it import MarkdownIt
 
 from vlm.demo.models.comparison import RUNS, TimedRanking, threads
 from vlm.demo.models.inspection import ClassPrediction
-from vlm.demo.page.texts import LANGUAGES, TEXTS, bilingual, both, both_in_attribute, escape
+from vlm.demo.page.texts import LANGUAGES, TEXTS, bilingual, both, escape, name_attributes
 from vlm.demo.views.inspection import figure, image_tag
+from vlm.demo.views.layout import answer, asked_image
 
 TRAIN = "python -m training.train_vit training/recipes/groups-from-mini.toml --out runs/groups"
 MEGABYTE = 1e6
@@ -21,17 +23,20 @@ def classifier_note(name: str | None) -> str:
     return f'<section class="model-note"><p>{line}</p></section>'
 
 
-def classifier_answer(name: str, prediction: ClassPrediction) -> str:
+def classifier_answer(name: str, prediction: ClassPrediction, image: str | Path | None = None) -> str:
     """The most probable classes and the attention rollout."""
     note = both("top_note", count=f"{prediction.classes:,}", chance=f"{1 / prediction.classes:.1%}")
     rollout = figure("rollout", image_tag(prediction.rollout.figure), tab="classifier")
-    return (
+    content = (
         f'{classifier_note(name)}<h2 class="heading spaced">{both("top_classes")}</h2>{ranked_list(prediction.top)}'
         f'<p class="fine">{note}</p><div class="figures one">{rollout}</div>'
     )
+    label, probability = prediction.top[0]
+    summary = both("summary_classes", count=len(prediction.top), label=label, number=f"{probability:.0%}")
+    return answer(content, again="classifier_button", summary=summary, asked=asked_image(image))
 
 
-def side_by_side(rankings: Sequence[TimedRanking]) -> str:
+def side_by_side(rankings: Sequence[TimedRanking], image: str | Path | None = None) -> str:
     """Rankings of several models, with their times."""
     columns = "".join(
         f'<section><h2 class="heading">{escape(one.name)}</h2><p class="small-heading">'
@@ -40,7 +45,10 @@ def side_by_side(rankings: Sequence[TimedRanking]) -> str:
         for one in rankings
     )
     note = both("compare_note", runs=RUNS, threads=threads())
-    return f'<div class="side-by-side">{columns}</div><p class="fine">{note}</p>'
+    first = rankings[0]
+    summary = both("summary_compared", model=first.name, label=first.ranking[0][0])
+    content = f'<div class="side-by-side">{columns}</div><p class="fine">{note}</p>'
+    return answer(content, again="compare_button", summary=summary, asked=asked_image(image))
 
 
 def ranked_list(ranking: Sequence[tuple[str, float]]) -> str:
@@ -56,8 +64,11 @@ def ranked_list(ranking: Sequence[tuple[str, float]]) -> str:
 def card(markdown: str) -> str:
     """A model card; HTML in it is shown as text and its images are not fetched."""
     page = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
-    label = both_in_attribute("card_heading")
-    return f'<article class="card" tabindex="0" aria-label="{label}">{_without_placeholders(page)}</article>'
+    page = page.replace("<table>", '<table tabindex="0">')  # wide ones scroll, by the keyboard too
+    article = (
+        f'<article class="card" tabindex="0" {name_attributes("card_heading")}>{_without_placeholders(page)}</article>'
+    )
+    return answer(article, again="card_button")
 
 
 def locked() -> str:

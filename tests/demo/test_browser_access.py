@@ -73,6 +73,29 @@ def answered(page: "Page", tab: str, language: str) -> "Locator":
     return panel
 
 
+# ---- axe-core ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_axe_finds_nothing_serious_on_any_tab_empty_or_filled(
+    server: Server, opened: Opener, language: str, scheme: Literal["light", "dark"]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = opened(server, LOCALES[language], 1280, scheme)
+    found: list[str] = []
+    for tab in TABS:
+        go(page, tab)
+        for state in ("empty", "filled"):
+            if state == "filled":
+                answered(page, tab, language)
+            for rule in axe.run(page).response["violations"]:
+                if rule["impact"] in ("serious", "critical"):
+                    parts = [node["html"][:120] for node in rule["nodes"][:2]]
+                    found.append(f"{tab} {state}: {rule['id']} {parts}")
+    assert not found
+
+
 # ---- layout --------------------------------------------------------------------------------------------------------
 
 BEYOND = """() => [...document.querySelectorAll("main *")].filter((part) => {

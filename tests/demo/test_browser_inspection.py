@@ -133,10 +133,13 @@ def test_the_sliders_the_patches_and_the_heads_show_the_attention_they_name(
     page.locator('[data-patch="7"]').click()
     attends(1, 2, 7)
     page.locator('[data-block="2"][data-head="1"]').click()
+    attends(2, 1, 0)  # the thumbnail that was clicked: what the whole image's vector reads
+    page.locator('[data-patch="7"]').click()
     attends(2, 1, 7)
     page.locator('#look-patch input[type="range"]').press("Home")
     attends(2, 1, 0)
-    assert page.locator('[data-patch="7"]').get_attribute("aria-label") == "Patch 7: row 2, column 3 / パッチ7：2行3列"
+    named = TEXTS["patch_name"][language].format(number=7, row=2, column=3)
+    assert page.locator('[data-patch="7"]').get_attribute("aria-label") == named
     text.fill("")
     page.locator("#look-button").click()
     page.locator(".figure-relevance").wait_for(state="detached")
@@ -172,13 +175,11 @@ def test_two_models_stand_side_by_side_each_with_its_own_ranking(
     page.locator("#remote-state .notice", has_text=no).wait_for()
 
 
-def test_without_a_classifier_the_tab_says_how_to_make_one(tmp_path: Path, opened: Opener) -> None:
+def test_without_a_classifier_there_is_no_tab_for_it(tmp_path: Path, opened: Opener) -> None:
     with serving("mini", tmp_path, "--models", str(tmp_path)) as running:
         page = opened(running, "ja-JP")
-        panel = go(page, "classifier")
-        note = panel.locator(".model-note")
-        assert TEXTS["no_classifier_yet"]["ja"] in note.inner_text()
-        assert "python -m training.train_vit" in note.inner_text()
-        upload(panel, DOG)
-        page.locator("#classifier-button").click()
-        page.locator(".notice", has_text=TEXTS["no_model_named"]["ja"]).wait_for()
+        tabs = page.get_by_role("tab").evaluate_all("(all) => all.map((one) => one.dataset.tabId)")
+        assert tabs == ["classify", "search", "look", "models"]
+        go(page, "models")  # one model: its card, not mini against mini
+        page.locator("#model-card article").wait_for()
+        assert page.locator("#compare-button >> visible=true").count() == 0

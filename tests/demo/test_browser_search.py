@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 pytestmark = [*browser_tests, needs_mini]
 
 SUMS = {
-    "ja": ("果物 + 赤い - りんご", ["果物", "赤い", "りんご"]),
-    "en": ("fruit + red - apple", ["fruit", "red", "apple"]),
+    "ja": ("りんご + 緑 - 赤", ["りんご", "緑", "赤"]),
+    "en": ("apple + green - red", ["apple", "green", "red"]),
 }
 
 
@@ -192,9 +192,15 @@ def test_an_own_folder_is_indexed_before_the_visitor_s_eyes_and_searched(
         page.locator("#until input, #until textarea").fill("")
 
         search(page, "犬" if language == "ja" else "dog")
-        wanted = found(page)[3]
-        page.locator("#found .cards button").nth(3).click()
+        assert page.locator("#indexing li").all_text_contents() == ["broken.png"]
+        wanted, name = found(page)[3], cards(page)[3]
+        page.locator("#found .cards button").nth(3).click()  # the image itself, with its path
+        path = Path(page.locator("#opened code").inner_text())
+        assert path.name == name
+        assert path.is_relative_to(images)
+        page.locator("#opened [data-similar]").click()
         page.locator(f'#found .cards li:first-child [data-file="{wanted}"]').wait_for()
+        assert name in page.locator("#found .asked").inner_text()
     quiet(running)
     assert any((tmp_path / "cache").rglob("*.index"))  # and nothing in the folder itself
     assert sorted(path.suffix for path in images.rglob("*") if path.is_file()) == [".png"] + [".webp"] * (count - 1)

@@ -35,7 +35,8 @@ def _ask(address: str, actions: PageActions, tmp_path: Path) -> None:
     client = Client(address, verbose=False, download_files=str(tmp_path))
     dog = handle_file(str(DOG))
 
-    expected = [ranked._asdict() for ranked in actions.classify(DOG, "犬、猫")]
+    ranking = actions.classify(DOG, "犬、猫")
+    expected = [{"label": one.label, "probability": one.probability, "match": one.match} for one in ranking]
     assert client.predict(image=dog, labels="犬、猫", api_name="/classify") == expected
     assert client.predict(dog, ["犬", "猫"], api_name="/classify") == expected
 

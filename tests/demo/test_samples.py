@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pyarrow.parquet
+import pytest
 
-from vlm.demo.search.samples import SAMPLES, samples
+from benchmarks.demo_examples import SEARCHES
+from tests.support.demo_pages import needs_mini
+from vlm.demo.actions import PageActions
+from vlm.demo.page.texts import TEXTS
+from vlm.demo.search.samples import EXAMPLES, SAMPLES, sample, samples
 
 PICTURE_WORDS = Path(__file__).parents[2] / "training" / "picture_words"
 
@@ -25,3 +30,39 @@ def test_every_licence_of_the_gallery_is_there_in_full() -> None:
         assert any(file.startswith(name) and len(text) > 1000 for file, text in texts.items()), name
     for name, text in texts.items():
         assert text == (PICTURE_WORDS / "LICENSES" / name).read_text(encoding="utf-8")
+
+
+# ---- the examples of the page ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mini() -> PageActions:
+    return PageActions("mini")
+
+
+@needs_mini
+@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("name", list(EXAMPLES["classify"]))
+def test_every_example_is_ranked_right_and_unflagged(mini: PageActions, name: str, language: str) -> None:
+    """`python -m benchmarks.demo_examples --write` chooses them; the first label is the right one."""
+    labels = EXAMPLES["classify"][name][language]
+    ranking = mini.classify(sample(name).path, labels)
+    assert ranking[0].label == labels[0]
+    assert not mini.none_fits(ranking)
+    assert not mini.unknown(labels)
+    assert ranking[0].match is not None
+
+
+@needs_mini
+@pytest.mark.long  # embeds all samples
+def test_every_suggestion_and_the_sum_of_the_hint_find_what_they_name(mini: PageActions) -> None:
+    words = {english: word for english, _, word in SEARCHES}
+    for query in EXAMPLES["search"]:
+        for text in query.values():
+            results = mini.search(text)
+            assert words[query["en"]] in results[0].names["en"]
+            assert not mini.no_good_match(results)
+            assert not mini.unknown([text])
+    for language, text in (("en", "apple + green - red"), ("ja", "りんご + 緑 - 赤")):
+        assert text in TEXTS["query_hint"][language]
+        assert mini.search(text)[0].names["en"] == "green apple"

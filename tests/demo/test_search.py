@@ -14,6 +14,7 @@ from tests.support.demo_pages import DOG
 from vlm.demo.actions import PageActions
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.folder import FolderCollection
+from vlm.demo.search.known_words import is_known
 from vlm.demo.search.retrieval import Filters
 from vlm.demo.search.samples import sample, samples
 from vlm.demo.search.thumbnails import thumbnail
@@ -79,7 +80,7 @@ def test_an_own_folder_is_indexed_privately_and_searched(
     assert own.folder is not None
     own.warm_up()
     _until_indexed(own.folder)
-    assert own.folder.progress[:3] == (41, 41, 1)
+    assert own.folder.progress[:3] == (41, 41, ("broken.png",))
     results = own.search("a cat", k=40)
     expected = tiny_embedder.embed_images([result.path for result in results]) @ tiny_embedder.embed_texts(["a cat"])[0]
     assert [result.score for result in results] == pytest.approx(expected.tolist(), abs=1e-2)  # kept as float16
@@ -134,3 +135,29 @@ def test_nothing_to_search_and_no_image_are_said(actions: PageActions) -> None:
         with pytest.raises(PageError) as error:
             action()
         assert error.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("a red apple", True),
+        ("apples", True),
+        ("APPLE", True),
+        ("赤いりんごの絵", True),
+        ("電車", True),
+        ("犬", True),
+        ("🍎", True),
+        ("asdfghjkl", False),
+        ("democracy", False),
+        ("民主主義", False),
+        ("of the", True),
+        ("ぬめげ", False),
+    ],
+)
+def test_words_of_the_training_data_are_known(text: str, known: bool) -> None:
+    assert is_known(text) == known
+
+
+def test_unknown_words_are_told_of_the_bundled_model_only(actions: PageActions) -> None:
+    assert PageActions("mini").unknown(["asdfghjkl", "apple"]) == ["asdfghjkl"]
+    assert actions.unknown(["asdfghjkl"]) == []

@@ -1,6 +1,7 @@
 """Names, origins and proxies; uploads of ended processes; calls that are refused before the queue."""
 
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -174,8 +175,8 @@ def test_a_malformed_call_is_one_line_and_one_log_line(
 ) -> None:
     path = f"/gradio_api/call/{name}" if not name.startswith("..") else f"/gradio_api/{name[3:]}"
     with caplog.at_level(logging.WARNING, "vlm.demo"):
-        sent = {"content": body} if isinstance(body, bytes) else {"json": body}
-        answer = calls.post(path, **sent)
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = calls.post(path, content=content)
     assert answer.status_code == status
     assert fact in answer.json()["error"]
     assert "\n" not in answer.json()["error"]

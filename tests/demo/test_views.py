@@ -21,12 +21,15 @@ def test_many_images_are_a_row_each_and_the_csv_says_the_same(actions: PageActio
     broken.write_text("not an image")
     rows = actions.classify_all([("dog", DOG), ("<b>broken", broken)], ["a, b", "c"])
     assert rows[0].ranking == actions.classify(DOG, ["a, b", "c"])
-    read = list(csv.DictReader(io.StringIO(classification.csv_of(rows).removeprefix("\ufeff"))))
+    read = list(csv.DictReader(io.StringIO(classification.csv_of(rows, "en").removeprefix("\ufeff"))))
     assert [row["image"] for row in read] == ["dog", "<b>broken"]
     assert read[0]["best"] == rows[0].ranking[0].label
     assert float(read[0]["a, b"]) + float(read[0]["c"]) == pytest.approx(1, abs=2e-6)
     assert read[1]["error"] == TEXTS["not an image"]["en"]
     assert "<b>" not in classification.table(rows)
+    header, _, broken_row = classification.csv_of(rows, "ja").removeprefix("\ufeff").splitlines()
+    assert header.split(",")[:3] == [TEXTS[key]["ja"] for key in ("csv_image", "csv_best", "csv_error")]
+    assert TEXTS["not an image"]["ja"] in broken_row
 
 
 def test_every_text_says_the_same_in_both_languages() -> None:
@@ -61,7 +64,7 @@ class _Read(HTMLParser):
 def test_what_visitors_type_never_becomes_html_or_a_template() -> None:
     typed = "<img src=x onerror=alert(1)> ${alert(2)} {{value}} `x` & \"'"
     for page in (
-        classification.bars([ScoredLabel(typed, 1.0)]),
+        classification.ranking_part([ScoredLabel(typed, 1.0)]),
         both("only_listed", name=typed),
         layout.model_note(typed),
     ):

@@ -61,7 +61,7 @@ def serving(model: str, folder: Path, *options: str) -> Iterator[Server]:
 
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
     for _ in range(1800):
-        if f"answers at {server.address}" in server.log.read_text():
+        if "answers at http://" in server.log.read_text():
             return
         if process.poll() is not None:
             break
