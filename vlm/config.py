@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from vlm.errors import ConfigError
 
@@ -23,6 +23,8 @@ Json = dict[str, Any] | list[Any] | str | float | None  # what json.loads return
 class StrictConfig:
     """`from_dict` / `to_dict` for frozen dataclasses: unknown names and wrong types are errors, never ignored."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ()  # settings that older versions lack
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain JSON or TOML values; raises `ConfigError` naming every offender."""
@@ -34,8 +36,15 @@ class StrictConfig:
         return cls(**{name: _convert(cls.__name__, name, value, names[name]) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        """Plain values, ready for JSON.  Settings of `NEWER` are left out at their defaults."""
+        values: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name in self.NEWER and value == field.default:
+                del values[field.name]
+            elif isinstance(value, StrictConfig):
+                values[field.name] = value.to_dict()
+        return values
 
 
 def _suggest(name: str, known: typing.Iterable[str]) -> str:
@@ -129,9 +138,15 @@ def _check_heads(width: int, num_heads: int) -> None:
         )
 
 
+def _height_and_width(side: int | tuple[int, int]) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(StrictConfig):
     """A ViT (Dosovitskiy et al. 2021).  The switches are those that published checkpoints need, each used once."""
+
+    NEWER = ("registers", "final_norm")
 
     image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
     patch_size: int = 16  # P, pixels
@@ -144,8 +159,10 @@ class VisionConfig(StrictConfig):
     norm_eps: float = 1e-6  # big_vision and timm; CLIP 1e-5, Hugging Face ViT 1e-12
     pool: Literal["class", "mean", "attention"] = "class"  # attention: MAP head, Zhai et al. 2022
     class_token: bool = True
+    registers: int = 0  # tokens behind the class token that no position belongs to: DINOv2 (Darcet et al. 2024), DeiT
     pre_norm: bool = False  # a LayerNorm before the first block: CLIP's ln_pre
     norm_after_pool: bool = False  # mean pooling then LayerNorm: CLIPA, timm's fc_norm
+    final_norm: bool = True  # transformers' CLIPForImageClassification pools without it
     patch_bias: bool = True  # CLIP has none
     qkv_bias: bool = True  # the book has none
     dropout: float = 0.0  # after attention's projection and inside the MLP
@@ -160,16 +177,15 @@ class VisionConfig(StrictConfig):
         check_choice(self, "pool", ("class", "mean", "attention"))
         check_fraction(self, "dropout", "drop_path")
         if self.pool == "class" and not self.class_token:
-            raise ConfigError(
-                "pool 'class' reads the class token, but class_token is false. Use pool 'mean' or 'attention'."
-            )
+            raise ConfigError("pool 'class' reads the class token; class_token is false. Use 'mean' or 'attention'.")
         if self.norm_after_pool and self.pool != "mean":
             raise ConfigError(f"norm_after_pool goes with pool 'mean' only; pool is '{self.pool}'.")
+        check_not_negative(self, "registers")
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return _height_and_width(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -184,8 +200,13 @@ class VisionConfig(StrictConfig):
 
     @property
     def num_tokens(self) -> int:
-        """N: the patches, and the class token if there is one."""
-        return self.num_patches + self.class_token
+        """N: the patches, and the tokens before them."""
+        return self.num_patches + self.num_prefix_tokens
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token if there is one, and the registers."""
+        return self.class_token + self.registers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +285,8 @@ class PreprocessConfig(StrictConfig):
     The image is resized to `resize_shape` and then cut or padded to `image_shape`.
     """
 
+    NEWER = ("resize_side", "to_srgb", "bits")
+
     image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
     # crop: the shortest side becomes resize_side; pad: the longest; squash: both sides
     resize: Literal["crop", "pad", "squash"] = "crop"
@@ -305,11 +328,6 @@ class PreprocessConfig(StrictConfig):
         if not 0 <= self.fill <= 255:
             raise ConfigError(f"fill is a grey level 0..255, got {self.fill}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON.  Settings that older versions lack are left out at their defaults."""
-        newer = {"resize_side": None, "to_srgb": False, "bits": 8}
-        return {name: value for name, value in super().to_dict().items() if newer.get(name, ...) != value}
-
     def identity(self) -> dict[str, Any]:
         """`to_dict`, the same for settings that give the same pixels: what a model's fingerprint covers.
 
@@ -343,10 +361,6 @@ class PreprocessConfig(StrictConfig):
     def channels(self) -> int:
         """C: 1 is grey, 3 is RGB, 4 is RGB and opacity; other numbers are bands of an array."""
         return len(self.mean)
-
-
-def _height_and_width(side: int | tuple[int, int]) -> tuple[int, int]:
-    return (side, side) if isinstance(side, int) else side
 
 
 # Named sizes: (D, L, h, F) of the image tower and (D, L, h, F) of the text tower, and E.

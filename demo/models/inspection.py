@@ -122,7 +122,7 @@ def attention(prepared: PreparedImage, block: int, head: int, patch: int = 0) ->
     if patch == 0:
         grid = attention_read(prepared.vision, prepared.images)[block - 1, 0, head - 1]
     else:
-        row = patch - 1 + int(prepared.vision.config.class_token)
+        row = patch - 1 + prepared.vision.config.num_prefix_tokens
         weights = attention_maps(prepared.vision, prepared.images)  # (L, 1, h, N, N)
         grid = patch_grid(prepared.vision.config, weights[block - 1, 0, head - 1, row])
     return PatchMap(grid, overlay(prepared.image, grid, SIDE))

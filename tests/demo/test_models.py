@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vlm
-from tests.support.fake_hub import FakeHub, fake_hub, reach  # noqa: F401
+from tests.support.fake_hub import FakeHub, reach
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.demo.models import downloads
 from vlm.demo.models.comparison import compare, threads
@@ -108,7 +108,7 @@ def test_a_card_is_shown_without_the_header_of_the_hub() -> None:
 # ---- models on a hub -------------------------------------------------------------------------------------------------
 
 
-def test_a_download_is_watched_until_it_is_there(fake_hub: FakeHub) -> None:  # noqa: F811
+def test_a_download_is_watched_until_it_is_there(fake_hub: FakeHub) -> None:
     fake_hub.add("org/name", {"config.json": b'{"model_type": "clip"}', "model.safetensors": bytes(4000)})
     size = downloads.size("hf:org/name")
     steps = list(downloads.download(" hf:org/name ", pause=0.001))

@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 import pytest
 
-from tests.support.fake_hub import FakeHub, Trouble, fake_hub, reach  # noqa: F401
+from tests.support.fake_hub import FakeHub, Trouble, reach
 from vlm.errors import CheckpointError, HubError, InputError, MissingPackageError
 from vlm.interop.hub.address import HubAddress, parse_address
 from vlm.interop.hub.openclip_registry import all_models, registered
@@ -30,7 +30,7 @@ MODEL = {
 
 
 @pytest.fixture
-def hub(fake_hub: FakeHub) -> FakeHub:  # noqa: F811
+def hub(fake_hub: FakeHub) -> FakeHub:
     fake_hub.add("org/model", MODEL)
     fake_hub.add("org/model", {"config.json": b'{"model_type": "clip"}', "pytorch_model.bin": b"old"}, "v1")
     fake_hub.add("timm/vit_base_patch32_clip_224.openai", {"open_clip_model.safetensors": b"of OpenAI"})

@@ -1,6 +1,5 @@
 """Hugging Face's image processors make the pixels that ours make, and come back as they went."""
 
-import math
 import re
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 from tests.support.foreign_models import odd_images
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
-from vlm.interop.formats.huggingface_processor import crop_pct, full_side, read_processor, whole_image, write_processor
+from vlm.interop.formats.huggingface_processor import full_side, read_processor, whole_image, write_processor
 
 _PROCESSORS = {
     "clip": transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 40, "width": 40}),
@@ -105,7 +104,7 @@ def test_filters_are_pillows_numbers(number: int) -> None:
 def test_sizes_are_read_as_each_kind_means_them(kind: str, given: dict[str, Any], resize: str, size: Any) -> None:
     found = read_processor({"crop_size": {"height": 40, "width": 40}} | given, kind, size)
     assert (found.resize, found.image_size) == (resize, size)
-    assert found.crop_pct == (40 / 50 if given["size"] == {"shortest_edge": 50} else 1)
+    assert found.resize_shape == ((50, 50) if given["size"] == {"shortest_edge": 50} else found.image_shape)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,11 @@ def test_sizes_are_read_as_each_kind_means_them(kind: str, given: dict[str, Any]
             {"crop_size": {"height": 224, "width": 200}},
             "a shortest_edge without a square centre crop is not known here.",
         ),
-        ("vit", {"do_center_crop": True}, "do_center_crop with a size of height and width is not known here."),
+        (
+            "vit",
+            {"size": {"width": 3}},
+            "size is {'width': 3}; wanted a shortest_edge, or height and width. Get the file again.",
+        ),
     ],
 )
 def test_what_a_processor_does_beyond_ours_is_named(kind: str, given: dict[str, Any], line: str) -> None:
@@ -134,7 +137,7 @@ def test_a_whole_image_is_larger_by_the_same_share_on_both_sides() -> None:
     assert whole_image(squash, (60, 45)) is squash
     cut = whole_image(squash, (56, 42))
     assert (cut.image_size, cut.crop_rounding) == ((56, 42), "first")
-    assert tuple(full_side(cut, side) for side in (56, 42)) == (60, 45)
+    assert cut.resize_shape == (60, 45)
     for wanted, before in (
         ((56, 45), squash),
         ((64, 48), squash),
@@ -146,19 +149,46 @@ def test_a_whole_image_is_larger_by_the_same_share_on_both_sides() -> None:
             whole_image(before, wanted)
 
 
-def test_the_share_that_is_cut_out_gives_back_every_full_side() -> None:
-    for side in range(1, 400, 3):
-        for full in range(side, side + 40):
-            assert math.floor(side / crop_pct(side, full)) == full
+def test_the_full_side_is_that_before_the_top_left_was_cut() -> None:
     assert full_side(None, 37) == 37
     assert full_side(PreprocessConfig(crop_pct=0.5), 37) == 37
+    assert full_side(PreprocessConfig(image_size=378, resize_side=384, crop_rounding="first"), 378) == 384
+
+
+@pytest.mark.parametrize(("edge", "crop"), [(400, 224), (225, 192), (384, 450), (299, 400), (448, 491), (256, 224)])
+def test_the_shortest_edge_is_exact_whatever_the_crop(edge: int, crop: int) -> None:
+    """224 / (224 / 400) is 399.99... in floating point."""
+    edge, crop = max(edge, crop), min(edge, crop)
+    theirs: Any = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop}
+    )
+    preprocess = read_processor(theirs.to_dict(), "clip", crop)
+    assert preprocess.resize_shape == (edge, edge)
+    image = odd_images(1)[0].resize((211, 640))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    expected = theirs(image, return_tensors="pt").pixel_values[0] * std + mean
+    assert (expected - Preprocess(preprocess).pixels(image) / 255).abs().max() < 1.01 / 255
+    assert read_processor(write_processor(preprocess, "clip"), "clip", crop) == preprocess
+
+
+@pytest.mark.parametrize(("side", "crop"), [(256, 224), ((50, 40), 32)])
+def test_height_and_width_with_a_centre_crop_are_those_of_deit(side: Any, crop: int) -> None:
+    height, width = side if isinstance(side, tuple) else (side, side)
+    theirs: Any = transformers.DeiTImageProcessorPil(
+        size={"height": height, "width": width}, crop_size={"height": crop, "width": crop}, do_center_crop=True
+    )
+    preprocess = read_processor(theirs.to_dict(), "vit", crop)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    for image in odd_images(5):
+        expected = theirs(image, return_tensors="pt").pixel_values[0] * std + mean
+        assert (expected - Preprocess(preprocess).pixels(image) / 255).abs().max() < 1.01 / 255
+    assert read_processor(write_processor(preprocess, "vit"), "vit", crop) == preprocess
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         ({"resize": "pad"}, r"do not pad; this model's preprocessing does"),
-        ({"resize": "squash", "crop_pct": 0.9}, r"do not crop a squashed image; crop_pct is 0\.9\.$"),
         ({"resize": "crop", "image_size": (32, 48)}, r"crop squares; this model's images are not\.$"),
     ],
 )

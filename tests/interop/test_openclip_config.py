@@ -170,7 +170,7 @@ def test_a_preprocessing_of_unknown_parts_is_refused() -> None:
         to_preprocess({"zoom": 1, "mean": [0, 0, 0], "turn": 2}, 224)
     with pytest.raises(ValueError, match=r"^OpenCLIP resize_mode is 'zoom'; known here: shortest, longest, squash\.$"):
         to_preprocess({"resize_mode": "zoom"}, 224)
-    with pytest.raises(ValueError, match=r"this model's preprocessing has crop_pct 0\.9\.$"):
+    with pytest.raises(ValueError, match=r"this model's preprocessing resizes to \(248, 248\)"):
         write_preprocess(PreprocessConfig(crop_pct=0.9))
     with pytest.raises(ValueError, match=r"^OpenCLIP resizes bicubic or bilinear; .* is lanczos\.$"):
         write_preprocess(PreprocessConfig(interpolation="lanczos"))

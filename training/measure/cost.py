@@ -54,7 +54,7 @@ def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) 
     """Of one image of which `kept` patches are computed (None: all), the projection into E included."""
     D, F = config.width, config.mlp_dim
     patches = config.num_patches if kept is None else kept
-    tokens = patches + config.class_token
+    tokens = patches + config.num_prefix_tokens
     cut = 2 * patches * config.in_channels * config.patch_size**2 * D
     pool = 4 * tokens * D**2 + 4 * tokens * D + 2 * D**2 + 4 * D * F if config.pool == "attention" else 0
     forward = cut + tower_flops(config, tokens) + pool + 2 * D * embed_dim
@@ -141,7 +141,9 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
     size = 8 if run.precision == "float64" else 4
     cut = gpus if run.shard else 1
     kept_rows = rows / run.accumulate
-    keeps = kept_rows * _row_bytes(recipe, config, fullest + config.vision.class_token, tokens, half=half) * size / 4
+    keeps = (
+        kept_rows * _row_bytes(recipe, config, fullest + config.vision.num_prefix_tokens, tokens, half=half) * size / 4
+    )
     embeds = size * config.embed_dim * run.batch_size * (1 + 2 * captions) + 3 * size * CPU_TILE**2
     memory = {
         "weights": size * parameters / cut + (2 * parameters / cut if half else 0),

@@ -44,14 +44,14 @@ def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
         tokens = vision.features(images, blocks=(-1,)).blocks[0]
         return vision.pool.weights(vision.norm(tokens)).mean(1)
     weights = images.new_zeros(images.shape[0], config.num_tokens)
-    read = slice(0, 1) if config.pool == "class" else slice(int(config.class_token), None)
+    read = slice(0, 1) if config.pool == "class" else slice(config.num_prefix_tokens, None)
     weights[:, read] = 1 / weights[0, read].numel()
     return weights
 
 
 def patch_grid(config: VisionConfig, tokens: Tensor) -> Tensor:
     """(..., N) -> (..., H/P, W/P): a number per token on the image, the class token left out."""
-    return torch.unflatten(tokens[..., int(config.class_token) :], -1, config.grid)
+    return torch.unflatten(tokens[..., config.num_prefix_tokens :], -1, config.grid)
 
 
 def attention_distance(maps: Tensor, config: VisionConfig) -> Tensor:
@@ -60,7 +60,7 @@ def attention_distance(maps: Tensor, config: VisionConfig) -> Tensor:
     The distance between the centres of two patches, weighted by attention, mean over all patches and images.  Patches
     only: the class token is nowhere, so each row is made to sum to 1 without it.
     """
-    first = int(config.class_token)
+    first = config.num_prefix_tokens
     between = maps[..., first:, first:]  # (L, B, h, Np, Np)
     between = between / between.sum(-1, keepdim=True).clamp_min(torch.finfo(between.dtype).tiny)
     return (between * patch_distances(config).to(between)).sum(-1).mean((1, 3))

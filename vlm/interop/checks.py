@@ -1,7 +1,7 @@
 """What every conversion ends with: finite weights, unit vectors, parts that belong together."""
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,20 +33,28 @@ def with_tokenizer_ids(foreign: Foreign) -> Foreign:
     return dataclasses.replace(foreign, config=dataclasses.replace(foreign.config, text=text))
 
 
-def resized(foreign: _F, image_size: int | tuple[int, int], *, bicubic: bool) -> _F:
+def resized(foreign: _F, image_size: int | tuple[int, int], *, bicubic: bool, antialias: bool = True) -> _F:
     """For images of another size: resizes the position embeddings and changes the preprocessing.
 
     Args:
         foreign: a converted model.
         image_size: pixels, one side or (height, width).
         bicubic: how positions are interpolated; bilinear where False, as big_vision does.
+        antialias: False for the ViTs of transformers that are resized without (DINOv2, DeiT, ViT).
     """
     vision = foreign.config.vision if isinstance(foreign, Foreign) else foreign.config
-    positions = resize_pos_embed(foreign.state["vision.pos_embed"], vision, image_size, bicubic=bicubic)
+    positions = resize_pos_embed(
+        foreign.state["vision.pos_embed"], vision, image_size, bicubic=bicubic, antialias=antialias
+    )
     state = foreign.state | {"vision.pos_embed": positions}
     preprocess = foreign.preprocess
     if preprocess is not None:
-        cut = {"crop_pct": 1.0, "crop_rounding": "even"} if preprocess.crop_rounding == "first" else {}
+        cut: dict[str, Any] = {}
+        if preprocess.crop_rounding == "first":
+            cut = {"crop_pct": 1.0, "resize_side": None, "crop_rounding": "even"}
+        elif preprocess.resize_side is not None:  # the same share of the image
+            share = preprocess.resize_shape[0] / preprocess.image_shape[0]
+            cut = {"resize_side": None, "crop_pct": 1 / share}
         preprocess = dataclasses.replace(preprocess, image_size=image_size, **cut)
     vision = dataclasses.replace(vision, image_size=image_size)
     config = dataclasses.replace(foreign.config, vision=vision) if isinstance(foreign, Foreign) else vision

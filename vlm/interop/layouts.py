@@ -11,7 +11,7 @@ from vlm.interop.selection import NATIVE_CLIPS, NATIVE_VITS
 
 _LAYOUTS = {  # a name that only this layout has
     "openclip": r"(module\.|_orig_mod\.)*visual\.(conv1\.weight|trunk\..+)",
-    "huggingface": r"vision_model\.embeddings\.patch_embedding\.weight",
+    "huggingface": r"(vision_model\.)?embeddings\.patch_embedding\.weight",
     "huggingface_vit": r"((vit|deit|dinov2|dinov2_with_registers)\.)?embeddings\.patch_embeddings\.projection\.weight",
     "timm": r"patch_embed\.proj\.weight",
     "torchvision": r"conv_proj\.weight",
@@ -24,7 +24,11 @@ _BESIDE = {
     "huggingface_vit": "config.json",
     "timm": "config.json",
 }
-_KINDS = {"huggingface": NATIVE_CLIPS, "huggingface_vit": NATIVE_VITS, "timm": (None,)}  # model_type
+_KINDS = {  # model_type
+    "huggingface": (*NATIVE_CLIPS, "clip_vision_model", "siglip_vision_model"),
+    "huggingface_vit": NATIVE_VITS,
+    "timm": (None,),
+}
 
 
 def recognise(state: State, path: Path) -> tuple[str, State]:

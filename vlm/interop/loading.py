@@ -37,6 +37,7 @@ from vlm.interop.tokenizer_files import read_tokenizer
 from vlm.tokenizers.clip_bpe import CLIP_VOCAB, CLIPTokenizer
 from vlm.tokenizers.protocol import Tokenizer
 
+_WITHOUT_ANTIALIAS = ("vit", "deit", "dinov2", "vit_mae")  # interpolate_pos_encoding of these models
 _CLIPS = ("openclip", "huggingface", "big_vision")
 
 
@@ -132,7 +133,8 @@ def load_foreign_classifier(
     with _about(source):
         foreign = _classifier(opened, hints, source)
         if image_size is not None:
-            foreign = resized(foreign, image_size, bicubic=opened.layout != "big_vision")
+            plain = opened.layout == "huggingface_vit" and (opened.info or {}).get("model_type") in _WITHOUT_ANTIALIAS
+            foreign = resized(foreign, image_size, bicubic=opened.layout != "big_vision", antialias=not plain)
         check_vit(foreign)
     return foreign
 
@@ -298,6 +300,10 @@ def _classifier(opened: _Opened, hints: Hints, source: str) -> ForeignClassifier
         case "huggingface_vit":
             foreign = huggingface_vit.read_classifier(opened.state, opened.info, hints)
             return dataclasses.replace(foreign, preprocess=_processor(opened.folder, "vit", foreign.config))
+        case "huggingface" if not any(name.startswith("text_model.") for name in opened.state):
+            foreign = huggingface.read_image_encoder(opened.state, opened.info, hints)
+            kind = "clip" if foreign.config.class_token else "siglip"
+            return dataclasses.replace(foreign, preprocess=_processor(opened.folder, kind, foreign.config))
         case "torchvision":
             return torchvision.read_classifier(opened.state, hints)
         case "vit_book":

@@ -18,7 +18,9 @@ OUR_FORMAT = "vlm-1"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".pth.tar")
 NATIVE_CLIPS = ("clip", "siglip", "metaclip_2")  # model_type of config.json
 EXTERNAL_CLIPS = ("altclip", "chinese_clip", "clipseg", "siglip2", "vision-text-dual-encoder")
-NATIVE_VITS = ("vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae")
+NATIVE_VITS = (
+    "vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae", "clip_vision_model", "siglip_vision_model",
+)  # fmt: skip
 CONFIGS = ("config.json", "open_clip_config.json", "modules.json")  # read before the weights are chosen
 
 _TRANSFORMERS = (

@@ -72,7 +72,8 @@ class VisionTransformer(nn.Module):
         self.any_size = False
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width)) if config.registers else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + config.class_token, config.width))
         self.norm_pre = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
@@ -87,7 +88,7 @@ class VisionTransformer(nn.Module):
             )
             for layer in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
         self.pool = (
             AttentionPool(
                 config.width,
@@ -118,8 +119,9 @@ class VisionTransformer(nn.Module):
         first = int(self.config.class_token)
         positions = pos_embed[:, first:].expand(z.shape[0], -1, -1)
         z = z + (positions if keep is None else take_tokens(positions, keep))
-        if self.cls_token is not None:
-            z = torch.cat([(self.cls_token + pos_embed[:, :1]).expand(z.shape[0], -1, -1), z], dim=1)
+        before = [] if self.cls_token is None else [self.cls_token + pos_embed[:, :1]]
+        before += [] if self.reg_token is None else [self.reg_token]
+        z = torch.cat([*(token.expand(z.shape[0], -1, -1) for token in before), z], dim=1) if before else z
         return self.norm_pre(z)
 
     def features(self, images: Tensor, blocks: tuple[int, ...] = ()) -> ViTFeatures:
@@ -133,7 +135,7 @@ class VisionTransformer(nn.Module):
             if layer in blocks or layer - depth in blocks:
                 taken[layer] = z
         tokens = z if self.config.norm_after_pool else self.norm(z)
-        first = int(self.config.class_token)
+        first = self.config.num_prefix_tokens
         grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
         patches = torch.unflatten(tokens[:, first:].transpose(1, 2), 2, grid)  # (B, D, H/P, W/P)
         class_token = tokens[:, 0] if self.config.class_token else None
@@ -145,7 +147,7 @@ class VisionTransformer(nn.Module):
             return self.norm(z[:, 0])
         if self.pool is not None:
             return self.pool(self.norm(z))
-        patches = z[:, int(self.config.class_token) :]
+        patches = z[:, self.config.num_prefix_tokens :]
         if self.config.norm_after_pool:
             return self.norm(patches.mean(1))
         return self.norm(patches).mean(1)
@@ -163,6 +165,8 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.pos_embed, std=scale)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=scale)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=scale)
         if self.pool is not None:
             nn.init.normal_(self.pool.latent, std=scale)
         if self.patch_embed.proj.bias is not None:
@@ -370,7 +374,12 @@ def _zero_head(width: int, num_classes: int) -> nn.Linear:
 
 
 def resize_pos_embed(
-    pos_embed: Tensor, config: VisionConfig, image_size: int | tuple[int, int], *, bicubic: bool = True
+    pos_embed: Tensor,
+    config: VisionConfig,
+    image_size: int | tuple[int, int],
+    *,
+    bicubic: bool = True,
+    antialias: bool = True,
 ) -> Tensor:
     """Position embeddings for another image size, (1, N, D) -> (1, N', D); untouched when the size is the same.
 
@@ -382,7 +391,7 @@ def resize_pos_embed(
     first = int(config.class_token)
     grid = torch.unflatten(pos_embed[:, first:].transpose(1, 2), 2, config.grid).float()  # (1, D, H/P, W/P)
     mode = "bicubic" if bicubic else "bilinear"
-    resized = F.interpolate(grid, size=new.grid, mode=mode, antialias=True, align_corners=False)
+    resized = F.interpolate(grid, size=new.grid, mode=mode, antialias=antialias, align_corners=False)
     return torch.cat([pos_embed[:, :first], resized.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
 
 

@@ -35,7 +35,7 @@ class NaflexPreprocess(Preprocess):
         """-> uint8 (1 + N, P P 3), and the (width, height) of the image itself, upright."""
         image = open_image(source)
         made = self._processor(
-            images=np.asarray(image), do_rescale=False, do_normalize=False, input_data_format="channels_last",
+            images=np.array(image), do_rescale=False, do_normalize=False, input_data_format="channels_last",
             return_tensors="pt",
         )  # fmt: skip
         patches = made["pixel_values"][0].to(torch.uint8)  # (N, P P 3)

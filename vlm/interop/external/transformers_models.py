@@ -65,7 +65,7 @@ def open_transformers(files: Files, source: str, *, trust_remote_code: bool) -> 
     padded = "siglip" in str(files.info.get("model_type"))
     wrapped = _tokenizer(tokenizer, model, padded=padded)
     preprocess = _preprocess(transformers, files, source, options, naflex=naflex)
-    pad_id, eot_id = wrapped.pad_id, wrapped.eot_id
+    pad_id, eot_id, side = wrapped.pad_id, wrapped.eot_id, str(getattr(tokenizer, "padding_side", "right"))
 
     def images(network: Any, pixels: Tensor) -> Tensor:
         inputs = split_naflex(pixels) if naflex else {"pixel_values": pixels}
@@ -74,7 +74,9 @@ def open_transformers(files: Files, source: str, *, trust_remote_code: bool) -> 
     def texts(network: Any, ids: Tensor) -> Tensor:
         if padded:  # SigLIP was trained on padding and reads it
             return _embeds(network.get_text_features(input_ids=ids))
-        return _embeds(network.get_text_features(input_ids=ids, attention_mask=attention_mask(ids, pad_id, eot_id)))
+        return _embeds(
+            network.get_text_features(input_ids=ids, attention_mask=attention_mask(ids, pad_id, eot_id, side=side))
+        )
 
     scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
     config = {name: value for name, value in model.config.to_dict().items() if name not in _VERSIONS}
@@ -99,17 +101,20 @@ def open_transformers(files: Files, source: str, *, trust_remote_code: bool) -> 
 _VERSIONS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
-def attention_mask(ids: Tensor, pad_id: int, eot_id: int) -> Tensor:
-    """1 for the tokens of each row, 0 for the padding at its end; where both ids are one, the first of them is a token.
+def attention_mask(ids: Tensor, pad_id: int, eot_id: int, *, side: str = "right") -> Tensor:
+    """1 for the tokens of each row, 0 for its padding; where both ids are one, the first behind the text is a token.
 
     Args:
-        ids: (B, T), padded on the right.
+        ids: (B, T), padded.
         pad_id: the id of padding.
         eot_id: the id that ends a text.
+        side: where the padding is, "right" or "left".
 
     Returns:
         (B, T), int64.
     """
+    if side == "left":
+        return 1 - (ids == pad_id).int().cumprod(1).long()
     behind = (ids.flip(1) == pad_id).int().cumprod(1).flip(1)  # 1 in the run of padding at the end of a row
     if pad_id == eot_id:
         first = (behind.cumsum(1) == 1) & (behind == 1)
@@ -143,9 +148,7 @@ def _tokenizer(tokenizer: Any, model: Any, *, padded: bool) -> ExternalTokenizer
 
     def tokenize(texts: list[str]) -> Tensor:
         padding = "max_length" if padded else True
-        return tokenizer(
-            texts, padding=padding, truncation=True, max_length=length, padding_side="right", return_tensors="pt"
-        ).input_ids
+        return tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt").input_ids
 
     return ExternalTokenizer(
         tokenize,

@@ -7,7 +7,7 @@ import torch
 
 from vlm.config import Activation, CLIPConfig, TextConfig, VisionConfig
 from vlm.errors import CheckpointError, InputError
-from vlm.interop.formats.foreign import HEADS, Hints, whole_patches
+from vlm.interop.formats.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches
 from vlm.interop.formats.tables import (
     BATCH_AXIS,
     JOIN_QKV,
@@ -96,11 +96,46 @@ def clip_table(config: CLIPConfig) -> Table:
 def read_clip(state: State, info: dict[str, Any] | None, hints: Hints) -> tuple[CLIPConfig, State]:
     """`info` is config.json, None for bare weights."""
     siglip = "vision_model.head.probe" in state if info is None else info.get("model_type") == "siglip"
+    metaclip = info is not None and info.get("model_type") == "metaclip_2"
     vision, text = _towers(info)
-    config = (_siglip if siglip else _clip)(state, info is not None, vision, text, hints)
+    if siglip:
+        config = _siglip(state, info is not None, vision, text, hints)
+    else:
+        config = _clip(state, info is not None, vision, text, hints, literal_end=metaclip)
     with torch.device("meta"):
         model = CLIP(config)
     return config, read(state, clip_table(config), model, ignore=_NO_WEIGHTS)
+
+
+def read_image_encoder(state: State, info: dict[str, Any] | None, hints: Hints) -> ForeignClassifier:
+    """The image encoder of transformers' CLIP or SigLIP alone: with a head for classes, or without.
+
+    `CLIPForImageClassification` and `SiglipForImageClassification` average the patches, CLIP's before the last norm.
+    """
+    if not any(name.startswith("vision_model.") for name in state):  # as transformers 5 writes them
+        state = {f"vision_model.{name}": tensor for name, tensor in state.items()}
+    siglip = "vision_model.embeddings.class_embedding" not in state
+    given = info or {}
+    vision = given if str(given.get("model_type")).endswith("_vision_model") else _towers(info)[0]
+    default = "gelu_pytorch_tanh" if siglip else "quick_gelu" if info is not None else None
+    config = _vision(state, vision, hints, default, 1e-6 if siglip else 1e-5, class_token=not siglip)
+    ignore = [*_NO_WEIGHTS, r"visual_projection\.weight"]
+    num_classes = shape(state, "classifier.weight", 2)[0] if "classifier.weight" in state else 0
+    if num_classes:
+        config = dataclasses.replace(config, pool="mean", final_norm=siglip)
+        ignore += [r"vision_model\.head\..+"] if siglip else [r"vision_model\.post_layernorm\..+"]
+    rows = _TOWERS + (_SIGLIP if siglip else _CLIP) + pair("classifier", "head")
+    table = expand(tuple(row for row in rows if _is_of_images(row[0])), config.depth)
+    names = given.get("id2label")
+    keys = [str(number) for number in range(num_classes)]
+    labels = tuple(str(names[key]) for key in keys) if isinstance(names, dict) and set(names) == set(keys) else None
+    ours = read(state, table, skeleton(config, num_classes), ignore=ignore)
+    return ForeignClassifier(config, num_classes, labels if num_classes else None, ours, None)
+
+
+def _is_of_images(theirs: Any) -> bool:
+    first = theirs if isinstance(theirs, str) else theirs[0]
+    return first.startswith(("vision_model.", "classifier."))
 
 
 def _towers(info: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,13 +152,18 @@ def _part(info: dict[str, Any], name: str) -> dict[str, Any]:
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
-def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints) -> CLIPConfig:
-    """transformers' defaults (configuration_clip.py) apply where config.json is silent, and only where there is one."""
+def _clip(
+    state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints, *, literal_end: bool
+) -> CLIPConfig:
+    """transformers' defaults (configuration_clip.py) apply where config.json is silent, and only where there is one.
+
+    `literal_end`: the end-of-text id is what the config says, 2 included (MetaCLIP 2).
+    """
     default = "quick_gelu" if known else None
     text_config = _text(state, text, hints, default, 1e-5, known)
     # 2 was written for every model before transformers 4.31, and means: the highest id (modeling_clip.py)
     eos = text.get("eos_token_id", text_config.vocab_size - 1 if not known else 49407)
-    eot_id = text_config.vocab_size - 1 if eos == 2 else eos
+    eot_id = _highest_id(text, text_config.vocab_size) if eos == 2 and not literal_end else eos
     if not isinstance(eot_id, int) or not 0 <= eot_id < text_config.vocab_size:
         raise CheckpointError(
             f"config.json: text_config.eos_token_id is {eos}, outside the vocabulary of {text_config.vocab_size} ids."
@@ -133,6 +173,19 @@ def _clip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any
         vision=_vision(state, vision, hints, default, 1e-5, class_token=True),
         text=TextConfig.from_dict(text_config.to_dict() | {"eot_id": eot_id, "pad_id": 0}),
     )
+
+
+def _highest_id(text: dict[str, Any], vocab_size: int) -> int:
+    """Where `eos_token_id` is 2, transformers takes the highest id of a text: the begin-of-text id is one below it.
+
+    The vocabulary may have been padded or extended behind it; without a begin-of-text id, the last id is taken.
+    """
+    begin = text.get("bos_token_id")
+    clip = vocab_size > _CLIP_END and (not isinstance(begin, int) or begin in (0, _CLIP_END - 1))
+    return _CLIP_END if clip else vocab_size - 1
+
+
+_CLIP_END = 49407  # of CLIP's byte-pair encoding
 
 
 def _siglip(state: State, known: bool, vision: dict[str, Any], text: dict[str, Any], hints: Hints) -> CLIPConfig:

@@ -1,7 +1,7 @@
 """Hugging Face's preprocessor_config.json, both ways: the image processors of CLIP, SigLIP and ViT."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from vlm.config import PreprocessConfig
 from vlm.errors import CheckpointError, InputError
@@ -17,41 +17,67 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # transformers/models/*/image_processi
 }
 
 
-def read_processor(given: dict[str, Any], model_type: str, image_size: int | tuple[int, int]) -> PreprocessConfig:
-    """`image_size`: what the model takes; less than the processor's where patches do not fill the image."""
+def read_processor(
+    given: dict[str, Any], model_type: str, image_size: int | tuple[int, int] | None
+) -> PreprocessConfig:
+    """Read preprocessor_config.json.
+
+    Args:
+        given: its content, or the part about images of processor_config.json.
+        model_type: "clip", "siglip" or "vit", whose defaults apply where nothing is said.
+        image_size: what the model takes, less than the processor's where patches do not fill the image; None takes the
+            processor's.
+
+    Raises:
+        CheckpointError: the processor does what `Preprocess` does not, or makes another size than the model takes.
+    """
     defaults = _DEFAULTS[model_type]
     skipped = [name for name in ("do_resize", "do_rescale", "do_normalize") if given.get(name) is False]
     if skipped or given.get("do_pad"):
         raise CheckpointError(f"preprocessor_config.json: {', '.join(skipped) or 'do_pad'} is not known here.")
-    if not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
-        raise CheckpointError(
-            f"preprocessor_config.json: rescale_factor is {given['rescale_factor']}; known here: 1/255."
-        )
-    size = given.get("size", defaults["size"])
-    # before transformers 4.20 a number: the shortest side for CLIP, both sides for the others
-    square = (
-        {"height": size, "width": size} if isinstance(size, int) and model_type != "clip" else {"shortest_edge": size}
-    )
-    size = square if isinstance(size, int) else size
+    factor = given.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise CheckpointError(f"preprocessor_config.json: rescale_factor is {factor}; known here: 1/255.")
     settings = {
         "interpolation": _FILTERS.get(given.get("resample", defaults["resample"]), "?"),
         "mean": given.get("image_mean", defaults["mean"]),
         "std": given.get("image_std", defaults["std"]),
     }
-    if "shortest_edge" in size:
-        crop = _sides(given.get("crop_size", size["shortest_edge"]))
-        if not given.get("do_center_crop", defaults["do_center_crop"]) or crop[0] != crop[1]:
+    size = _size(given.get("size", defaults["size"]), model_type)
+    cropped = given.get("do_center_crop", defaults["do_center_crop"])
+    if isinstance(size, int):  # the shortest edge
+        crop = _sides(given.get("crop_size", size))
+        if not cropped or crop[0] != crop[1]:
             raise CheckpointError(
                 "preprocessor_config.json: a shortest_edge without a square centre crop is not known here."
             )
-        full, rest = crop, {"resize": "crop", "crop_rounding": "down", "crop_pct": crop[0] / size["shortest_edge"]}
-    elif given.get("do_center_crop", defaults["do_center_crop"]):
-        raise CheckpointError(
-            "preprocessor_config.json: do_center_crop with a size of height and width is not known here."
-        )
+        made: dict[str, Any] = {"resize": "crop", "crop_rounding": "down"}
+        made |= {} if size == crop[0] else {"resize_side": size}
+    elif cropped:
+        crop = _sides(given.get("crop_size", {"height": size[0], "width": size[1]}))
+        made = {"resize": "squash", "crop_rounding": "down", "resize_side": _one(size)}
     else:
-        full, rest = _sides(size), {"resize": "squash"}
-    return whole_image(PreprocessConfig.from_dict(settings | rest | {"image_size": _one(full)}), image_size)
+        crop, made = size, {"resize": "squash"}
+    preprocess = PreprocessConfig.from_dict(settings | made | {"image_size": _one(crop)})
+    return preprocess if image_size is None else whole_image(preprocess, image_size)
+
+
+def _size(size: Any, model_type: str) -> int | tuple[int, int]:
+    """The shortest edge, or (height, width).
+
+    Before transformers 4.20 a number: the shortest edge for CLIP, both sides for the others.
+    """
+    if isinstance(size, int):
+        return size if model_type == "clip" else (size, size)
+    if isinstance(size, dict):
+        given = cast(dict[str, Any], size)
+        if isinstance(edge := given.get("shortest_edge"), int):
+            return edge
+        if "height" in given and "width" in given:
+            return _sides(given)
+    raise CheckpointError(
+        f"preprocessor_config.json: size is {size!r}; wanted a shortest_edge, or height and width. Get the file again."
+    )
 
 
 def whole_image(preprocess: PreprocessConfig, image_size: int | tuple[int, int]) -> PreprocessConfig:
@@ -62,33 +88,27 @@ def whole_image(preprocess: PreprocessConfig, image_size: int | tuple[int, int])
         return preprocess
     if (
         preprocess.resize != "squash"
-        or preprocess.crop_pct != 1
+        or preprocess.resize_shape != full
         or full[0] * wanted[1] != full[1] * wanted[0]
         or wanted[0] > full[0]
     ):
         raise CheckpointError(
             f"the model takes {wanted} pixels, its preprocessing makes {full}: they do not belong together."
         )
-    settings = {"image_size": image_size, "crop_pct": crop_pct(wanted[0], full[0]), "crop_rounding": "first"}
+    settings = {"image_size": image_size, "resize_side": _one(full), "crop_rounding": "first"}
     return PreprocessConfig.from_dict(preprocess.to_dict() | settings)
-
-
-def crop_pct(side: int, full: int) -> float:
-    """The fraction whose `floor(side / fraction)` is `full`."""
-    fraction = side / full
-    return fraction if math.floor(side / fraction) == full else math.nextafter(fraction, 0)
 
 
 def full_side(preprocess: PreprocessConfig | None, side: int) -> int:
     """The image's side before `whole_image` cut it."""
     if preprocess is None or preprocess.crop_rounding != "first":
         return side
-    return math.floor(side / preprocess.crop_pct)
+    return preprocess.resize_shape[0]
 
 
 def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, Any]:
     """preprocessor_config.json; a crop becomes CLIP's processor, a squash SigLIP's or ViT's."""
-    height, width = (full_side(preprocess, side) for side in preprocess.image_shape)
+    height, width = preprocess.resize_shape if preprocess.crop_rounding == "first" else preprocess.image_shape
     if preprocess.resize == "pad":
         raise InputError(
             "Hugging Face's processors do not pad; this model's preprocessing does. Use resize 'crop' or 'squash'."
@@ -104,10 +124,14 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
         "image_std": list(preprocess.std),
     }
     if preprocess.resize == "squash":
-        if preprocess.crop_pct != 1 and preprocess.crop_rounding != "first":
-            raise InputError(
-                f"Hugging Face's processors do not crop a squashed image; crop_pct is {preprocess.crop_pct}."
-            )
+        if preprocess.resize_shape != preprocess.image_shape and preprocess.crop_rounding != "first":
+            resized = preprocess.resize_shape
+            return common | {
+                "image_processor_type": "DeiTImageProcessor",
+                "size": {"height": resized[0], "width": resized[1]},
+                "do_center_crop": True,
+                "crop_size": {"height": height, "width": width},
+            }
         kind = "ViTImageProcessor" if model_type == "vit" else "SiglipImageProcessor"
         return common | {
             "image_processor_type": kind,
@@ -116,7 +140,7 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
         }
     if height != width:
         raise InputError("Hugging Face's processors crop squares; this model's images are not.")
-    size = {"shortest_edge": math.floor(height / preprocess.crop_pct)}
+    size = {"shortest_edge": preprocess.resize_shape[0]}
     crop = {"height": height, "width": width}
     return common | {
         "image_processor_type": "CLIPImageProcessor",
@@ -126,8 +150,11 @@ def write_processor(preprocess: PreprocessConfig, model_type: str) -> dict[str, 
     }
 
 
-def _sides(size: dict[str, int] | int) -> tuple[int, int]:
-    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+def _sides(size: Any) -> tuple[int, int]:
+    sides = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not all(isinstance(side, int) and side > 0 for side in sides):  # pyright: ignore[reportUnknownVariableType]
+        raise CheckpointError(f"preprocessor_config.json: {size!r} is no size; wanted height and width in pixels.")
+    return cast(tuple[int, int], sides)
 
 
 def _one(sides: tuple[int, int]) -> int | tuple[int, int]:

@@ -2,14 +2,28 @@
 
 from typing import Any
 
+import torch
+
 from vlm.config import Json, VisionConfig
 from vlm.errors import CheckpointError, InputError
 from vlm.interop.formats.foreign import HEADS, ForeignClassifier, Hints, skeleton, whole_patches
 from vlm.interop.formats.huggingface import ACTIVATIONS, NAMES, join_qkv, pair
-from vlm.interop.formats.tables import State, Table, expand, layers, read, shape, square, with_prefix, write
+from vlm.interop.formats.tables import (
+    State,
+    Table,
+    expand,
+    fold_layer_scale,
+    layers,
+    read,
+    shape,
+    square,
+    with_prefix,
+    write,
+)
 
 _STEM: Table = (
     ("embeddings.cls_token", "vision.cls_token"),
+    ("embeddings.register_tokens", "vision.reg_token"),
     ("embeddings.position_embeddings", "vision.pos_embed"),
     *pair("embeddings.patch_embeddings.projection", "vision.patch_embed.proj"),
     *pair("layernorm", "vision.norm"),
@@ -39,19 +53,70 @@ _IN_MEMORY: Table = with_prefix(  # `state_dict()` in transformers 5
     "vision.blocks.{i}.",
 )
 _HEAD: Table = pair("classifier", "head")
-_UNUSED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token")  # ViTModel's tanh pooler and masked pretraining
+_DINO: Table = with_prefix(
+    (
+        *pair("norm1", "norm1"),
+        *join_qkv("attention.attention.{}", ("query", "key", "value"), "attn.qkv"),
+        *pair("attention.output.dense", "attn.proj"),
+        *pair("norm2", "norm2"),
+        *pair("mlp.fc1", "mlp.fc1"),
+        *pair("mlp.fc2", "mlp.fc2"),
+    ),
+    "encoder.layer.{i}.",
+    "vision.blocks.{i}.",
+)
+_UNUSED = (  # ViTModel's tanh pooler, masked pretraining, MAE's decoder
+    r"pooler\.dense\.(weight|bias)",
+    r"embeddings\.mask_token",
+    r"decoder\..+",
+)
+_PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.")
+_EPS = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6}  # configuration_*.py; the others 1e-12
 
 
 def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> ForeignClassifier:
     """`info` is config.json, None for bare weights: then GELU and eps 1e-12, as all published ones have it."""
-    state = {name.removeprefix("vit."): tensor for name, tensor in state.items()}
+    state = _standard(state)
     given = info or {}
     config = _config(state, given, info is not None, hints)
     num_classes = shape(state, "classifier.weight", 2)[0] if "classifier.weight" in state else 0
     model = skeleton(config, num_classes)
-    blocks = _IN_MEMORY if _is_in_memory(state) else _ON_DISK
+    blocks = _IN_MEMORY if _is_in_memory(state) else _DINO if _is_dino(state) else _ON_DISK
     ours = read(state, expand(_STEM + blocks + _HEAD, config.depth), model, ignore=_UNUSED)
     return ForeignClassifier(config, num_classes, _labels(given, num_classes), ours, None)
+
+
+def _standard(state: State) -> State:
+    """Without the model's own prefix, without LayerScale, DeiT's distillation token as a register."""
+    prefix = next((p for p in _PREFIXES if any(name.startswith(f"{p}embeddings.") for name in state)), "")
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = fold_layer_scale(
+        state,
+        r"encoder\.layer\.\d+\.",
+        (("layer_scale1.lambda1", "attention.output.dense"), ("layer_scale2.lambda1", "mlp.fc2")),
+    )
+    if any(".weights_in." in name for name in state):
+        raise CheckpointError(
+            "This DINOv2 has SwiGLU layers (the giant size), for which this library has none. Use the small, base or "
+            "large one."
+        )
+    if any(name.startswith("layer.") for name in state):  # state_dict() of DINOv2 in transformers 5
+        raise CheckpointError("These are a DINOv2's tensors in memory. Save it with save_pretrained, load the folder.")
+    if "embeddings.distillation_token" in state:
+        positions = state["embeddings.position_embeddings"]
+        state["embeddings.register_tokens"] = state.pop("embeddings.distillation_token") + positions[:, 1:2]
+        state["embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+    if "cls_classifier.weight" in state:  # two heads, one for each token: this ViT becomes a backbone
+        state = {name: tensor for name, tensor in state.items() if "classifier." not in name}
+    head = state.get("classifier.weight")
+    if head is not None and head.ndim == 2 and head.shape[1] == 2 * state["embeddings.cls_token"].shape[-1]:
+        # DINOv2's head reads the class token and the mean of the patches: without it, a backbone
+        state = {name: tensor for name, tensor in state.items() if "classifier." not in name}
+    return state
+
+
+def _is_dino(state: State) -> bool:
+    return "encoder.layer.0.norm1.weight" in state
 
 
 def _is_in_memory(state: State) -> bool:
@@ -64,6 +129,8 @@ def _config(state: State, given: dict[str, Any], known: bool, hints: Hints) -> V
     if activation not in ACTIVATIONS:
         raise CheckpointError(f"config.json: hidden_act is {activation!r}; known here: {', '.join(ACTIVATIONS)}.")
     prefix, fc1 = ("layers", "mlp.fc1") if _is_in_memory(state) else ("encoder.layer", "intermediate.dense")
+    fc1 = "mlp.fc1" if _is_dino(state) else fc1
+    kind = str(given.get("model_type"))
     qkv_bias = f"{prefix}.0.attention.{'q_proj' if _is_in_memory(state) else 'attention.query'}.bias" in state
     side = (
         given.get("image_size", 224)
@@ -71,18 +138,20 @@ def _config(state: State, given: dict[str, Any], known: bool, hints: Hints) -> V
         else patch * square(shape(state, "embeddings.position_embeddings", 3)[1] - 1, "position_embeddings")
     )
     heads = given.get("num_attention_heads", 12) if known else None
-    return VisionConfig(
-        image_size=whole_patches(side, patch),
-        patch_size=patch,
-        in_channels=channels,
-        width=width,
-        depth=layers(state, prefix.replace(".", r"\.") + r"\.(\d+)\."),
-        num_heads=hints.num_heads or heads or hints.need_heads(width, HEADS, "Hugging Face ViT without config.json"),
-        mlp_dim=shape(state, f"{prefix}.0.{fc1}.weight", 2)[0],
-        activation=hints.activation or ACTIVATIONS[activation],
-        norm_eps=hints.norm_eps or given.get("layer_norm_eps", 1e-12),
-        qkv_bias=qkv_bias,
-    )
+    settings: dict[str, Any] = {
+        "image_size": whole_patches(side, patch),
+        "patch_size": patch,
+        "in_channels": channels,
+        "width": width,
+        "depth": layers(state, prefix.replace(".", r"\.") + r"\.(\d+)\."),
+        "num_heads": hints.num_heads or heads or hints.need_heads(width, HEADS, "Hugging Face ViT without config.json"),
+        "mlp_dim": shape(state, f"{prefix}.0.{fc1}.weight", 2)[0],
+        "activation": hints.activation or ACTIVATIONS[activation],
+        "norm_eps": hints.norm_eps or given.get("layer_norm_eps", _EPS.get(kind, 1e-12)),
+        "qkv_bias": qkv_bias,
+        "registers": state["embeddings.register_tokens"].shape[1] if "embeddings.register_tokens" in state else 0,
+    }
+    return VisionConfig.from_dict(settings)
 
 
 def _labels(given: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
@@ -98,6 +167,7 @@ def write_classifier(
     """(config.json, tensors) of a `ViTForImageClassification`; `InputError` names everything it cannot express."""
     outside = {
         f"pool '{config.pool}'": config.pool != "class",
+        "registers": config.registers > 0,
         "a norm before the blocks": config.pre_norm,
         "no patch bias": not config.patch_bias,
         "an image that is not square": config.image_shape[0] != config.image_shape[1],

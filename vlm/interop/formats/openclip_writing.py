@@ -126,9 +126,9 @@ def _text_cfg(config: CLIPConfig) -> dict[str, Any]:
 
 def write_preprocess(preprocess: PreprocessConfig) -> dict[str, Any]:
     """`preprocess_cfg`."""
-    if preprocess.crop_pct != 1:
+    if preprocess.resize_shape != preprocess.image_shape:
         raise InputError(
-            f"OpenCLIP resizes to the crop's size; this model's preprocessing has crop_pct {preprocess.crop_pct}."
+            f"OpenCLIP resizes to the crop's size; this model's preprocessing resizes to {preprocess.resize_shape}."
         )
     if preprocess.interpolation not in ("bicubic", "bilinear"):
         raise InputError(

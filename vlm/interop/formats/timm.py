@@ -5,6 +5,7 @@ What the weights do not say follows from the architecture's name (timm/models/vi
 """
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from vlm.interop.formats.tables import (
 
 _STEM = (
     "cls_token",
+    "reg_token",
     "pos_embed",
     "patch_embed.proj.weight",
     "patch_embed.proj.bias",
@@ -52,7 +54,10 @@ _SIZES = {
     "tiny": 3, "xsmall": 4, "small": 6, "medium": 8, "betwixt": 10, "base": 12, "base_plus": 14, "large": 16,
     "huge": 16, "giant": 16, "giantopt": 16, "gigantic": 16, "so400m": 16,
 }  # fmt: skip
-_PLAIN = re.compile(r"(?:vit|deit)_([a-z0-9]+)_patch\d+((?:_(?:plus|clip|siglip|quickgelu|gap))*)_\d+(?:\..*)?")
+_PLAIN = re.compile(
+    r"(?:vit|deit|deit3)_([a-z0-9]+)(?:_distilled)?_patch\d+((?:_(?:plus|clip|siglip|quickgelu|gap|reg4|dinov2))*)"
+    r"(?:_\d+)?(?:\..*)?"
+)
 _TANH = re.compile(
     r"vit_(giantopt_|so400m_patch16_|base_patch32_siglip_|large_patch16_siglip_(gap_)?512).*"
 )  # SigLIP 2's sizes
@@ -76,6 +81,7 @@ class Named:
     activation: Activation
     norm_eps: float
     global_pool: str
+    patches_alone: bool = False  # the class token has no position embedding: timm's no_embed_class
 
 
 def named(name: str) -> Named:
@@ -92,6 +98,7 @@ def named(name: str) -> Named:
         activation="quick_gelu" if "quickgelu" in kinds else "gelu_tanh" if _TANH.fullmatch(name) else "gelu",
         norm_eps=1e-5 if "clip" in kinds else 1e-6,
         global_pool="avg" if "gap" in kinds else "map" if "siglip" in kinds else "token",
+        patches_alone=name.startswith("deit3_") or "reg4" in kinds,
     )
 
 
@@ -113,6 +120,24 @@ def fold_scales(state: State, prefix: str = "") -> State:
     )
 
 
+def one_position_for_each_token(state: State, *, patches_alone: bool) -> State:
+    """Position embeddings for the class token and the patches, whichever tokens the model gives one.
+
+    DeiT III and DINOv2 with registers have none for the class token: it gets zeros.  DeiT's distillation token is a
+    register with its position added.
+    """
+    if "pos_embed" not in state or "cls_token" not in state or state["pos_embed"].ndim != 3:
+        return state
+    positions, class_token = state["pos_embed"], state["cls_token"]
+    changed = dict(state)
+    if "dist_token" in state and "reg_token" not in state:
+        changed["reg_token"] = changed.pop("dist_token") + positions[:, 1:2]
+        changed["pos_embed"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+    elif patches_alone:
+        changed["pos_embed"] = torch.cat([torch.zeros_like(class_token), positions], dim=1)
+    return changed
+
+
 def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] | None = None) -> VisionConfig:
     """Sizes from the weights, the rest from the name."""
     width, channels, patch, across = shape(state, "patch_embed.proj.weight", 4)
@@ -121,6 +146,7 @@ def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] 
     if name.global_pool not in _POOLS:
         raise CheckpointError(f"global_pool is '{name.global_pool}'; only {', '.join(_POOLS)} are known here.")
     class_token = "cls_token" in state
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     if class_token and name.global_pool == "map":
         raise CheckpointError(_POOL_AND_TOKEN)
     if image_size is None:
@@ -137,6 +163,7 @@ def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] 
         norm_eps=name.norm_eps,
         pool=_POOLS[name.global_pool],  # type: ignore[arg-type]
         class_token=class_token,
+        registers=registers,
         pre_norm="norm_pre.weight" in state,
         norm_after_pool="fc_norm.weight" in state,
         patch_bias="patch_embed.proj.bias" in state,
@@ -152,7 +179,10 @@ def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> 
     else:
         name, image_size = _named_by_config(info, hints)
         preprocess, labels = _preprocess(info), _labels(info)
+    state = one_position_for_each_token(state, patches_alone=name.patches_alone)
     config = encoder_config(state, name, image_size)
+    if "head_dist.weight" in state:  # DeiT's second head reads the distillation token: this ViT becomes a backbone
+        state = {part: tensor for part, tensor in state.items() if not part.startswith(("head.", "head_dist."))}
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     model = skeleton(config, num_classes)
     ours = read(state, encoder_table(config) + _HEAD, model)
@@ -174,13 +204,15 @@ def _named_by_weights(state: State, hints: Hints) -> Named:
         activation=hints.need_activation(candidates, "timm ViT"),
         norm_eps=hints.norm_eps or (1e-5 if clip else 1e-6),
         global_pool=pool,
+        patches_alone="pos_embed" in state
+        and math.isqrt(state["pos_embed"].shape[1]) ** 2 == state["pos_embed"].shape[1],
     )
 
 
 _ARGUMENTS = {
     "img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "in_chans", "num_classes", "class_token", "pre_norm",
     "fc_norm", "qkv_bias", "init_values", "num_heads", "act_layer", "global_pool", "drop_path_rate", "drop_rate",
-    "proj_drop_rate",
+    "proj_drop_rate", "no_embed_class", "reg_tokens", "dynamic_img_size",
 }  # fmt: skip
 
 
@@ -199,6 +231,7 @@ def _named_by_config(info: dict[str, Any], hints: Hints) -> tuple[Named, int | t
         activation=hints.activation or _ACTIVATIONS[activation],
         norm_eps=hints.norm_eps or name.norm_eps,
         global_pool=info.get("global_pool") or arguments.get("global_pool", name.global_pool),
+        patches_alone=bool(arguments.get("no_embed_class", name.patches_alone)),
     )
     side: list[int] | int | None = arguments.get("img_size") or _pretrained(info).get("input_size", [])[1:] or None
     return changed, _side(side) if isinstance(side, list) else side
@@ -251,6 +284,10 @@ def write_vision(
         raise InputError(f"timm keeps norm_eps 1e-5 or 1e-6; this model has {config.norm_eps}.")
     if config.pool == "attention" and config.class_token:
         raise InputError(_POOL_AND_TOKEN)
+    if config.registers or not config.final_norm:
+        raise InputError(
+            "a ViT with registers, or without its last norm, is not written for timm. Save it with vlm.save."
+        )
     if config.pre_norm and config.patch_bias:
         raise InputError("timm's ViT has no patch bias where it has a norm before the blocks; this model has both.")
     theirs = write(state, encoder_table(config) + _HEAD)
@@ -291,6 +328,15 @@ def write_vision(
     safetensors.torch.save_file(theirs, folder / "model.safetensors")
 
 
+def _crop_pct(preprocess: PreprocessConfig) -> float:
+    """timm's fraction: its `floor(image_size / crop_pct)` is the side that the image is resized to."""
+    if preprocess.resize_side is None:
+        return preprocess.crop_pct
+    side, resized = preprocess.image_shape[0], preprocess.resize_shape[0]
+    fraction = side / resized
+    return fraction if math.floor(side / fraction) == resized else math.nextafter(fraction, 0)
+
+
 def _data_config(preprocess: PreprocessConfig | None) -> dict[str, Any]:
     if preprocess is None:
         return {}
@@ -300,7 +346,7 @@ def _data_config(preprocess: PreprocessConfig | None) -> dict[str, Any]:
         )
     return {
         "crop_mode": {"crop": "center", "squash": "squash"}[preprocess.resize],
-        "crop_pct": preprocess.crop_pct,
+        "crop_pct": _crop_pct(preprocess),
         "interpolation": preprocess.interpolation,
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
