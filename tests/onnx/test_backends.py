@@ -176,7 +176,7 @@ def test_a_model_run_by_onnx_refuses_to_be_trained_and_to_read_parts_of_images(c
 def test_a_model_is_written_once_and_another_one_beside_it(
     empty_cache: Path, quick_writer: list[Path], tiny_clip: CLIP, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backends, "_session", lambda path, backend: path)
+    monkeypatch.setattr(backends, "open_session", lambda path, backend: path)
     for key in ("one", "one", "two"):
         assert isinstance(run_by(tiny_clip, "onnx", key), OnnxCLIP)
     assert [path.name for path in quick_writer] == ["image.onnx", "text.onnx"] * 2
@@ -186,7 +186,7 @@ def test_a_model_is_written_once_and_another_one_beside_it(
 def test_changed_weights_are_another_model_of_the_cache(
     empty_cache: Path, quick_writer: list[Path], tiny_embedder: Embedder, saved: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backends, "_session", lambda path, backend: path)
+    monkeypatch.setattr(backends, "open_session", lambda path, backend: path)
     vlm.load(saved, backend="onnx")
     with torch.no_grad():
         tiny_embedder.model.vision.norm.bias[0] += 1
@@ -202,7 +202,7 @@ def test_a_write_that_fails_leaves_nothing_and_the_next_one_is_whole(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backends, "_session", lambda path, backend: path)
+    monkeypatch.setattr(backends, "open_session", lambda path, backend: path)
     with monkeypatch.context() as patched:
         patched.setattr(onnx_towers, "write_texts", full)
         with pytest.raises(ValueError, match=r"cannot write .*No space left on device\. Set XDG_CACHE_HOME"):
@@ -233,7 +233,7 @@ def test_the_first_use_says_what_takes_time_and_torch_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(backends, "_session", lambda path, backend: path)
+    monkeypatch.setattr(backends, "open_session", lambda path, backend: path)
     assert run_by(tiny_clip, "torch", "model") is tiny_clip
     assert (capsys.readouterr().err, empty_cache.exists()) == ("", False)
     run_by(tiny_clip, "onnx", "model")
@@ -275,7 +275,7 @@ def test_of_two_processes_that_write_one_model_the_first_is_kept(
         (empty_cache / "model-onnx-1").mkdir()
         (empty_cache / "model-onnx-1" / "image.onnx").write_bytes(b"first")
 
-    monkeypatch.setattr(backends, "_session", lambda path, backend: path)
+    monkeypatch.setattr(backends, "open_session", lambda path, backend: path)
     monkeypatch.setattr(onnx_towers, "write_texts", as_the_other_finishes)
     run_by(tiny_clip, "onnx", "model")
     assert [path.name for path in empty_cache.iterdir()] == ["model-onnx-1"]

@@ -17,6 +17,7 @@ from vlm.interop.names.catalog import source_of
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx.backends import Backend, check, run_by
+from vlm.onnx.classifier import run_classifier_by
 from vlm.precision import cast_weights, choose_device, weight_dtype
 from vlm.tokenizers.load import load_tokenizer
 
@@ -103,6 +104,7 @@ def load_classifier(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "auto",
+    backend: Backend = "torch",
     num_heads: int | None = None,
     activation: Activation | None = None,
     norm_eps: float | None = None,
@@ -114,6 +116,7 @@ def load_classifier(
         source: a folder that `save` wrote, or a ViT of timm, Hugging Face, torchvision, big_vision or the book.
         device: "cpu", "cuda" ..., or "auto" as in `load`.
         dtype: of the weights; "auto" is float32.
+        backend: "onnx" and "int8" run it by ONNX Runtime on the CPU; int8 rounds.
         num_heads: as in `load`; the book's `vit.pth` needs it.
         activation: as in `load`.
         norm_eps: as in `load`.
@@ -127,6 +130,7 @@ def load_classifier(
         CheckpointError: the model is missing, damaged or of no known kind.
         HubError: the hub cannot be reached, or refuses.
     """
+    check(backend)
     found = locate(source, "vit")
     if not isinstance(found, Path):
         from vlm.interop.loading import load_foreign_classifier
@@ -163,7 +167,7 @@ def load_classifier(
     fill(model, weights, str(source))
     if (wanted := weight_dtype(dtype)) is not None:
         cast_weights(model, wanted)
-    return model.to(choose_device(device)).eval()
+    return run_classifier_by(model.to(choose_device(device)).eval(), backend)
 
 
 def _name(source: str | Path) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlm.images.preprocess import Preprocess
     from vlm.inspect.relevance import Score
     from vlm.models.vision import VisionTransformer, ViTClassifier
+    from vlm.onnx.backends import Backend
 
 
 def classify(parser: ArgumentParser) -> Run:
@@ -33,25 +34,23 @@ def classify(parser: ArgumentParser) -> Run:
         from vlm.zero_shot import ZeroShotClassifier, ranked
 
         if args.classifier:
-            if args.backend != "torch":
-                raise ValueError("--backend runs the model that reads --labels; a classifier has torch. Leave it out.")
             if args.templates:
                 raise ValueError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
             if args.model:
                 raise ValueError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
-            classifier, preprocess = _open_classifier(args.classifier)
-            labels, probabilities = classifier.labels, _classify(classifier, preprocess, args.images)
+            classifier, _ = _open_classifier(args.classifier, args.backend)
+            found = classifier.predict(args.images, top=args.k)
         else:
             from vlm.checkpoint.load import load
 
             embedder = load(args.model or "mini", backend=args.backend)
             zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
-            labels, probabilities = zero_shot.labels, zero_shot(args.images)
-        count = args.k or (5 if args.classifier else len(labels))
+            count = args.k or len(zero_shot.labels)
+            found = [ranked(zero_shot.labels, row, count) for row in zero_shot(args.images)]
         rows = [
             {"path": str(path), "label": label, "score": score, "rank": rank}
-            for path, row in zip(args.images, probabilities, strict=True)
-            for rank, (label, score) in enumerate(ranked(labels, row, count), 1)
+            for path, own in zip(args.images, found, strict=True)
+            for rank, (label, score) in enumerate(own, 1)
         ]
         print_rows(rows, args.json, lambda row: f"{row['path']}\t{row['score']:7.1%}\t{row['label']}")
 
@@ -97,13 +96,11 @@ def look(parser: ArgumentParser) -> Run:
     return run
 
 
-def _open_classifier(source: str) -> tuple["ViTClassifier", "Preprocess"]:
+def _open_classifier(source: str, backend: "Backend" = "torch") -> tuple["ViTClassifier", "Preprocess"]:
     from vlm.checkpoint.load import load_classifier
 
-    classifier = load_classifier(source)
-    if classifier.preprocess is None:
-        raise ValueError(f"{source} came without preprocessing settings, so it cannot read images.")
-    return classifier, classifier.preprocess
+    classifier = load_classifier(source, backend=backend)
+    return classifier, classifier.prepare()
 
 
 def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: list[Path]) -> "Tensor":

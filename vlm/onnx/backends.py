@@ -76,16 +76,16 @@ def run_by(model: CLIP, backend: Backend, key: str) -> CLIP:
         raise ValueError(f"backend {backend}: {error} Use backend torch.") from error
     bits = whole_bits() if backend == "int8" else 0
     rounding = f"int{bits}-2" if bits else ""
-    floats = _cached(f"{key}-onnx-1", lambda new: _write_floats(model, new), backend)
+    floats = cached_folder(f"{key}-onnx-1", lambda new: _write_floats(model, new), backend)
     images = floats
     if rounding:
-        images = _cached(
-            f"{key}-{rounding}", lambda new: _write_rounded(floats, new, bits, model.config.vision), backend
+        images = cached_folder(
+            f"{key}-{rounding}", lambda new: write_rounded(floats, new, bits, model.config.vision), backend
         )
     return OnnxCLIP(
         model,
-        _session(images / "image.onnx", backend),
-        _session(floats / "text.onnx", backend),
+        open_session(images / "image.onnx", backend),
+        open_session(floats / "text.onnx", backend),
         rounding=rounding,
     )
 
@@ -107,7 +107,7 @@ def whole_bits() -> int:
     return 8 if able["architecture"] != "x86_64" or able.get("avx512_vnni") or able.get("avx_vnni") else 7
 
 
-def _cached(name: str, write: Callable[[Path], None], backend: str) -> Path:
+def cached_folder(name: str, write: Callable[[Path], None], backend: str) -> Path:
     """The folder `name` of the cache; written beside and renamed, so that it is whole or absent."""
     folder = cache_folder() / name
     if folder.is_dir():
@@ -136,7 +136,7 @@ def _write_floats(model: CLIP, folder: Path) -> None:
     onnx_towers.write_texts(model, folder / "text.onnx")
 
 
-def _write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -> None:
+def write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -> None:
     """The image tower with rounded weights, a scale for each column; activations are rounded as they come.
 
     Texts stay float32: they are a small part of the work, and two rounded towers name fewer images alike.  So does
@@ -177,7 +177,8 @@ def _onnxruntime(backend: str) -> Any:
     return onnxruntime
 
 
-def _session(path: Path, backend: str) -> "InferenceSession":
+def open_session(path: Path, backend: str) -> "InferenceSession":
+    """Open an ONNX file on the CPU, with as many threads as torch has."""
     onnxruntime = _onnxruntime(backend)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -1,5 +1,6 @@
 """The towers of a model as ONNX files, for any batch and any text length."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -28,8 +29,36 @@ def write_texts(model: CLIP, path: Path) -> None:
 
 
 def write_classifier(model: ViTClassifier, path: Path) -> None:
-    """pixels (B, 3, H, W) -> logits (B, M)."""
+    """Write a classifier: pixels (B, C, H, W) -> logits (B, M), for any B.
+
+    The file's metadata says what a program without this library needs: labels, image_size, mean, std, resize and more.
+    """
     _write(path, _Classifier(model), _images(model.vision.config), ("pixels", "logits"), ("batch",))
+    import onnx
+
+    written = onnx.load(path, load_external_data=False)
+    known = {entry.key: entry.value for entry in written.metadata_props}
+    onnx.helper.set_model_props(written, known | _metadata(model))
+    onnx.save(written, path)
+
+
+def _metadata(model: ViTClassifier) -> dict[str, str]:
+    """Values as JSON."""
+    values: dict[str, object] = {"labels": list(model.labels), "problem": model.problem}
+    if model.thresholds is not None:
+        values["thresholds"] = list(model.thresholds)
+    if model.preprocess is not None:
+        config = model.preprocess.config
+        values |= {
+            "image_size": list(config.image_shape),
+            "resize_size": list(config.resize_shape),
+            "resize": config.resize,
+            "interpolation": config.interpolation,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "fill": config.fill,
+        }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
 def check_texts(config: TextConfig) -> None:
