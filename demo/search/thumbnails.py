@@ -43,7 +43,7 @@ def webp_address(image: Image.Image) -> str:
 def _thumbnail(path: Path, mtime: int) -> str:
     if path.is_relative_to(SAMPLES):
         return _data_address(path.read_bytes())
-    small = vlm.open_image(path)
+    small = vlm.open_image(path, to_srgb=True)
     small.thumbnail((SIDE, SIDE))
     return webp_address(small)
 

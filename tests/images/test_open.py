@@ -80,9 +80,11 @@ def test_every_colour_mode_keeps_white_white_and_black_black(mode: str) -> None:
     assert np.asarray(open_image(image)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
+@pytest.mark.parametrize("mode", ["I", "F"])
 def test_colours_without_a_meaning_are_refused(mode: str) -> None:
-    assert str(refusal(Image.new(mode, (2, 2)))).startswith(f"<image>: unsupported format: colour mode {mode} has no")
+    found = refusal(Image.new(mode, (2, 2)))
+    assert found.reason == "unsupported format"
+    assert f"colour mode {mode}" in found.detail
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])

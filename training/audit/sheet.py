@@ -96,7 +96,7 @@ def _first(order: np.ndarray, notes: list[str]) -> list[_Tile]:
 def _paste(sheet: Image.Image, seen: Seen, tile: _Tile, corner: tuple[int, int], pen: Lettering) -> None:
     """The image, and below it the size, the note and a caption of each language."""
     draw, index, fact = ImageDraw.Draw(sheet), int(seen.facts["index"][tile.place]), seen.facts[tile.place]
-    image = open_image(seen.rows.image(index))
+    image = open_image(seen.rows.image(index), to_srgb=True)
     scale = _SIDE / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     x, y = corner

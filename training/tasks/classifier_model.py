@@ -94,7 +94,7 @@ def _open_encoder(
         backbone = load_backbone(source)
         return backbone.vision, backbone.preprocess, None
     try:
-        embedder = load(source, num_heads=section.num_heads)
+        embedder = load(source, device="cpu", num_heads=section.num_heads)
     except OtherKind as error:
         if section.head == "zero_shot":
             raise RecipeError(

@@ -55,7 +55,7 @@ def _figure(hit: Hit, scores: bool) -> str:
 
 
 def _small_copy(hit: Hit) -> str:
-    image = open_image(hit.path)
+    image = open_image(hit.path, to_srgb=True)
     image.thumbnail((_SIDE, _SIDE))
     image.info.clear()  # no EXIF: the page does not tell where an image was taken
     file = io.BytesIO()

@@ -27,7 +27,7 @@ def print_thumbnail(path: Path) -> None:
     except ImportError as error:
         raise missing_package("--thumbnails", "textual-image", "retrieval") from error
     try:
-        image = open_image(path)
+        image = open_image(path, to_srgb=True)
     except ImageError as error:
         note(str(error))
         return

@@ -54,7 +54,7 @@ def _of_pillow(source: ImageSource, channels: int, name: str = "<image>") -> np.
     opened = open_header(source, name) if isinstance(source, bytes) else open_header(source)
     if channels == 1 and opened.image.mode.startswith("I;16"):
         opened.image.load()
-        return _levels(np.asarray(upright(opened.image)).astype(np.uint16), opened.name, 1)
+        return _levels(np.asarray(upright(opened)).astype(np.uint16), opened.name, 1)
     match channels:
         case 1:
             return _levels(np.asarray(to_rgb(opened).convert("L")), opened.name, 1)
@@ -62,7 +62,7 @@ def _of_pillow(source: ImageSource, channels: int, name: str = "<image>") -> np.
             return _levels(np.asarray(to_rgb(opened)), opened.name, 3)
         case 4:
             to_rgb(opened)  # decodes, and says what is wrong with a broken file
-            return _levels(np.asarray(upright(opened.image).convert("RGBA")), opened.name, 4)
+            return _levels(np.asarray(upright(opened).convert("RGBA")), opened.name, 4)
     raise ImageError(
         opened.name,
         "unsupported format",

@@ -1,39 +1,27 @@
-"""Which images a folder holds, without leaving it."""
+"""Which images a folder holds; links that lead outside are not followed."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm.errors import ImageError
-from vlm.images.signatures import IMAGE_SUFFIXES
+from vlm.images.signatures import IMAGE_SUFFIXES, sniff
 
 
 def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Images by suffix below `folder`, in path order; hidden names and links that lead outside are passed over.
+    """Images below `folder`, in path order: by suffix, and files without one by their first bytes.
 
-    A folder that cannot be listed is yielded itself: opening it gives the `ImageError` that says so.
+    Hidden names and links that lead outside are left out.  A folder that cannot be listed is yielded itself: opening it
+    gives the `ImageError` that says so.
     """
     root = Path(folder)
-    return (path for path, outside in _walk(root, root.resolve()) if not outside)
+    return _walk(root, root.resolve())
 
 
-def survey(folder: str | os.PathLike[str]) -> tuple[list[Path], list[ImageError]]:
-    """What `find_images` finds, and the links it passes over: to images or folders outside, or in a circle."""
-    root, inside, outside = Path(folder), list[Path](), list[ImageError]()
-    for path, leads_out in _walk(root, root.resolve()):
-        if leads_out:
-            outside.append(ImageError(str(path), "outside the folder", f"it leads to {os.readlink(path)}"))
-        else:
-            inside.append(path)
-    return inside, outside
-
-
-def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
-    """(path, whether it is a link that leads out of `root`)."""
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
-        yield folder, False
+        yield folder
         return
     for entry in entries:
         path = folder / entry.name
@@ -42,10 +30,19 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(path, root)
         elif entry.is_symlink() and _leads_outside(path, root):
-            if path.suffix.lower() in IMAGE_SUFFIXES or path.is_dir():
-                yield path, True
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            yield path, False
+            continue
+        elif path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and _begins_like_an_image(path)):
+            yield path
+
+
+def _begins_like_an_image(path: Path) -> bool:
+    try:
+        if not path.is_file():  # opening a pipe would block
+            return False
+        with path.open("rb") as file:
+            return sniff(file.read(2048)) is not None
+    except OSError:
+        return False
 
 
 def _leads_outside(link: Path, root: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The fast path of large images: torchvision's JPEG decoder, torch's resizing.  Neither copies the image."""
+"""Large images, fast: torchvision's JPEG decoder and torch's resizing.  Neither copies the image."""
 
 import os
 from collections.abc import Callable
@@ -14,10 +14,10 @@ _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:
-    """The bytes of a JPEG file of three colours -> uint8 (H, W, 3).
+    """Decode a JPEG file of three colours -> uint8 (H, W, 3), the same bits as Pillow's.
 
-    The same bits as Pillow's.  None without torchvision, and for a file that is not sound: Pillow then says why.
-    Whoever calls has looked at the size in the header.
+    None without torchvision, and for a damaged file: Pillow then says why.  The caller has checked the size in the
+    header.
     """
     decode = _decoder()
     if decode is None:
@@ -31,7 +31,7 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
 
 @cache
 def _decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
-    """The library alone: all of torchvision takes a second to import, and its Python function is deprecated."""
+    """torchvision's operator.  Only its library is loaded: the package takes a second to import."""
     package = find_spec("torchvision")
     try:
         folders = list(package.submodule_search_locations or ()) if package else []
@@ -42,10 +42,16 @@ def _decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
 
 
 def shrink(levels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """uint8 (H, W, 3) -> the same of (width, height) `size`, by "bicubic" or "bilinear".
+    """Resize to half the size or less, 1 level from Pillow's result at most.
 
-    At half the size or less, 1 level from Pillow's result at most.
+    Args:
+        levels: uint8 (H, W, C).
+        size: (width, height) of the result.
+        interpolation: "bicubic" or "bilinear".
+
+    Returns:
+        uint8 (height, width, C).
     """
-    batch = torch.from_numpy(levels).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last: torch's fast case
+    batch = torch.from_numpy(levels).permute(2, 0, 1)[None]  # (1, C, H, W), channels last: torch's fast case
     small = F.interpolate(batch, size[::-1], mode=interpolation, antialias=True)
     return small[0].permute(1, 2, 0).contiguous().numpy()

@@ -5,14 +5,16 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from vlm.config import PreprocessConfig
+from vlm.errors import InputError
 from vlm.images.bands import open_bands
+from vlm.images.colour import apply, srgb_transform
 from vlm.images.large_jpegs import decode_jpeg, shrink
-from vlm.images.open import ON_ITS_SIDE, UPRIGHT, ImageSource, OpenedImage, open_header, orientation_of, to_rgb
+from vlm.images.open import ON_ITS_SIDE, UPRIGHT, ImageSource, OpenedImage, decode, open_header, orientation_of
 
 Decoding = Literal["exact", "scaled"]
 
@@ -21,16 +23,22 @@ _SPARE = 1.6  # how many times as large as the resized image a scaled one is at 
 
 
 class Preprocess:
-    """Image -> pixels, as `config` says: those of OpenCLIP, timm and Hugging Face, bit for bit (`tests/`).
+    """Image -> pixels, as `config` says: those of OpenCLIP, timm and Hugging Face, bit for bit (`tests/images`).
 
-    Except large images: they are shrunk by torch, 1 level from Pillow's result at most, in a tenth of its time.
-    `decoding` "scaled": JPEG files are decoded at a half, a quarter or an eighth where that is still `_SPARE` times as
-    large as needed; about half a level away on average (benchmarks/decoding.md).
+    Large images are the exception: torch shrinks them in a tenth of Pillow's time, 1 level from its result at most.
+
+    Args:
+        config: size, resizing, mean and standard deviation.
+        decoding: "scaled" decodes JPEG files at a half, a quarter or an eighth where that is still `_SPARE` times as
+            large as needed, about half a level away on average (benchmarks/decoding.md).
+
+    Raises:
+        InputError: there is no such decoding.
     """
 
     def __init__(self, config: PreprocessConfig, *, decoding: Decoding = "exact") -> None:
         if decoding not in get_args(Decoding):
-            raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(get_args(Decoding))}.")
+            raise InputError(f"decoding is {decoding!r}; it must be one of {', '.join(get_args(Decoding))}.")
         self.config = config
         self.decoding: Decoding = decoding
         self._filter = Image.Resampling[config.interpolation.upper()]
@@ -38,30 +46,39 @@ class Preprocess:
         self._std = torch.tensor(config.std).view(-1, 1, 1)
 
     def __call__(self, image: ImageSource) -> Tensor:
-        """-> float32 (3, H, W), normalised."""
+        """Image -> float32 (C, H, W), normalised.  May raise `ImageError`."""
         return self.normalize(self.pixels(image))
 
     def pixels(self, image: ImageSource) -> Tensor:
-        """-> uint8 (3, H, W), before mean and standard deviation."""
+        """Image -> uint8 (C, H, W), before mean and standard deviation.  May raise `ImageError`."""
         return self.pixels_and_size(image)[0]
 
     def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[Tensor, tuple[int, int]]:
-        """-> uint8 (3, H, W), and the (width, height) of the image itself, upright.
+        """Prepare an image.
 
-        A model of C other channels gets (C, H, W); one of 16 bits gets float32 from 0 to 1.
+        Args:
+            source: as in `open_image`, or opened already; for a model of other than 3 channels, or of 16 bits, as in
+                `open_bands`.
+
+        Returns:
+            Pixels, uint8 (C, H, W), or float32 from 0 to 1 for a model of 16 bits; and the (width, height) of the image
+            itself, upright.
+
+        Raises:
+            ImageError: the image cannot be used; it names the file.
         """
-        if len(self.config.mean) != 3 or self.config.bits == 16:
+        if self.config.channels != 3 or self.config.bits == 16:
             return self._band_pixels(source)
         opened = source if isinstance(source, OpenedImage) else open_header(source)
         if opened.data is not None and isinstance(opened.image, JpegImageFile):
             image, size = self._fit_jpeg(opened, opened.data)
         else:
-            whole = to_rgb(opened)
-            image, size = self._fit(whole, whole.size), whole.size
+            whole, transform = decode(opened, to_srgb=self.config.to_srgb)
+            image, size = self._fit(whole, whole.size, transform), whole.size
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), size
 
     def _fit_jpeg(self, opened: OpenedImage, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
-        orientation = orientation_of(opened.image)
+        orientation = orientation_of(opened)
         width, height = opened.image.size
         size = (height, width) if orientation in ON_ITS_SIDE else (width, height)
         if self.decoding == "scaled" and (factor := self._factor(size)) > 1:
@@ -69,12 +86,16 @@ class Preprocess:
         elif opened.image.mode == "RGB" and orientation not in UPRIGHT and self._is_large(size):
             levels = decode_jpeg(data)
             if levels is not None and levels.shape == (height, width, 3):
-                return self._frame(self._shrink(levels, size)), size
-        return self._fit(to_rgb(opened), size), size
+                transform = srgb_transform(opened.image) if self.config.to_srgb else None
+                return self._frame(apply(transform, self._shrink(levels, size))), size
+        image, transform = decode(opened, to_srgb=self.config.to_srgb)
+        return self._fit(image, size, transform), size
 
-    def _band_pixels(self, source: ImageSource) -> tuple[Tensor, tuple[int, int]]:
+    def _band_pixels(self, source: ImageSource | OpenedImage) -> tuple[Tensor, tuple[int, int]]:
         """The same for any number of channels, each resized by itself."""
-        levels = open_bands(source, len(self.config.mean))  # (H, W, C)
+        if isinstance(source, OpenedImage):
+            source = source.image if source.data is None else source.data
+        levels = open_bands(source, self.config.channels)  # (H, W, C)
         size = (levels.shape[1], levels.shape[0])
         fitted = [self._fit_band_level(Image.fromarray(band), size) for band in np.moveaxis(levels, 2, 0)]
         pixels = torch.from_numpy(np.stack(fitted)).clamp_(0, 1)
@@ -98,17 +119,25 @@ class Preprocess:
         return next(allowed, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 0..255, or float 0..1, (..., 3, H, W) -> float32 of the same shape: (x - mean) / std."""
+        """(x - mean) / std: uint8 0..255, or float 0..1, (..., C, H, W) -> float32 of the same shape."""
         levels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         return (levels - self._mean.to(levels.device)) / self._std.to(levels.device)
 
-    def _fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """Resize, then cut or pad.  `size`: (width, height) of the image; `image` may be a smaller version of it."""
+    def _fit(
+        self, image: Image.Image, size: tuple[int, int], transform: ImageCms.ImageCmsTransform | None = None
+    ) -> Image.Image:
+        """Resize, convert the colours, then cut or pad.
+
+        Args:
+            image: RGB, at most as large as `size` says: a scaled JPEG is smaller.
+            size: (width, height) of the image itself.
+            transform: to sRGB, from `decode`.
+        """
         if self._is_band(size):
-            return self._fit_band(image, *self._resized(*size))
+            return apply(transform, self._fit_band(image, *self._resized(*size)))
         if self._is_large(size):
-            return self._frame(self._shrink(np.array(image), size))
-        return self._frame(image.resize(self._resized(*size), self._filter))
+            return self._frame(apply(transform, self._shrink(np.array(image), size)))
+        return self._frame(apply(transform, image.resize(self._resized(*size), self._filter)))
 
     def _shrink(self, levels: np.ndarray, size: tuple[int, int]) -> Image.Image:
         return Image.fromarray(shrink(levels, self._resized(*size), self.config.interpolation))
@@ -126,20 +155,20 @@ class Preprocess:
         return frame
 
     def _is_band(self, size: tuple[int, int]) -> bool:
-        """So long that, resized whole, it might not fit in memory."""
+        """Whether the image is so long that, resized whole, it might not fit in memory."""
         height, width = self.config.image_shape
         return self.config.resize == "crop" and math.prod(self._resized(*size)) > 32 * width * height
 
     def _is_large(self, size: tuple[int, int]) -> bool:
-        """So large that torch's time counts and its rounding does not: all smaller images have Pillow's own bits."""
+        """Whether torch shrinks the image; all smaller images have Pillow's own bits."""
         width, height = self._resized(*size)
         torch_can = self.config.interpolation in ("bicubic", "bilinear") and not self._is_band(size)
         return torch_can and math.prod(size) >= _LARGE and size[0] >= 2 * width and size[1] >= 2 * height
 
     def _fit_band(self, image: Image.Image, new_width: int, new_height: int) -> Image.Image:
-        """Resized and cut, where only the middle is computed.
+        """Resize and cut in one, so that only the middle is computed.
 
-        Not for all images: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
+        Other images take the exact way: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
         """
         height, width = self.config.image_shape
         left, top = self._offset(new_width, width), self._offset(new_height, height)
