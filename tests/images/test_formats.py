@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 from tests.support.odd_images import four_corners, noise
 from vlm.errors import ImageError
 from vlm.images.finding import find_images
-from vlm.images.open import open_image
+from vlm.images.open import open_header, open_image
 from vlm.images.signatures import sniff
 
 CORNERS = four_corners()
@@ -139,6 +139,7 @@ def test_of_a_camera_raw_file_the_preview_is_read(
     monkeypatch.setitem(sys.modules, "rawpy", raw_package(preview, flip=6))
     (tmp_path / name).write_bytes(RAW[name])
     assert np.abs(np.asarray(open_image(tmp_path / name)).astype(int) - np.asarray(CORNERS)).max() <= 8
+    assert open_header(RAW[name], name).image.size == turned.size
 
 
 def test_a_dng_is_no_tiff_whose_first_page_is_a_thumbnail(monkeypatch: pytest.MonkeyPatch):

@@ -83,18 +83,26 @@ class OpenedImage(NamedTuple):
     turned: int | None = None  # the EXIF orientation, where the file holds it outside of the image
 
 
-def open_header(source: ImageSource) -> OpenedImage:
-    """Read an image's header and check the limits; no pixel is decoded.  May raise `ImageError`."""
+def open_header(source: ImageSource, name: str = "<bytes>") -> OpenedImage:
+    """Read an image's header and check the limits; no pixel is decoded.
+
+    Args:
+        source: as in `open_image`.
+        name: of a file given as bytes; camera raw files that begin like TIFF are known by their suffix.
+
+    Raises:
+        ImageError: the image cannot be used.
+    """
     match source:
         case Image.Image():
             return _check_pixels(OpenedImage(source, "<image>"))
         case np.ndarray():
             return _check_pixels(OpenedImage(_from_array(source), "<array>"))
         case str() | os.PathLike():
-            name = os.fsdecode(source)
-            return _read_header(read_bytes(name), name)
+            path = os.fsdecode(source)
+            return _read_header(read_bytes(path), path)
         case bytes():
-            return _read_header(source, "<bytes>")
+            return _read_header(source, name)
         case Readable():
             return _read_header(read_stream(source), "<stream>")
     wanted = "wanted a path, bytes, a binary file, a PIL image or a uint8 array"

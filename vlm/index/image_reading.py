@@ -117,7 +117,7 @@ def read_file(file: FileToRead, preprocess: Preprocess) -> ReadFile:
         digest = hashlib.sha256(data).digest()
         if digest in file.known:
             return ReadFile(Record(path=file.path, size=file.size, mtime=file.mtime, digest=digest), None, None)
-        opened = open_header(data)
+        opened = open_header(data, file.path)
         pixels, (width, height) = preprocess.pixels_and_size(opened)
     except ImageError as error:
         problem = ImageError(file.path, error.reason, error.detail)

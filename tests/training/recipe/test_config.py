@@ -210,9 +210,10 @@ def test_a_recipe_that_describes_no_model_starts_from_the_bundled_one(section: d
 
 
 def test_images_of_a_new_model_are_cropped_and_have_the_usual_colours_unless_a_recipe_says_otherwise():
-    assert DataSection().preprocessing(32) == PreprocessConfig(image_size=32)
+    assert DataSection().preprocessing(32) == PreprocessConfig(image_size=32, to_srgb=True)
     own = DataSection(resize="squash", mean=0.75, std=(0.1, 0.2, 0.3)).preprocessing((32, 48))
-    assert own == PreprocessConfig(image_size=(32, 48), resize="squash", mean=(0.75, 0.75, 0.75), std=(0.1, 0.2, 0.3))
+    mean, std = (0.75, 0.75, 0.75), (0.1, 0.2, 0.3)
+    assert own == PreprocessConfig(image_size=(32, 48), resize="squash", mean=mean, std=std, to_srgb=True)
 
 
 def test_validation_data_are_described_like_training_data():
