@@ -142,7 +142,9 @@ class DataSettings(Section):
         plain = PreprocessConfig()
         mean = _of_each_channel(self.mean, channels, plain.mean if channels == 3 else 0.5, "mean")
         std = _of_each_channel(self.std, channels, plain.std if channels == 3 else 0.25, "std")
-        return PreprocessConfig(image_size=image_size, resize=self.resize, mean=mean, std=std, bits=self.bits, to_srgb=True)
+        return PreprocessConfig(
+            image_size=image_size, resize=self.resize, mean=mean, std=std, bits=self.bits, to_srgb=True
+        )
 
 
 def _of_each_channel(level: Grey | None, channels: int, otherwise: Grey, name: str) -> tuple[float, ...]:
