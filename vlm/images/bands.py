@@ -63,12 +63,13 @@ def _of_pillow(source: ImageSource, channels: int, name: str = "<image>") -> np.
         case 4:
             to_rgb(opened)  # decodes, and says what is wrong with a broken file
             return _levels(np.asarray(upright(opened).convert("RGBA")), opened.name, 4)
-    raise ImageError(
-        opened.name,
-        "unsupported format",
-        f"this is an image of {len(opened.image.getbands())} channels, and the model reads {channels}; "
-        "store a .npy file or a TIFF with that many",
-    )
+        case _:
+            raise ImageError(
+                opened.name,
+                "unsupported format",
+                f"this is an image of {len(opened.image.getbands())} channels, and the model reads {channels}; "
+                "store a .npy file or a TIFF with that many",
+            )
 
 
 def _read_npy(data: bytes, name: str) -> np.ndarray:
