@@ -354,8 +354,6 @@ def test_the_commands_choose_the_backend(
         printed.append(json.loads(capsys.readouterr().out))
     for one, other in zip(*printed, strict=True):
         assert (one["label"], one["score"]) == (other["label"], pytest.approx(other["score"], abs=1e-4))
-    assert main(["classify", "a.png", "--classifier", "x", "--backend", "onnx"]) == 1
-    assert "a classifier has torch. Leave it out." in capsys.readouterr().err
 
 
 @pytest.mark.long
