@@ -18,6 +18,7 @@ from vlm.commands.images import classify, look
 from vlm.commands.index import index
 from vlm.commands.interop import convert, export
 from vlm.commands.measure import evaluate, probe, report, wise_ft
+from vlm.commands.models import models
 from vlm.commands.options import Run
 from vlm.commands.running import add_debug, run_safely
 from vlm.commands.search import search
@@ -34,6 +35,7 @@ GROUPS: dict[str, dict[str, Declare]] = {
         "look": look,
         "serve": serve,
         "demo": demo,
+        "models": models,
     },
     "train a model": {
         "check": check,

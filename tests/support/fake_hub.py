@@ -175,7 +175,7 @@ def serving(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def reach(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface_hub, here and in processes started from here, asks `address` and keeps its files below `cache`."""
-    import huggingface_hub
+    import huggingface_hub.utils
 
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)

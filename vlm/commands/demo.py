@@ -2,12 +2,12 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vlm.commands.options import MODEL_HELP, Run
+from vlm.commands.options import MODEL_HELP, Run, chosen_model
 
 
 def demo(parser: ArgumentParser) -> Run:
     """Open a page that classifies and searches images, in the browser."""
-    parser.add_argument("--model", default="mini", help=MODEL_HELP)
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--folder", help="search the images of this folder; its index goes to your cache folder")
     parser.add_argument("--classifier", metavar="MODEL", help="the trained ViT that the tab Classifier starts with")
     parser.add_argument(
@@ -32,7 +32,7 @@ def demo(parser: ArgumentParser) -> Run:
         from vlm.demo.command import serve_demo
 
         serve_demo(
-            args.model,
+            chosen_model(args.model),
             folder=args.folder,
             classifier=args.classifier,
             models=args.models,

@@ -5,7 +5,16 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.commands.options import MODEL_HELP, Run, add_backend, add_json, positive, print_rows, user_language
+from vlm.commands.options import (
+    MODEL_HELP,
+    Run,
+    add_backend,
+    add_json,
+    chosen_model,
+    positive,
+    print_rows,
+    user_language,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +35,7 @@ def classify(parser: ArgumentParser) -> Run:
         "--templates", nargs="+", metavar="SENTENCE", help="with {} where the label goes; default: by language"
     )
     parser.add_argument("-k", type=positive, help="labels per image; default all of --labels, 5 of a classifier")
-    parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP.replace("%(default)s", "mini"))
+    parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP)
     add_backend(parser)
     add_json(parser)
 
@@ -43,7 +52,7 @@ def classify(parser: ArgumentParser) -> Run:
         else:
             from vlm.checkpoint.load import load
 
-            embedder = load(args.model or "mini", backend=args.backend)
+            embedder = load(chosen_model(args.model), backend=args.backend)
             zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
             count = args.k or len(zero_shot.labels)
             found = [ranked(zero_shot.labels, row, count) for row in zero_shot(args.images)]
@@ -64,7 +73,7 @@ def look(parser: ArgumentParser) -> Run:
     parser.add_argument("--out", type=Path, default=Path("look"), metavar="FOLDER", help="default %(default)s")
     parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the images")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", default="mini", help=MODEL_HELP)
+    source.add_argument("--model", help=MODEL_HELP)
     source.add_argument("--classifier", metavar="MODEL", help="a trained ViT instead; no --text: its own answer")
     add_json(parser)
 
@@ -75,7 +84,7 @@ def look(parser: ArgumentParser) -> Run:
         if args.classifier:
             vision, preprocess, scores = _inside_classifier(args.classifier, args.text, args.image)
         else:
-            vision, preprocess, scores = _inside_model(args.model, args.text)
+            vision, preprocess, scores = _inside_model(chosen_model(args.model), args.text)
         pixels = preprocess.pixels(args.image)  # (3, H, W)
         lettering = choose_lettering(args.lang)
         if not lettering.japanese:

@@ -9,13 +9,16 @@ from typing import Any
 
 Run = Callable[[Namespace], int | None]  # what a command returns: it runs, and gives the exit code, None for 0
 
-MODEL_HELP = "mini, a folder, openclip:NAME/TAG or hf:ORG/NAME; default %(default)s"
+SOURCE_HELP = "a short name of `vlm models`, a folder, openclip:NAME/TAG or hf:ORG/NAME"
+MODEL_HELP = f"{SOURCE_HELP}; default: VLM_MODEL, the config file, mini"
 DATA_HELP = "a folder, .csv, .jsonl, .parquet, .tar, or the name of a data set on the hub"
 
 
-def add_model(parser: ArgumentParser) -> None:
-    """`--model`, of every command that takes one."""
-    parser.add_argument("--model", default="mini", help=MODEL_HELP)
+def chosen_model(given: str | None) -> str:
+    """The model of a command: --model, then VLM_MODEL, the config file, mini."""
+    from vlm.interop.names.default_model import resolve_model
+
+    return resolve_model(given).name
 
 
 def add_backend(parser: ArgumentParser) -> None:

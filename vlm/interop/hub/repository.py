@@ -269,7 +269,9 @@ class _Bar:
 
 def _huggingface_hub() -> Any:
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.file_download
+        import huggingface_hub.utils
     except ImportError as error:
         raise MissingPackageError(
             "hf: models need huggingface_hub. Run: pip install huggingface_hub, or install the extra interop."
