@@ -5,7 +5,14 @@ traceback.  Each message has three parts: what came, what was wanted, what to do
 an `OSError`, so that callers may catch the standard types.
 """
 
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
+
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
+_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 DISTRIBUTION = "vlm-clip"  # what pip calls this library; on PyPI the name vlm belongs to another project
 
@@ -92,6 +99,27 @@ class ImageError(VlmError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}: {self.detail}"
+
+
+def machine_error(error: BaseException, files: Iterable[Path]) -> BaseException | None:
+    """Find a trouble of the machine behind an error: no space, no memory, no access to a cache.
+
+    Args:
+        error: an error, with its causes.
+        files: what was read.  No access to one of them is not a trouble of another place.
+
+    Returns:
+        The cause that is about the machine, to be raised as it is; None where the error is about `files`.
+    """
+    own = {str(file) for file in files}
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _MACHINE):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in _ACCESS and cause.filename is not None:
+            return None if os.fsdecode(cause.filename) in own else cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def missing_package(what: str, package: str, extra: str) -> MissingPackageError:

@@ -22,7 +22,8 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         Path(f"{task}.toml").write_text(text)
     CALLS.clear()
 
-    def train(recipe, out, processes, *, resume, push, text):
+    def train(recipe, out, processes, *, resume, push, text, profile):
+        assert profile is False
         CALLS.append(("train", type(recipe), out, processes.device.type, resume, push, text))
         return 75
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlm.errors import DataError
+from vlm.errors import DataError, machine_error
 from vlm.training.data.formats.columns import recognise
 from vlm.training.data.formats.folders import has_images, open_folder
 from vlm.training.data.formats.idx import IdxRows, is_idx
@@ -109,6 +109,8 @@ def _open_saved(source: str, splits: Sequence[str], named: ColumnNames) -> Rows:
     try:
         return _joined(source, load_from_disk(source), splits, named, Path(source))
     except (OSError, LookupError, TypeError, pa.ArrowInvalid) as error:
+        if (trouble := machine_error(error, Path(source).rglob("*"))) is not None:
+            raise trouble from None
         raise DataError(f"{source} cannot be read as saved by datasets ({' '.join(str(error).split())}).") from error
 
 
@@ -119,6 +121,8 @@ def _open_hub(source: str, splits: Sequence[str], named: ColumnNames) -> Rows:
     try:
         return _joined(source, load_dataset(source), splits, named, None)
     except (OSError, DatasetsError, RuntimeError) as error:
+        if (trouble := machine_error(error, ())) is not None:
+            raise trouble from None
         reason = str(error).splitlines()[0]
         raise DataError(
             f"There is no folder {source}, and as a data set of the hub it is out of reach ({reason})."
@@ -157,6 +161,8 @@ def _read_parquet(source: str, files: Sequence[Path]) -> Any:
         filled = [str(file) for file in files if read_metadata(file).num_rows]  # datasets stumbles over empty ones
         rows: Any = load_dataset("parquet", data_files=filled, split="train") if filled else None
     except (DatasetGenerationError, OSError, ValueError) as error:
+        if (trouble := machine_error(error, files)) is not None:  # datasets writes a cache
+            raise trouble from None
         reason = str(error.__cause__ or error).splitlines()[0]
         raise DataError(f"{source} cannot be read as parquet ({reason}).") from error
     if rows is None:

@@ -1,6 +1,11 @@
 """The folder of a run: what may begin in it, and the finished model in it."""
 
+import fcntl
+import logging
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ from vlm.training.engine.loop import Rehearsal
 from vlm.training.engine.state import recorded, saved
 from vlm.training.recipe.sections import RunSection
 
+_log = logging.getLogger(__name__)
+
 
 def check_run(out: Path, *, resume: bool, push: str | None) -> None:
     """Before any work is done: an earlier run is not overwritten, the name on the hub is one."""
@@ -21,6 +28,32 @@ def check_run(out: Path, *, resume: bool, push: str | None) -> None:
         )
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise InputError(f"--push {push} is no name on the hub; wanted org/name.")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make the folder of a run and lock it while the run goes on.
+
+    Args:
+        out: the folder.
+
+    Raises:
+        RunFolderError: another process trains into it.  Nothing is written then.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"another process is training into {out}. Wait until it is done, or name another folder with --out."
+            ) from None
+        except OSError as error:  # some network drives have no locks
+            _log.warning("%s cannot be locked (%s): do not start a second run in it", out, error.strerror)
+        yield
+    finally:
+        os.close(handle)  # which unlocks it
 
 
 def begin_run(out: Path, recipe: str) -> None:

@@ -70,10 +70,10 @@ def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:
             embedder = Embedder(embedder.model, load_tokenizer(Path(section.tokenizer)), embedder.preprocess)
         if (embedder.model.logit_bias is not None) != (section.loss == "siglip"):
             fitting = "clip" if embedder.model.logit_bias is None else "siglip"
-            raise RecipeError(f"{section.source} was trained with the other loss. Set [model] loss = '{fitting}'.")
+            raise RecipeError(f"{section.start} was trained with the other loss. Set [model] loss = '{fitting}'.")
     else:
         if section.tokenizer is None:
-            raise RecipeError("the recipe names no [model] tokenizer. python -m training.train_tokenizer writes one.")
+            raise RecipeError("a new model needs [model] tokenizer = a folder. `vlm tokenizer` trains one on captions.")
         tokenizer = load_tokenizer(Path(section.tokenizer))
         ids = (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.pad_id, tokenizer.context_length)
         config = section.architecture(*ids)

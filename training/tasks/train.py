@@ -1,6 +1,7 @@
 """Train what a recipe describes: `train(recipe, out)`, the same for every kind of model."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from vlm.errors import RecipeError
@@ -10,7 +11,7 @@ from vlm.training.engine.loop import STOPPED, fit, rehearse
 from vlm.training.engine.parallel import whole_weights
 from vlm.training.engine.precision import with_precision
 from vlm.training.engine.quarantine import Quarantine
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, place, recorded_recipe
+from vlm.training.engine.run_folder import begin_run, check_run, forecast, locked, place, recorded_recipe
 from vlm.training.measure.card import push_to_hub
 from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
 from vlm.training.recipe.text import recipe_text
@@ -51,16 +52,23 @@ def train(
     check_run(out, resume=resume, push=push)
     recipe = with_precision(recipe, processes.device, recorded_recipe(out) if resume else None)
     task = open_task(recipe, processes)
-    if processes.rank == 0:
-        begin_run(out, text)
-        task.prepare_folder(out)
-        print(task.summary, file=sys.stderr)
+    with locked(out) if processes.rank == 0 else nullcontext():
+        if processes.rank == 0:
+            begin_run(out, text)
+            task.prepare_folder(out)
+            print(task.summary, file=sys.stderr)
+        return _train(task, out, processes, resume=resume, push=push, text=text, profile=profile)
+
+
+def _train(
+    task: Task, out: Path, processes: Processes, *, resume: bool, push: str | None, text: str, profile: bool
+) -> int:
     done = fit(
         task.model,
         task.backward,
         task.stream,
         task.evaluate,
-        recipe,
+        task.recipe,
         out,
         processes=processes,
         chance_loss=task.chance_loss,

@@ -68,7 +68,7 @@ def _paths(args: Namespace) -> list[str]:
     """All texts and paths on the command line; which of them name files is not known here."""
     found: list[str] = []
     for value in vars(args).values():
-        items: list[Any] = value if isinstance(value, list) else [value]
+        items: list[Any] = [*value] if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownVariableType]
         found += [str(item) for item in items if isinstance(item, (str, Path))]
     return found
 

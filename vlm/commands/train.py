@@ -7,6 +7,8 @@ from pathlib import Path
 from vlm.commands.options import Run, positive
 from vlm.errors import InputError
 
+PICTURE_WORDS = "training/picture_words"  # as recipes name it
+
 
 def train(parser: ArgumentParser) -> Run:
     """Train a CLIP or an image classifier from a recipe.
@@ -64,6 +66,11 @@ def train(parser: ArgumentParser) -> Run:
 
         resume = args.resume == "auto" and not args.dry_run
         recipe = read_any_recipe(args.recipe, recorded_recipe(out) if resume else None)
+        if PICTURE_WORDS in args.recipe.read_text(encoding="utf-8") and not Path(PICTURE_WORDS).exists():
+            raise InputError(
+                f"{args.recipe} needs picture-words, which is not in the package but in the repository: there is no "
+                f"folder {PICTURE_WORDS} here. Run the command in a checkout of the repository."
+            )
         if args.gpus is not None:
             from vlm.training.measure.cost import print_plan
 

@@ -306,6 +306,10 @@ class Database:
             raise database_error(self.folder, error) from error
 
 
+def _accessible(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def database_error(folder: Path, error: sqlite3.DatabaseError) -> Exception:
     """What a user can do about an error of SQLite; the error itself where it is a mistake of ours."""
     name, advice = _kind(error), str(error)
@@ -320,6 +324,8 @@ def database_error(folder: Path, error: sqlite3.DatabaseError) -> Exception:
         return IndexFileError(f"'{file}' is damaged: {advice}. {REBUILD}")
     if name in ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"):
         return IndexFileError(f"The index '{folder}' cannot be written: {advice}. Change the rights, or copy it.")
+    if name == "SQLITE_CANTOPEN" and not _accessible(file if file.exists() else folder):
+        return IndexFileError(f"The index '{file}' cannot be opened: Permission denied. Change the rights, or copy it.")
     if name in ("SQLITE_IOERR", "SQLITE_CANTOPEN"):
         return IndexFileError(
             f"'{file}' cannot be read or written: {advice}. See whether its disk has space and is connected."

@@ -1,11 +1,13 @@
+import errno
 from pathlib import Path
 
 import pytest
 
 from vlm.checkpoint.load import load
 from vlm.embedder import Embedder
+from vlm.errors import RunFolderError
 from vlm.training.engine.loop import Rehearsal
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, place
+from vlm.training.engine.run_folder import begin_run, check_run, forecast, locked, place
 from vlm.training.recipe.sections import RunSection
 
 
@@ -30,6 +32,25 @@ def test_the_run_folder_holds_the_recipe_it_was_last_started_with(tmp_path: Path
     for text in ("steps = 1", "steps = 2"):
         begin_run(out, text)
         assert (out / "recipe.toml").read_text() == text
+
+
+def test_a_run_folder_is_locked_until_the_run_ends(tmp_path: Path):
+    with locked(tmp_path / "a" / "run"):
+        with pytest.raises(RunFolderError, match=r"another process.*--out"), locked(tmp_path / "a" / "run"):
+            pass
+        with locked(tmp_path / "b"):
+            pass
+    with locked(tmp_path / "a" / "run"):
+        assert list((tmp_path / "a" / "run").iterdir()) == []
+
+
+def test_a_drive_without_locks_is_told(tmp_path: Path, monkeypatch, caplog):
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "run"):
+        assert "No locks available" in caplog.text and "second run" in caplog.text
 
 
 def test_a_forecast_is_the_steps_time_and_memory(tmp_path: Path):
