@@ -100,7 +100,7 @@ def test_refused_files_are_read_again_by_a_newer_reader_and_when_asked(
     assert index.add_folder(image_folder, workers=0).unchanged == 0
     assert index.add_folder(image_folder, workers=0).unchanged == 7
     assert index.add_folder(image_folder, workers=0, retry_skipped=True).unchanged == 6
-    monkeypatch.setattr(indexing, "READER", "the next")
+    monkeypatch.setattr(indexing, "reader_version", lambda: "the next")
     assert index.add_folder(image_folder, workers=0).unchanged == 6
 
 

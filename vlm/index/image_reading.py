@@ -6,11 +6,13 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 
 from vlm.errors import ImageError, IndexFileError
@@ -18,8 +20,6 @@ from vlm.images.open import MAX_BYTES, open_header, open_image
 from vlm.images.preprocess import Preprocess
 from vlm.index.dates import capture_time
 from vlm.index.records import ACCESS_REASONS, Content, Record
-
-READER = "2"  # another one when more files can be read: those that were refused are then tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,14 @@ class ReadFile(NamedTuple):
     record: Record | None  # None: `problem` is a reason of access
     pixels: np.ndarray | None  # uint8 (3, H, W); None: refused, or known
     problem: ImageError | None
+
+
+@cache
+def reader_version() -> str:
+    """Which formats can be read here.  Files that another version refused are tried again."""
+    parts = [name for name in ("pillow_heif", "rawpy") if find_spec(name)]
+    parts += [name for name in ("avif", "webp", "jpg_2000") if features.check(name)]
+    return " ".join(["3", *parts])  # the number grows with the formats of vlm/images
 
 
 def read_batches(
@@ -129,7 +137,7 @@ def read_file(file: FileToRead, preprocess: Preprocess) -> ReadFile:
             mtime=file.mtime,
             reason=error.reason,
             detail=error.detail,
-            reader=READER,
+            reader=reader_version(),
         )
         return ReadFile(record, None, problem)
     content = Content(digest=digest, size=len(data), width=width, height=height, taken=_taken(opened.image))

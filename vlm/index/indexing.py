@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vlm.embedder import Embedder
 from vlm.errors import ImageError, ImageReason, InputError
 from vlm.index.folder_scan import NO_SUFFIX, scan_folder
-from vlm.index.image_reading import READER, FileToRead, ReadFile, read_batches
+from vlm.index.image_reading import FileToRead, ReadFile, read_batches, reader_version
 from vlm.index.paths import is_below
 from vlm.index.records import FileState
 from vlm.index.roots import Roots, state_of
@@ -205,7 +205,7 @@ def _is_current(state: FileState | None, info: os.stat_result, retry_skipped: bo
     """Whether there is nothing to do: the file is as it was, and has its vector, or was refused by this reader."""
     if state is None or state.missing or (state.size, state.mtime) != (info.st_size, info.st_mtime_ns):
         return False
-    return state.embedded or (state.refused and state.reader == READER and not retry_skipped)
+    return state.embedded or (state.refused and state.reader == reader_version() and not retry_skipped)
 
 
 def _exists(path: str) -> bool:
