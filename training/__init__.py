@@ -5,7 +5,7 @@ Nothing here imports torch before it is needed.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 if __name__ == "training":  # started from a checkout, `python -m training...`: the same package, never a second copy
     import sys
@@ -16,6 +16,7 @@ if __name__ == "training":  # started from a checkout, `python -m training...`: 
 
 if TYPE_CHECKING:
     from vlm.embedder import Embedder
+    from vlm.models.vision import ViTClassifier
     from vlm.training.measure.measurement import Measurement
     from vlm.training.recipe.config import Recipe, VitRecipe
     from vlm.training.recipe.reading import read_any_recipe as read_recipe
@@ -54,20 +55,46 @@ def train(
         leave()
 
 
-def evaluate(model: "str | Path | Embedder", data: str | Path, *, splits: Sequence[str] = ()) -> "list[Measurement]":
-    """Measure the retrieval of a CLIP on image-text pairs, in each language, with chance beside every number.
+@overload
+def evaluate(
+    model: "ViTClassifier", data: str | Path, *, splits: Sequence[str] = (), label: str | None = None
+) -> dict[str, Any]: ...
+
+
+@overload
+def evaluate(
+    model: "str | Path | Embedder", data: str | Path, *, splits: Sequence[str] = ()
+) -> "list[Measurement]": ...
+
+
+def evaluate(
+    model: "str | Path | Embedder | ViTClassifier",
+    data: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    label: str | None = None,
+) -> "list[Measurement] | dict[str, Any]":
+    """Measure a CLIP on image-text pairs, or a classifier on labelled images, with chance beside every number.
 
     Args:
-        model: an embedder, or what `vlm.load` reads.
+        model: an embedder, or what `vlm.load` reads; or a classifier.
         data: a folder, .csv, .jsonl, .parquet, .tar, or the name of a data set on the hub.
         splits: are measured together; empty takes all samples.
+        label: of a classifier's data, the column that holds the labels, where it is not called so.
 
     Returns:
-        Every metric in both directions and in each language.
+        Of a CLIP every retrieval metric in both directions and in each language; of a classifier the numbers of
+        metrics.json of `vlm report`.
 
     Raises:
         VlmError: the model or the data cannot be used.
     """
+    from vlm.models.vision import ViTClassifier
+
+    if isinstance(model, ViTClassifier):
+        from vlm.training.measure.report import evaluate_classifier
+
+        return evaluate_classifier(model, str(data), splits=splits, label=label)
     from vlm.checkpoint.load import load
     from vlm.training.measure.retrieval import evaluate_pairs
 

@@ -8,7 +8,16 @@ import timm
 import torch
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
+from transformers import (
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
+)
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
@@ -49,6 +58,21 @@ def mae(folder: Path) -> Features:
     return lambda images: model(images, noise=torch.arange(16.0).expand(len(images), -1)).last_hidden_state
 
 
+def dinov2(folder: Path) -> Features:
+    """transformers' Dinov2Model, with its LayerScale."""
+    sizes = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
+    model = _random(Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2)))
+    _hugging_face(model, folder)
+    return lambda images: model(images).last_hidden_state
+
+
+def deit(folder: Path) -> Features:
+    """transformers' DeiTModel, with its distillation token."""
+    model = _random(DeiTModel(DeiTConfig(**SIZES)))
+    _hugging_face(model, folder)
+    return lambda images: model(images).last_hidden_state
+
+
 def timm_vit(folder: Path, name: str = "vit_base_patch16_224") -> Features:
     """timm with num_classes = 0."""
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -62,4 +86,7 @@ def timm_deit(folder: Path) -> Features:
     return timm_vit(folder, "deit_base_patch16_224")
 
 
-KINDS = {"ViTModel": vit_model, "ViTMAEModel": mae, "timm ViT": timm_vit, "timm DeiT": timm_deit}
+KINDS = {
+    "ViTModel": vit_model, "ViTMAEModel": mae, "Dinov2Model": dinov2, "DeiTModel": deit, "timm ViT": timm_vit,
+    "timm DeiT": timm_deit,
+}  # fmt: skip

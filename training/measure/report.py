@@ -109,6 +109,43 @@ def report(
     )
 
 
+def evaluate_classifier(
+    classifier: ViTClassifier, data: str, *, splits: Sequence[str] = (), label: str | None = None
+) -> dict[str, Any]:
+    """The numbers of the report, nothing written.
+
+    Args:
+        classifier: its labels are the classes of the data.
+        data: what `open_rows` reads.
+        splits: are measured together; empty takes all samples.
+        label: column that holds the labels, or the numbers of a regression.
+    """
+    split = "+".join(splits) or "all"
+    if classifier.problem == "single_label":
+        class_set = classes_of_classifier(classifier.labels, data, None, label)
+        images = open_labelled(data, tuple(splits), class_set)
+        answers = ask(classifier, classifier.prepare(), images, what=split)
+        temperature = fit_temperature(answers.outputs, answers.targets)
+        numbers = classifier_metrics(answers.outputs, answers.targets, temperature, class_set.keys, classifier.labels)
+    else:
+        columns = {"label": label} if label else None
+        rows = open_rows(data, tuple(splits), columns)
+        if classifier.problem == "regression":
+            images = open_values(rows, columns)
+        else:
+            images = open_multi_label(rows, ClassSet(keys=classifier.labels), columns)
+        answers = ask(classifier, classifier.prepare(), images, what=split)
+        numbers = _numbers(classifier, answers)
+    return {"data": data, "split": split, "left_out": answers.left_out} | numbers
+
+
+def _numbers(classifier: ViTClassifier, answers: Answers) -> dict[str, Any]:
+    """Of a multi-label or a regression model."""
+    if classifier.problem == "regression":
+        return regression_metrics(answers.outputs, answers.targets, classifier.labels)
+    return multi_label_metrics(answers.outputs.sigmoid(), answers.targets, classifier.labels, classifier.thresholds)
+
+
 class _Measured(NamedTuple):
     """The images of a report."""
 
@@ -161,14 +198,9 @@ def _recipe_of(folder: Path) -> VitRecipe | None:
 
 def _write_numbers(out: Path, source: dict[str, str], opened: ViTClassifier, answers: Answers) -> dict[str, Any]:
     """metrics.json and README.md of a multi-label or a regression model."""
-    if opened.problem == "regression":
-        numbers = regression_metrics(answers.outputs, answers.targets, opened.labels)
-        section = regression_section
-    else:
-        probabilities = answers.outputs.sigmoid()
-        numbers = multi_label_metrics(probabilities, answers.targets, opened.labels, opened.thresholds)
-        section = multi_label_section
-    found: dict[str, Any] = source | {"left_out": answers.left_out, "problem": opened.problem} | numbers
+    section = regression_section if opened.problem == "regression" else multi_label_section
+    left_out = {"left_out": answers.left_out, "problem": opened.problem}
+    found: dict[str, Any] = source | left_out | _numbers(opened, answers)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(section(found), encoding="utf-8")
