@@ -1,6 +1,7 @@
 """Tokenizers travel: the same ids in `tokenizers`, transformers and OpenCLIP as here."""
 
 import dataclasses
+import json
 import re
 import string
 import unicodedata
@@ -14,7 +15,13 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from tests.support.foreign_models import captions, sentencepiece_model
-from vlm.interop.tokenizer_files import from_clip, from_sentencepiece, read_tokenizer, write_tokenizer
+from vlm.interop.tokenizer_files import (
+    ends_with_padding,
+    from_clip,
+    from_sentencepiece,
+    read_tokenizer,
+    write_tokenizer,
+)
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.huggingface import JsonTokenizer
 from vlm.tokenizers.load import load_tokenizer
@@ -181,6 +188,39 @@ def test_clipa_ends_in_padding(tmp_path: Path) -> None:
     assert ours is not None
     texts = ["red apple", "apple", "red red red red red red red"]
     assert ours(texts).tolist() == theirs(texts).tolist()
+
+
+def test_clipa_goes_to_openclip_and_cuts_long_texts_as_it_did(tmp_path: Path) -> None:
+    letters = "abcdefgh"
+    names = {name: id for id, name in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *letters])}
+    bert = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, "[UNK]"))
+    bert.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    bert.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    bert.save(str(tmp_path / "tokenizer.json"))
+    symbols = '"pad_token": "[PAD]", "sep_token": "[SEP]", "cls_token": "[CLS]", "unk_token": "[UNK]"'
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "PreTrainedTokenizerFast", {symbols}}}')
+    ours = read_tokenizer(tmp_path, 6, 12, clean="whitespace", pad_to_context=True, without_end=True)
+    assert ours is not None and ends_with_padding(ours)
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path / "out", ours, cleaned=True, strip_end=True)
+    theirs: Any = open_clip.tokenizer.HFTokenizer(str(tmp_path / "out"), context_length=6, strip_sep_token=True)
+    texts = ["a", "a b c d", " ".join(letters), ""]
+    assert theirs(texts).tolist() == ours(texts).tolist()
+
+
+@pytest.mark.parametrize("files", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
+def test_a_vocabulary_without_a_config_is_read(tmp_path: Path, files: tuple[str, ...]) -> None:
+    from_clip().save(str(tmp_path / "tokenizer.json"))
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    for name in {"tokenizer.json", "vocab.json", "merges.txt"} - set(files):
+        (tmp_path / name).unlink()
+    ours = read_tokenizer(tmp_path, 77, 49408)
+    assert ours is not None and (ours.eot_id, ours.pad_id) == (49407, 49407)
+    for caption in ("a red apple", "Two DOGS!", ""):
+        assert ours.encode(caption) == CLIPTokenizer().encode(caption)
 
 
 def test_damaged_tokenizers_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_symbols_are_those_that_the_files_name(
 def test_a_symbol_that_no_file_names_is_asked_for(tmp_path: Path, given: dict[str, str], symbol: str) -> None:
     words(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: no file says which symbol is the {symbol}\\.$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: no file says which symbol is the {symbol}"):
         read_tokenizer(tmp_path, 8, 5)
 
 

@@ -45,6 +45,9 @@ class Training:
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if recipe.run.ema_decay else {}
         self.loss_scale = LossScale(processes.device) if recipe.run.precision == "float16" else None
         self.skipped = 0  # steps so far that were not finite
+        self.highest_scale = math.log(recipe.optim.max_logit_scale)
+        if "logit_scale" in self.named:  # a loaded model may lie above: SigLIP's temperature is 117
+            self.highest_scale = max(self.highest_scale, float(self.named["logit_scale"].detach()))
         model.train()
 
     def step(self, step: int, batch: Batch) -> Tensor:
@@ -101,7 +104,7 @@ class Training:
     @torch.no_grad()
     def _limit_temperature(self) -> None:
         if "logit_scale" in self.named:
-            self.named["logit_scale"].clamp_(0, math.log(self.recipe.optim.max_logit_scale))
+            self.named["logit_scale"].clamp_(0, self.highest_scale)
 
     @torch.no_grad()
     def _move_average(self, decay: float) -> None:

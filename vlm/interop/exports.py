@@ -13,7 +13,7 @@ from vlm.interop.formats import huggingface, huggingface_vit, openclip, openclip
 from vlm.interop.formats.foreign import write_json
 from vlm.interop.formats.huggingface_processor import full_side, write_processor
 from vlm.interop.formats.tables import State
-from vlm.interop.tokenizer_files import write_tokenizer
+from vlm.interop.tokenizer_files import ends_with_padding, write_tokenizer
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx import towers as onnx_towers
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
@@ -48,7 +48,9 @@ def _openclip(model: Embedder | ViTClassifier, folder: Path) -> None:
         model_cfg["text_cfg"]["tokenizer_kwargs"] = {
             "clean": clean if clean in openclip_config.CLEANING else "whitespace"
         }
-        write_tokenizer(folder, tokenizer, cleaned=clean in openclip_config.CLEANING)
+        if strip := ends_with_padding(tokenizer):  # CLIPA: OpenCLIP replaces the symbol that ends a text by padding
+            model_cfg["text_cfg"]["tokenizer_kwargs"]["strip_sep_token"] = True
+        write_tokenizer(folder, tokenizer, cleaned=clean in openclip_config.CLEANING, strip_end=strip)
     settings = {"model_cfg": model_cfg}
     if preprocess is not None:
         settings["preprocess_cfg"] = openclip_writing.write_preprocess(preprocess.config)

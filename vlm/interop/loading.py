@@ -271,12 +271,18 @@ def _huggingface_tokenizer(config: CLIPConfig, folder: Path | None) -> Tokenizer
         return None
     text, path = config.text, folder / "tokenizer_config.json"
     kind = str(read_json(path).get("tokenizer_class")).removesuffix("Fast") if path.is_file() else None
-    if kind == "CLIPTokenizer" and text.vocab_size == CLIP_VOCAB:
+    if text.vocab_size == CLIP_VOCAB and (kind == "CLIPTokenizer" or (kind is None and _is_clip_bpe(folder))):
         return CLIPTokenizer(text.context_length)
     clean = {"SiglipTokenizer": "siglip", "GemmaTokenizer": "siglip2", "Siglip2Tokenizer": "siglip2"}.get(
         str(kind), "none"
     )
     return read_tokenizer(folder, text.context_length, text.vocab_size, clean=clean, pad_to_context=text.pad_to_context)
+
+
+def _is_clip_bpe(folder: Path) -> bool:
+    """Whether vocab.json, beside no config, is the vocabulary of CLIP's byte-pair encoding."""
+    path = folder / "vocab.json"
+    return path.is_file() and read_json(path).get("<|endoftext|>") == CLIP_VOCAB - 1
 
 
 def _processor(folder: Path | None, kind: str, vision: VisionConfig) -> PreprocessConfig | None:

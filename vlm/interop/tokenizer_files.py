@@ -37,6 +37,8 @@ def read_tokenizer(
         given |= read_json(folder / name) if (folder / name).is_file() else {}
     if (folder / JSON_FILE).is_file():
         vocabulary = _open(folder / JSON_FILE)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocabulary = _from_merges(folder, given)
     elif (folder / "spiece.model").is_file():
         vocabulary = from_sentencepiece((folder / "spiece.model").read_bytes())
     else:
@@ -62,6 +64,21 @@ def read_tokenizer(
     return JsonTokenizer(vocabulary.to_str().encode(), config)
 
 
+def _from_merges(folder: Path, given: dict[str, Any]) -> tokenizers.Tokenizer:
+    """vocab.json and merges.txt alone: CLIP's byte-pair encoding with a vocabulary of its own."""
+    names: dict[str, Any] = read_json(folder / "vocab.json")
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    pairs = [(parts[0], parts[1]) for line in lines if len(parts := line.split()) == 2 and not line.startswith("#v")]
+    begin, end = _CLIP_SYMBOLS
+    if begin not in names or end not in names:
+        raise CheckpointError(
+            f"{folder / 'vocab.json'} has no {begin} and {end}: it is not CLIP's. Get tokenizer.json."
+        )
+    given.setdefault("eos_token", end)
+    given.setdefault("pad_token", end)
+    return _clip_vocabulary(models.BPE(names, pairs, end_of_word_suffix="</w>", unk_token=end), names)
+
+
 def _open(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
@@ -78,7 +95,17 @@ def _symbol_id(vocabulary: tokenizers.Tokenizer, given: dict[str, Any], names: t
         id = vocabulary.token_to_id(symbol) if isinstance(symbol, str) else None
         if id is not None:
             return id
-    raise CheckpointError(f"{folder}: no file says which symbol is the {names[0]}.")
+    usual = [symbol for symbol in _USUAL.get(names[0], ()) if vocabulary.token_to_id(symbol) is not None]
+    if not given and len(usual) == 1:  # tokenizer.json alone
+        return int(cast(int, vocabulary.token_to_id(usual[0])))
+    if not given and names[0] == "pad_token":
+        return _symbol_id(vocabulary, given, ("eos_token",), folder)
+    raise CheckpointError(
+        f"{folder}: no file says which symbol is the {names[0]}. Get tokenizer_config.json and special_tokens_map.json."
+    )
+
+
+_USUAL = {"eos_token": ("<|endoftext|>", "</s>", "[SEP]", "<eos>"), "pad_token": ("<pad>", "[PAD]")}
 
 
 def from_sentencepiece(model: bytes, order: list[int] | None = None) -> tokenizers.Tokenizer:
@@ -151,10 +178,14 @@ def from_clip() -> tokenizers.Tokenizer:
     merges = [tuple(line.split()) for line in gzip.decompress(CLIP_BPE_FILE.read_bytes()).decode().split("\n")[1:48895]]
     letters = list(BYTE_LETTERS)
     names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), *_CLIP_SYMBOLS]
+    end, ids = _CLIP_SYMBOLS[1], {name: id for id, name in enumerate(names)}
+    return _clip_vocabulary(models.BPE(ids, merges, end_of_word_suffix="</w>", unk_token=end), ids)  # type: ignore[arg-type]
+
+
+def _clip_vocabulary(model: models.BPE, ids: dict[str, int]) -> tokenizers.Tokenizer:
+    """CLIP's normalisation, words and symbols around a byte-pair encoding."""
     begin, end = _CLIP_SYMBOLS
-    vocabulary = tokenizers.Tokenizer(
-        models.BPE({name: id for id, name in enumerate(names)}, merges, end_of_word_suffix="</w>", unk_token=end)  # type: ignore[arg-type]
-    )
+    vocabulary = tokenizers.Tokenizer(model)
     vocabulary.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -163,9 +194,7 @@ def from_clip() -> tokenizers.Tokenizer:
         [pre_tokenizers.Split(words, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     vocabulary.decoder = decoders.ByteLevel()
-    vocabulary.post_processor = processors.RobertaProcessing(
-        (end, names.index(end)), (begin, names.index(begin)), False, False
-    )
+    vocabulary.post_processor = processors.RobertaProcessing((end, ids[end]), (begin, ids[begin]), False, False)
     vocabulary.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in _CLIP_SYMBOLS])
     return vocabulary
 
@@ -173,12 +202,33 @@ def from_clip() -> tokenizers.Tokenizer:
 _CLIP_SYMBOLS = ("<|startoftext|>", "<|endoftext|>")
 
 
-def write_tokenizer(
-    folder: Path, tokenizer: Tokenizer, order: list[int] | None = None, *, cleaned: bool = False
-) -> None:
-    """The files that `AutoTokenizer.from_pretrained(folder)` reads; `order` as in `from_sentencepiece`.
+def ends_with_padding(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer puts padding where others end a text, as CLIPA's does (`read_tokenizer`, `without_end`)."""
+    if not isinstance(tokenizer, JsonTokenizer) or tokenizer.eot_id != tokenizer.pad_id:
+        return False
+    ids = tokenizers.Tokenizer.from_str(tokenizer.to_str()).encode("a").ids
+    return not ids or ids[-1] != tokenizer.eot_id
 
-    `cleaned`: the reader does `clean` itself (OpenCLIP); otherwise it goes into the file.
+
+def write_tokenizer(
+    folder: Path,
+    tokenizer: Tokenizer,
+    order: list[int] | None = None,
+    *,
+    cleaned: bool = False,
+    strip_end: bool = False,
+) -> None:
+    """Write the files that `AutoTokenizer.from_pretrained(folder)` reads.
+
+    Args:
+        folder: where to.
+        tokenizer: of ours.
+        order: as in `from_sentencepiece`.
+        cleaned: the reader does `clean` itself (OpenCLIP); otherwise it goes into the file.
+        strip_end: the reader replaces the symbol that ends a text by padding (OpenCLIP's strip_sep_token).
+
+    Raises:
+        InputError: the tokenizer has no such form.
     """
     match tokenizer:
         case SentencePieceTokenizer():
@@ -191,11 +241,15 @@ def write_tokenizer(
                 vocabulary.normalizer = _cleaning(tokenizer.config.clean, vocabulary.normalizer)
         case _:
             raise InputError(f"{type(tokenizer).__name__} has no form as a tokenizer.json.")
+    if strip_end:
+        _end_texts(vocabulary)
     eot_id, pad_id = ((order.index(id) if order else id) for id in (tokenizer.eot_id, tokenizer.pad_id))
     symbols: dict[str, Any] = {"eos_token": vocabulary.id_to_token(eot_id), "pad_token": vocabulary.id_to_token(pad_id)}
     if kind == "CLIPTokenizer":  # as OpenAI's; padding with "!", id 0, would make every ! of a text a symbol
         begin, end = _CLIP_SYMBOLS
         symbols = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
+    if strip_end:
+        symbols["sep_token"] = _SEP
     vocabulary.save(str(folder / JSON_FILE))
     write_json(folder / "special_tokens_map.json", symbols)
     settings = {
@@ -206,6 +260,20 @@ def write_tokenizer(
         "model_input_names": ["input_ids", "attention_mask"],
     }
     write_json(folder / "tokenizer_config.json", settings | symbols)
+
+
+_SEP = "[SEP]"  # BERT's, and so CLIPA's
+
+
+def _end_texts(vocabulary: tokenizers.Tokenizer) -> None:
+    """Begins and ends texts as BERT does, so that long ones are cut before the end."""
+    sep, begin = vocabulary.token_to_id(_SEP), vocabulary.encode("").ids
+    if sep is None or len(begin) != 1:
+        raise InputError(f"OpenCLIP cannot cut long texts as this tokenizer does: it has no {_SEP}. Export to onnx.")
+    first = vocabulary.id_to_token(begin[0])
+    vocabulary.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {_SEP}", special_tokens=[(first, begin[0]), (_SEP, sep)]
+    )
 
 
 def _cleaning(clean: str, then: normalizers.Normalizer | None) -> normalizers.Normalizer:

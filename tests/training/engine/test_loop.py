@@ -313,10 +313,13 @@ def test_too_many_skipped_steps_end_the_run_a_resumed_one_too(tmp_path):
 
 
 def test_the_temperature_stays_within_its_limits():
-    for start, limit in ((4.7, math.log(100)), (-0.5, 0.0)):
+    for start, later, limit in ((2.0, 4.7, math.log(100)), (2.0, -0.5, 0.0), (4.77, 4.9, 4.77), (4.77, 4.77, 4.77)):
         model = towers(logit_scale=start)
-        Training(model, backward, recipe({"lr": 1e-6}), SINGLE_PROCESS).step(0, Vectors()[0])
-        assert model.logit_scale.item() == pytest.approx(limit, abs=1e-6)
+        training = Training(model, backward, recipe({"lr": 1e-9}), SINGLE_PROCESS)
+        with torch.no_grad():
+            model.logit_scale.fill_(later)
+        training.step(0, Vectors()[0])
+        assert model.logit_scale.item() == pytest.approx(limit, abs=1e-6)  # SigLIP is loaded at 4.77, above log 100
 
 
 def test_a_changed_recipe_is_said_aloud_and_counts_from_then_on(tmp_path, capsys):
