@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint.sources import BUNDLED
+from vlm.bundled import BUNDLED
 from vlm.config import (
     SIZES,
     CLIPConfig,

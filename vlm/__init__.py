@@ -1,4 +1,4 @@
-"""vlm: images and words in one space.
+"""vlm: image and text embeddings in one space (CLIP, SigLIP), and ViT classifiers.
 
 Public names are imported from their modules on first use, so that `import vlm` and `vlm --help` do not wait for torch.
 """

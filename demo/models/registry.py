@@ -14,7 +14,8 @@ from threading import RLock
 from typing import Literal, get_args
 
 import vlm
-from vlm.checkpoint.sources import BUNDLED, FORMAT
+from vlm.bundled import BUNDLED
+from vlm.checkpoint.sources import FORMAT
 from vlm.demo.models import downloads
 from vlm.demo.page.texts import PageError
 

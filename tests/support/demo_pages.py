@@ -13,7 +13,7 @@ import torch
 
 import vlm
 from tests.support.demo_server import Server, serving
-from vlm.checkpoint.sources import BUNDLED
+from vlm.bundled import BUNDLED
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.demo.page.texts import TEXTS
 from vlm.demo.search.samples import SAMPLES

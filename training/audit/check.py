@@ -67,7 +67,7 @@ def check_rows(
 
 def open_tokenizer(name: str) -> "Tokenizer":
     """mini, clip, or what `Tokenizer.save` or `vlm.save` wrote."""
-    from vlm.checkpoint.sources import BUNDLED
+    from vlm.bundled import BUNDLED
     from vlm.tokenizers.clip_bpe import CLIPTokenizer
     from vlm.tokenizers.load import load_tokenizer
 

@@ -1,4 +1,4 @@
-"""The model card of a model that came without one."""
+"""A short model card, for models saved without one."""
 
 from typing import Any
 
@@ -6,11 +6,17 @@ from torch import nn
 
 
 def short_card(name: str, config: dict[str, Any], model: nn.Module) -> str:
-    """Says only what is certain; `config` as in config.json."""
+    """Write a card from what the model itself says.
+
+    Args:
+        name: of the model.
+        config: as in config.json.
+        model: the weights.
+    """
     clip = config["kind"] == "clip"
     task = "zero-shot-image-classification" if clip else "image-classification"
     opener = "load" if clip else "load_classifier"
-    what = "A CLIP model" if clip else f"A ViT that tells {len(config['labels'])} classes apart"
+    what = "A CLIP model" if clip else f"A ViT classifier of {len(config['labels'])} classes"
     size = sum(weight.numel() for weight in model.parameters())
     return f"""---
 library_name: vlm
@@ -27,5 +33,5 @@ import vlm
 model = vlm.{opener}("{name}")
 ```
 
-Data, recipe and measured accuracy are not recorded here: `vlm.save(model, folder, card=...)` writes them.
+This card says nothing about data, recipe and accuracy. To record them, use `vlm.save(model, folder, card=...)`.
 """

@@ -8,7 +8,7 @@ from vlm.errors import CheckpointError
 
 
 def verify(folder: Path) -> None:
-    """Any byte that differs from what `save` wrote, in any file, is an error that names the file."""
+    """Raise `CheckpointError`, naming the file, where any byte of a model folder is not as `save` wrote it."""
     files = listed_files(folder)
     for name in ("config.json", "model.safetensors"):
         if name not in files:
@@ -24,7 +24,7 @@ def verify(folder: Path) -> None:
 
 
 def listed_files(folder: Path) -> dict[str, str]:
-    """{file: sha256} of manifest.json, which vouches for itself too."""
+    """{file: sha256} from manifest.json, whose own checksum is compared too."""
     path = folder / "manifest.json"
     try:
         text = path.read_bytes().decode("utf-8")
@@ -43,7 +43,7 @@ def sha256(path: Path) -> str:
 
 
 def manifest_text(files: dict[str, str]) -> str:
-    """The one text for these checksums, its own among them."""
+    """The content of manifest.json for these checksums."""
     body = json.dumps(files, sort_keys=True)
     return (
         json.dumps({"files": files, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)

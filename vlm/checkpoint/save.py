@@ -28,9 +28,17 @@ from vlm.models.vision import CosineHead, ViTClassifier
 def save(
     model: Embedder | ViTClassifier, folder: str | Path, card: str | None = None, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a folder that `load` or `load_classifier` reads back; an older model of ours there is replaced, whole.
+    """Write a model folder that `load` or `load_classifier` opens.  The write is atomic.
 
-    `card`: the text of README.md, None writes a short one.  `dtype`: how matrices are stored; float16 halves the file.
+    Args:
+        model: the model.
+        folder: new or empty, or a model folder, which is replaced as a whole.
+        card: the text of README.md; None writes a short one.
+        dtype: format of the stored matrices; float16 halves the file.
+
+    Raises:
+        CheckpointError: the folder holds other files, or a weight is not finite.
+        OSError: the folder cannot be written; an older model there is unchanged.
     """
     folder = Path(folder).expanduser().absolute()
     if isinstance(model, Embedder):
@@ -62,7 +70,13 @@ def save(
 
 
 def save_calibration(folder: str | Path, calibration: Calibration, card: str) -> None:
-    """Into a folder of ours, with what the card now says; the weights stay as they are."""
+    """Add a calibration to a model folder; its weights are unchanged.
+
+    Args:
+        folder: a model folder.
+        calibration: replaces the one there.
+        card: the new text of README.md.
+    """
     folder = Path(folder).expanduser().absolute()
     config = {**read_config(folder, "clip"), "calibration": calibration.to_dict()}
     with (  # all three are written before the first is renamed
@@ -77,7 +91,7 @@ def save_calibration(folder: str | Path, calibration: Calibration, card: str) ->
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Only a model of ours and nothing else, or nothing at all, may be replaced."""
+    """Raise `CheckpointError` where the folder holds anything but a model."""
     if not folder.exists():
         return
     ours = listed_files(folder) if (folder / "manifest.json").is_file() else ()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.atomic import set_aside
+from vlm.bundled import BUNDLED
 from vlm.checkpoint.manifest import verify
 from vlm.config import Json
 from vlm.errors import CheckpointError, OtherKind
@@ -13,7 +14,6 @@ from vlm.interop.names.catalog import catalog
 from vlm.interop.selection import OUR_FORMAT, Purpose
 from vlm.interop.sources import Files, plan
 
-BUNDLED = {"mini": Path(__file__).parents[1] / "assets" / "mini"}
 FORMAT = OUR_FORMAT
 
 

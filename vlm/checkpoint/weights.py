@@ -42,7 +42,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
-    """Every weight of a model, float32; all misfits in one error."""
+    """Assign all weights of a model as float32.
+
+    Args:
+        model: from `unfilled`.
+        weights: name -> tensor.
+        origin: where they come from, for messages.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected, or of another shape or type; it names all of them.
+    """
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in wanted]
@@ -58,7 +67,11 @@ def fill(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
 
 
 def stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices in `dtype`; vectors and the temperature are small and stay float32."""
+    """A weight as it is stored: matrices in `dtype`, vectors and scalars in float32.
+
+    Raises:
+        CheckpointError: a value is not finite in that format.
+    """
     stored = weight.detach().cpu().contiguous().to(dtype if weight.ndim > 1 else torch.float32)
     if not bool(stored.isfinite().all()):
         raise CheckpointError(f"{name} has values that are not finite in {stored.dtype}; a broken model is not saved.")

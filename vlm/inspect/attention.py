@@ -1,7 +1,7 @@
 """Attention maps of a ViT, as arrays.
 
 L blocks · B images · h heads · N tokens, the class token first where there is one · Np patches on a grid (H/P, W/P).
-Everything here reads a model in `eval()` and leaves no gradients; *Vision Transformer 入門*, chapter 3.
+The functions expect a model in `eval()` and compute no gradients.  *Vision Transformer 入門*, chapter 3.
 """
 
 import torch
@@ -25,9 +25,9 @@ def attention_maps(vision: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def attention_read(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """What the image's vector reads through each head, on the patches: (L, B, h, H/P, W/P).
+    """The attention that the pooled image features pay to each patch, through each head: (L, B, h, H/P, W/P).
 
-    With a class token as the vector, its row of each map.
+    Where the class token is pooled, this is its row of each map.
     """
     read = torch.einsum("bn,lbhnm->lbhm", reading_weights(vision, images), attention_maps(vision, images))
     return patch_grid(vision.config, read)
@@ -35,9 +35,9 @@ def attention_read(vision: VisionTransformer, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reading_weights(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """How much of each last token the image's vector reads, (B, N), rows sum to 1.
+    """The weight of each last token in the pooled image features, (B, N); rows sum to 1.
 
-    The class token alone, all patches alike, or what the attention pool's query sees (mean of its heads).
+    The class token alone, all patches alike, or the attention of the pool's query (mean of its heads).
     """
     config = vision.config
     if vision.pool is not None:

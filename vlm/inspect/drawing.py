@@ -73,7 +73,7 @@ Font = Callable[[int], ImageFont.FreeTypeFont | ImageFont.ImageFont]
 
 
 class Lettering(NamedTuple):
-    """Words and letters of one language."""
+    """The words of one language, and a font that has its letters."""
 
     words: Mapping[str, str]
     font: Font
@@ -81,7 +81,7 @@ class Lettering(NamedTuple):
 
 
 def choose_lettering(language: Language) -> Lettering:
-    """Japanese words only with a font that has them, else English in Pillow's own."""
+    """Japanese words where this machine has a Japanese font, else English in Pillow's own font."""
     for name in FONTS:
         try:
             ImageFont.truetype(name, 12)
@@ -92,21 +92,38 @@ def choose_lettering(language: Language) -> Lettering:
 
 
 def overlay(image: Image.Image, grid: Tensor, side: int) -> Image.Image:
-    """A map (H/P, W/P) from 0 up to its own maximum, glowing over the image's grey; longer side `side` pixels."""
+    """Draw a heat map over a grey image.
+
+    Args:
+        image: the image.
+        grid: (H/P, W/P); colours run from 0 to its maximum.
+        side: pixels of the longer side.
+    """
     shown = enlarged(image, side)
     heat = colours(grid / grid.max().clamp_min(1e-12), HEAT).resize(shown.size, Image.Resampling.BILINEAR)
     return Image.blend(shown.convert("L").convert("RGB"), heat, 0.65)
 
 
 def tint(image: Image.Image, grid: Tensor, side: int) -> Image.Image:
-    """A signed map (H/P, W/P) of -1..1, as blue and red paint on the image's pale grey."""
+    """Draw a signed map in blue and red over a pale grey image.
+
+    Args:
+        image: the image.
+        grid: (H/P, W/P), -1 to 1.
+        side: pixels of the longer side.
+    """
     shown = enlarged(image, side)
     pale = Image.blend(shown.convert("L").convert("RGB"), Image.new("RGB", shown.size, "white"), 0.5)
     return ImageChops.multiply(pale, colours(grid / 2 + 0.5, SIGNED).resize(shown.size, Image.Resampling.BILINEAR))
 
 
 def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
-    """(H, W) of 0..1 -> RGB, between equally spaced colours."""
+    """Colour a map.
+
+    Args:
+        levels: (H, W), 0..1.
+        stops: colours such as "#b73779", equally spaced from 0 to 1.
+    """
     rgb = np.array([[int(stop[place : place + 2], 16) for place in (1, 3, 5)] for stop in stops])
     where = np.linspace(0, 1, len(stops))
     channels = [np.interp(levels.numpy(force=True), where, rgb[:, channel]) for channel in range(3)]
@@ -114,7 +131,7 @@ def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """Longer side `side` pixels."""
+    """The image, resized so that its longer side has `side` pixels."""
     scale = side / max(image.size)
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
@@ -126,7 +143,15 @@ def sheet(
     columns: Sequence[str] = (),
     rows: Sequence[str] = (),
 ) -> Image.Image:
-    """Title, one line that explains, tiles of one size in a grid with labels."""
+    """A page with a title, a line that explains it, and tiles of one size in a grid.
+
+    Args:
+        name: of the figure; the title and the line are its words in `lettering`.
+        lettering: words and font.
+        tiles: rows of tiles.
+        columns: labels above the columns.
+        rows: labels left of the rows.
+    """
     title, note, label = lettering.font(20), lettering.font(13), lettering.font(12)
     width, height = tiles[0][0].size
     left = 16 + (max(int(label.getlength(row)) for row in rows) + 10 if rows else 0)
@@ -152,7 +177,12 @@ def sheet(
 
 
 def mosaic(tiles: Sequence[Sequence[Image.Image]], gap: int = _GAP) -> Image.Image:
-    """Tiles of one size in rows and columns, white between them."""
+    """Tiles of one size in rows and columns.
+
+    Args:
+        tiles: rows of tiles.
+        gap: white pixels between them.
+    """
     (width, height), columns = tiles[0][0].size, max(len(line) for line in tiles)
     page = Image.new("RGB", (columns * (width + gap) - gap, len(tiles) * (height + gap) - gap), "white")
     for row, line in enumerate(tiles):

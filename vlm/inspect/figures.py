@@ -16,7 +16,18 @@ from vlm.models.vision import VisionTransformer
 def draw_all(
     vision: VisionTransformer, images: Tensor, image: Image.Image, scores: Mapping[str, Score], lettering: Lettering
 ) -> dict[str, Image.Image]:
-    """Every figure by name.  `images` (1, C, H, W) is `image` normalised; `scores`: caption -> what to look for."""
+    """Draw every figure.
+
+    Args:
+        vision: the image encoder.
+        images: (1, C, H, W), the image normalised.
+        image: the same image to draw over.
+        scores: caption -> score, for the figure of relevance; without scores it is left out.
+        lettering: words and font.
+
+    Returns:
+        {name: figure}.
+    """
     figures = {
         "attention": draw_attention(vision, images, image, lettering),
         "rollout": draw_rollout(vision, images, image, lettering),
@@ -40,7 +51,7 @@ def draw_attention(vision: VisionTransformer, images: Tensor, image: Image.Image
 
 
 def draw_rollout(vision: VisionTransformer, images: Tensor, image: Image.Image, lettering: Lettering) -> Image.Image:
-    """Attention rollout over the image."""
+    """The rollout, drawn over the image."""
     grid = rollout_map(vision, images)[0]
     return sheet(
         "rollout", lettering, [[enlarged(image, 192), overlay(image, grid, 192)]], [lettering.words["image"], ""]
@@ -48,19 +59,19 @@ def draw_rollout(vision: VisionTransformer, images: Tensor, image: Image.Image, 
 
 
 def draw_relevance(image: Image.Image, maps: Mapping[str, Tensor], lettering: Lettering) -> Image.Image:
-    """`maps`: caption -> (H/P, W/P), signed; all on one scale, so that they compare."""
+    """Signed maps, {caption: (H/P, W/P)}, on one scale."""
     top = max(float(grid.abs().max()) for grid in maps.values())
     tiles = [enlarged(image, 192), *(tint(image, grid / top if top else grid, 192) for grid in maps.values())]
     return sheet("relevance", lettering, [tiles], [lettering.words["image"], *maps])
 
 
 def draw_positions(vision: VisionTransformer, lettering: Lettering) -> Image.Image:
-    """One tile per patch: how similar its position is to all others."""
+    """One tile per patch: the similarity of its position embedding to all others."""
     return sheet("positions", lettering, position_tiles(vision))
 
 
 def draw_filters(vision: VisionTransformer, lettering: Lettering) -> Image.Image:
-    """The main components of the patch projection, seven a row."""
+    """The principal components of the patch projection, seven in a row."""
     tiles = filter_tiles(vision)
     return sheet("filters", lettering, [tiles[start : start + 7] for start in range(0, len(tiles), 7)])
 
@@ -91,14 +102,14 @@ def draw_distance(vision: VisionTransformer, images: Tensor, lettering: Letterin
 
 
 def attention_tiles(vision: VisionTransformer, images: Tensor, image: Image.Image) -> list[list[Image.Image]]:
-    """What the image's vector reads: a list of heads for each block."""
+    """The attention of the pooled features to the patches: a list of heads for each block."""
     maps = attention_read(vision, images)[:, 0]  # (L, h, H/P, W/P)
     side = 96 if maps.shape[1] <= 6 else 64
     return [[overlay(image, head, side) for head in block] for block in maps]
 
 
 def position_tiles(vision: VisionTransformer) -> list[list[Image.Image]]:
-    """A map for each patch, at its place: the cosine of its position with all others."""
+    """A map for each patch, at its position: the cosine of its position embedding with all others."""
     similarity = position_similarity(vision)  # (H/P, W/P, H/P, W/P)
     side = max(28, 560 // similarity.shape[1])
     return [
@@ -108,7 +119,7 @@ def position_tiles(vision: VisionTransformer) -> list[list[Image.Image]]:
 
 
 def filter_tiles(vision: VisionTransformer) -> list[Image.Image]:
-    """Principal components of the patch projection, a tile each."""
+    """The principal components of the patch projection, a tile for each."""
     filters, _ = patch_filters(vision)  # (K, C, P, P)
     if filters.shape[1] != 3:
         filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)

@@ -11,7 +11,7 @@ from vlm.models.vision import VisionTransformer
 
 @torch.no_grad()
 def position_similarity(vision: VisionTransformer) -> Tensor:
-    """Cosine of every two patches' position embeddings, (H/P, W/P, H/P, W/P).  ViT paper, figure 7 centre."""
+    """Cosines between the position embeddings of all patches, (H/P, W/P, H/P, W/P).  ViT paper, figure 7 centre."""
     positions = vision.pos_embed[0, int(vision.config.class_token) :]  # (Np, D)
     unit = F.normalize(positions, dim=-1)
     return (unit @ unit.T).reshape(vision.config.grid * 2)
@@ -19,10 +19,15 @@ def position_similarity(vision: VisionTransformer) -> Tensor:
 
 @torch.no_grad()
 def patch_filters(vision: VisionTransformer, count: int = 28) -> tuple[Tensor, Tensor]:
-    """Principal components of the patch projection, (K, C, P, P), and the variance each explains, (K,) of 1.
+    """Principal components of the patch projection's D filters (ViT paper, figure 7 left).
 
-    The D filters are D points in pixel space; their components are unit vectors at right angles, the most telling
-    first.  ViT paper, figure 7 left.
+    Args:
+        vision: the image encoder.
+        count: K at most.
+
+    Returns:
+        Components (K, C, P, P), orthogonal unit vectors in the order of the variance they explain; and their shares of
+        the variance (K,), which sum to 1 over all components.
     """
     filters = vision.patch_embed.proj.weight  # (D, C, P, P)
     points = filters.flatten(1) - filters.flatten(1).mean(0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm.errors import InputError
 from vlm.models.vision import VisionTransformer, ViTClassifier
 
 Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per image (B,)
@@ -14,12 +15,21 @@ Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per image (B
 
 @torch.no_grad()
 def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_size: int = 32) -> Tensor:
-    """Where in the image is what `score` asks for, (B, H/P, W/P): signed, in units of the score.
+    """How much each part of an image raises or lowers a score.
 
-    The model is shown one window at a time and nothing else, a quarter and a half of the image's sides long.  A
-    patch's number is the mean score of the windows with it less the mean of all windows, mean of both sizes.  RISE
-    (Petsiuk et al. 2018) with windows for masks, and tokens left out for grey: any pooling, and what is measured is
-    what the model does.
+    The model sees one window at a time and no other patch, a quarter and a half of the image's sides long.  The value
+    of a patch is the mean score of the windows that contain it minus the mean of all windows, averaged over both sizes.
+    This is RISE (Petsiuk et al. 2018) with windows as masks, and tokens left out in place of grey: it fits any pooling
+    and measures the model itself.
+
+    Args:
+        vision: the image encoder.
+        images: (B, C, H, W).
+        score: features (B, D) -> one number per image (B,).
+        batch_size: windows computed at once.
+
+    Returns:
+        (B, H/P, W/P), signed, in units of the score.
     """
     maps = images.new_zeros(images.shape[0], vision.config.num_patches)
     for parts in (4, 2):
@@ -33,7 +43,15 @@ def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_
 
 
 def windows(grid: tuple[int, int], parts: int) -> Tensor:
-    """The patches of every window one of `parts` of each side long, half a window from the next: (windows, patches)."""
+    """The patches of all windows of one size, at steps of half a window.
+
+    Args:
+        grid: (H/P, W/P).
+        parts: a window's sides are the grid's, divided by this.
+
+    Returns:
+        (windows, patches), numbers of patches.
+    """
     sides = [max(1, round(length / parts)) for length in grid]
     numbers = torch.arange(math.prod(grid)).view(grid)
     down, right = (
@@ -45,13 +63,22 @@ def windows(grid: tuple[int, int], parts: int) -> Tensor:
 
 
 def text_score(vision_proj: nn.Module, text_embed: Tensor) -> Score:
-    """How well a text fits: the cosine of `text_embed` (E,), unit length, and features after `CLIP.vision_proj`."""
+    """A score for `relevance`: the cosine of an image with a text.
+
+    Args:
+        vision_proj: `CLIP.vision_proj`.
+        text_embed: (E,), unit length.
+    """
     return lambda features: F.normalize(vision_proj(features), dim=-1) @ text_embed.to(features)
 
 
 def label_score(classifier: ViTClassifier, label: str) -> Score:
-    """The logit of one of the classifier's labels."""
+    """A score for `relevance`: the logit of one of the classifier's labels.
+
+    Raises:
+        InputError: the classifier has no such label.
+    """
     if label not in classifier.labels:
         known = ", ".join(classifier.labels[:20]) + (", ..." if len(classifier.labels) > 20 else "")
-        raise ValueError(f"'{label}' is none of the classifier's {len(classifier.labels)} labels: {known}.")
+        raise InputError(f"'{label}' is none of the classifier's {len(classifier.labels)} labels: {known}.")
     return lambda features: classifier.head(features)[:, classifier.labels.index(label)]

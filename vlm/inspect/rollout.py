@@ -8,7 +8,7 @@ from vlm.models.vision import VisionTransformer
 
 
 def rollout(maps: Tensor) -> Tensor:
-    """Attention followed through all blocks, (L, B, h, N, N) -> (B, N, N); each row sums to 1.
+    """Attention rollout through all blocks, (L, B, h, N, N) -> (B, N, N); each row sums to 1.
 
     The product of A/2 + I/2, A the mean of the heads, I the residual path.  Abnar and Zuidema 2020, section 4.
     """
@@ -20,6 +20,6 @@ def rollout(maps: Tensor) -> Tensor:
 
 
 def rollout_map(vision: VisionTransformer, images: Tensor) -> Tensor:
-    """How much of each patch reaches the image's vector, (B, H/P, W/P)."""
+    """The rollout from the pooled image features to each patch, (B, H/P, W/P)."""
     followed = rollout(attention_maps(vision, images))
     return patch_grid(vision.config, torch.einsum("bn,bnm->bm", reading_weights(vision, images), followed))

@@ -139,14 +139,14 @@ class AttentionPool(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves out a whole branch per sample while training, scaled to keep the mean (Huang et al. 2016)."""
+    """Stochastic depth (Huang et al. 2016): drops a whole branch per sample in training, and keeps the mean."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """The branch of a residual block, (B, N, D), zero for some images of a batch in training."""
+        """The branch of a residual block, (B, N, D) -> the same, zero for some samples of the batch in training."""
         if not self.training or self.rate == 0:
             return branch
         keep = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
@@ -172,9 +172,9 @@ _ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": TanhGELU, "quick_gelu": QuickGELU}
 
 
 def init_blocks(blocks: nn.ModuleList) -> None:
-    """CLIP's width-scaled start (openai/CLIP model.py, `initialize_parameters`), for both towers.
+    """Initialise as CLIP does, scaled by width (openai/CLIP model.py, `initialize_parameters`), for both encoders.
 
-    Projections into the residual stream shrink with depth, so that the sum of all branches starts with the size of one.
+    Projections into the residual stream are scaled by depth too: the sum of all branches starts as large as one.
     """
     for block in blocks:
         assert isinstance(block, Block)
@@ -190,7 +190,13 @@ def init_blocks(blocks: nn.ModuleList) -> None:
 
 
 def projection(kind: Projection, width: int, embed_dim: int) -> nn.Module:
-    """From features to the joint space, (B, D) -> (B, E)."""
+    """A new projection from features to the joint space, (B, D) -> (B, E).
+
+    Args:
+        kind: "linear", "linear_bias", or "none" for the identity.
+        width: D.
+        embed_dim: E.
+    """
     if kind == "none":
         return nn.Identity()
     linear = nn.Linear(width, embed_dim, bias=kind == "linear_bias")

@@ -1,9 +1,9 @@
-"""Linear layers that take the faster of the two float32 matrix products in PyTorch.
+"""Linear layers that use the faster of PyTorch's two float32 matrix products.
 
-PyTorch multiplies float32 matrices with MKL.  On AMD processors with AVX-512 MKL stays at half of what oneDNN reaches,
-which is there too, behind convolutions: a linear layer is a 1 x 1 convolution over an image as wide as there are rows.
-On such processors, from some 100 rows on, that takes half the time, forward and backward; the sums are the same but for
-the order of their terms.  Anywhere else this is `torch.nn.Linear`.
+PyTorch multiplies float32 matrices with MKL.  On AMD processors with AVX-512, MKL reaches half the speed of oneDNN,
+which PyTorch uses for convolutions.  There, from some 100 rows on, a linear layer is computed as a 1 x 1 convolution:
+half the time, forward and backward, and the same sums except for the order of their terms.  On all other machines this
+is `torch.nn.Linear`.
 """
 
 from functools import cache
@@ -29,11 +29,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The rows of x are the pixels, its columns the channels; only strides change.
+    """`F.linear` as a convolution: rows are pixels, columns are channels; only strides change.
 
-    They lie in 16 images: of fewer, PyTorch gives oneDNN none as long as it has one thread.  oneDNN writes and keeps
-    code for each number of rows it meets; batches of captions have too many numbers, so rows that do not fill 16
-    images are made up to a multiple of 64 with zeros.
+    The rows form 16 images, since with one thread PyTorch does not use oneDNN for fewer.  oneDNN compiles and keeps
+    code for each number of rows; batches of captions have many numbers, so rows that do not fill 16 images are padded
+    with zeros to a multiple of 64.
     """
     rows, columns = x.numel() // x.shape[-1], x.shape[-1]
     lacking = -rows % 64 if rows % 16 else 0
@@ -45,18 +45,18 @@ def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _onednn_gains(x: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()  # nor exporting: other formats have a word for linear layers
+        not torch.compiler.is_compiling()  # nor exporting: other formats have an operator for linear layers
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and mkl_holds_back()
-        and not torch.is_autocast_enabled("cpu")  # bfloat16 has always been oneDNN's
+        and not torch.is_autocast_enabled("cpu")  # bfloat16 uses oneDNN anyway
     )
 
 
 @cache
 def mkl_holds_back() -> bool:
-    """Whether this is such a processor: an AMD one with AVX-512, and both libraries are there."""
+    """Whether this is an AMD processor with AVX-512, and PyTorch has both MKL and oneDNN."""
     able = torch.cpu.get_capabilities()
     maker_known = str(able.get("cpu_name", "")).startswith("AMD")
     return bool(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.config import CosineHeadConfig, Problem, VisionConfig
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import CheckpointError, ConfigError, InputError
 from vlm.images.batching import pixel_batches
 from vlm.images.open import ImageSource
 from vlm.images.preprocess import Preprocess
@@ -35,7 +35,15 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side, bias=config.patch_bias)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`keep` (B, K): the patches to embed, all others are never computed.  A matrix product beats conv2d here."""
+        """Patch embeddings; a matrix product is faster than conv2d here.
+
+        Args:
+            images: (B, C, H, W).
+            keep: (B, K), the patches to embed; the others are not computed.
+
+        Returns:
+            (B, Np, D), or (B, K, D).
+        """
         patches = self.cut(images)  # (B, Np, C P P)
         if keep is not None:
             patches = take_tokens(patches, keep)
@@ -50,7 +58,7 @@ class PatchEmbed(nn.Module):
 
 
 class ViTFeatures(NamedTuple):
-    """What the encoder knows about an image, for other work."""
+    """The outputs of the encoder for other tasks."""
 
     pooled: Tensor  # (B, D), what a head reads
     class_token: Tensor | None  # (B, D), None where the model has none
@@ -103,7 +111,15 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`keep` (B, K) int64: the patches that stay (patch dropout, FLIP, Li et al. 2023); None keeps all."""
+        """The features of images.
+
+        Args:
+            images: (B, C, H, W).
+            keep: (B, K) int64, the patches that are computed (patch dropout: FLIP, Li et al. 2023); None keeps all.
+
+        Returns:
+            (B, D).
+        """
         z = self.embed(images, keep)  # (B, N, D)
         *blocks, last = self.blocks
         for block in blocks:
@@ -125,10 +141,18 @@ class VisionTransformer(nn.Module):
         return self.norm_pre(z)
 
     def features(self, images: Tensor, blocks: tuple[int, ...] = ()) -> ViTFeatures:
-        """Class token, patch map and the tokens after any block (0 is the first, -1 the last)."""
+        """Class token, patch map and the tokens after any block.
+
+        Args:
+            images: (B, C, H, W).
+            blocks: numbers of blocks, 0 is the first, -1 the last.
+
+        Raises:
+            InputError: there is no such block.
+        """
         depth = self.config.depth
         if unknown := [index for index in blocks if not -depth <= index < depth]:
-            raise ValueError(f"There are no blocks {unknown}: this model has {depth}, numbered 0 to {depth - 1}.")
+            raise InputError(f"There are no blocks {unknown}: this model has {depth}, numbered 0 to {depth - 1}.")
         z, taken = self.embed(images), {}
         for layer, block in enumerate(self.blocks):
             z = block(z)
@@ -157,7 +181,7 @@ class VisionTransformer(nn.Module):
         if tuple(images.shape[1:]) == wanted:
             return self.pos_embed
         if not self.any_size or images.shape[1] != wanted[0]:
-            raise ValueError(f"images are {tuple(images.shape)}; this model takes (B, {', '.join(map(str, wanted))}).")
+            raise InputError(f"images are {tuple(images.shape)}; this model takes (B, {', '.join(map(str, wanted))}).")
         return resize_pos_embed(self.pos_embed, self.config, (images.shape[2], images.shape[3]))
 
     def _initialise(self) -> None:
@@ -184,7 +208,7 @@ class CosineHead(nn.Linear):
     def __init__(self, config: CosineHeadConfig, width: int, num_classes: int):
         super().__init__(config.embed_dim, num_classes)
         if config.proj == "none" and width != config.embed_dim:
-            raise ValueError(f"proj 'none' needs width {width} to equal embed_dim {config.embed_dim}. Use 'linear'.")
+            raise ConfigError(f"proj 'none' needs width {width} to equal embed_dim {config.embed_dim}. Use 'linear'.")
         self.config = config
         self.width = width  # D
         self.proj = projection(config.proj, width, config.embed_dim)

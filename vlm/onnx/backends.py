@@ -1,10 +1,10 @@
-"""What computes the towers of a model: PyTorch, or ONNX Runtime with float32 or with 8-bit weights, on the CPU.
+"""Runs the encoders of a CLIP by ONNX Runtime on the CPU, with float32 or 8-bit weights.
 
-The towers are written once for each model, as ONNX files in the user's cache; `OnnxCLIP` then runs them.
+The encoders are exported once for each model, as ONNX files in the user's cache; `OnnxCLIP` then runs them.
 """
 
+import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.config import VisionConfig
+from vlm.errors import CheckpointError, InputError, MissingPackageError
 from vlm.models.clip import CLIP
 from vlm.onnx import towers as onnx_towers
 from vlm.user_folders import cache_folder
@@ -22,17 +23,23 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Backend = Literal["torch", "onnx", "int8"]
+_log = logging.getLogger(__name__)
 
 
 class OnnxCLIP(CLIP):
-    """A CLIP whose `encode_image` and `encode_text` are run by ONNX Runtime: fixed, on the CPU, without gradients.
+    """A CLIP whose `encode_image` and `encode_text` run on ONNX Runtime: on the CPU, without gradients.
 
-    The weights of the model it was made of are still there, to be looked into, saved and exported; what is changed in
-    them afterwards does not reach the encoders.
+    The weights of the original model remain, for inspection, saving and export.  A later change of them does not reach
+    the encoders.
+
+    Args:
+        model: the original.
+        images: runs the image encoder.
+        texts: runs the text encoder.
+        rounding: names the rounding of the weights; empty where the embeddings are those of `model` to 1e-5.
     """
 
     def __init__(self, model: CLIP, images: "InferenceSession", texts: "InferenceSession", *, rounding: str = ""):
-        """`rounding`: says how the vectors differ from those of `model`; empty where they are the same to 1e-5."""
         nn.Module.__init__(self)  # CLIP's would make new weights
         self.config = model.config
         self.vision, self.text = model.vision, model.text
@@ -43,9 +50,9 @@ class OnnxCLIP(CLIP):
         self.train(model.training)
 
     def encode_image(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) -> (B, E), unit length; ValueError where `keep` is given."""
+        """Images (B, C, H, W) -> (B, E), unit length; InputError where `keep` is given."""
         if keep is not None:
-            raise ValueError("ONNX Runtime reads whole images, not those of keep. Load the model with backend torch.")
+            raise InputError("ONNX Runtime reads all patches, not those of keep. Load the model with backend torch.")
         return self._run(self._images, images)
 
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -54,26 +61,34 @@ class OnnxCLIP(CLIP):
 
     def _run(self, session: "InferenceSession", batch: Tensor) -> Tensor:
         if self.training:
-            raise ValueError("A model run by ONNX Runtime cannot be trained. Load it with backend torch.")
+            raise InputError("A model that runs on ONNX Runtime cannot be trained. Load it with backend torch.")
         return torch.as_tensor(
             session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})[0], device=batch.device
         )
 
 
 def run_by(model: CLIP, backend: Backend, key: str) -> CLIP:
-    """The same model run by `backend`.  `key`: names its weights in the cache (`Embedder.fingerprint`).
+    """The same model, run by a back end.
 
-    Raises `ValueError` where the package is missing, a tower has no ONNX form, or the cache cannot be used.
+    Args:
+        model: on the CPU.
+        backend: "torch" returns the model itself.
+        key: names the weights in the cache (`Embedder.fingerprint`).
+
+    Raises:
+        InputError: there is no such back end, an encoder has no ONNX form, the model is on a GPU, or the cache cannot
+            be written.
+        MissingPackageError: ONNX Runtime is not installed.
     """
     check(backend)
     if backend == "torch":
         return model
     if model.logit_scale.device.type != "cpu":
-        raise ValueError(f"backend {backend} runs on the CPU, the model is on {model.logit_scale.device}. Use torch.")
+        raise InputError(f"backend {backend} runs on the CPU, the model is on {model.logit_scale.device}. Use torch.")
     try:
         onnx_towers.check_texts(model.config.text)
-    except ValueError as error:
-        raise ValueError(f"backend {backend}: {error} Use backend torch.") from error
+    except InputError as error:
+        raise InputError(f"backend {backend}: {error} Use backend torch.") from error
     bits = whole_bits() if backend == "int8" else 0
     rounding = f"int{bits}-2" if bits else ""
     floats = cached_folder(f"{key}-onnx-1", lambda new: _write_floats(model, new), backend)
@@ -91,15 +106,20 @@ def run_by(model: CLIP, backend: Backend, key: str) -> CLIP:
 
 
 def check(backend: str) -> None:
-    """Before a model is read: is there such a back end, and is what it needs installed?"""
+    """Check, before a model is read, that there is such a back end and that its packages are installed.
+
+    Raises:
+        InputError: there is no such back end.
+        MissingPackageError: ONNX Runtime is not installed.
+    """
     if backend not in get_args(Backend):
-        raise ValueError(f"There is no backend '{backend}'; it must be one of {', '.join(get_args(Backend))}.")
+        raise InputError(f"There is no backend '{backend}'; it must be one of {', '.join(get_args(Backend))}.")
     if backend != "torch":
         _onnxruntime(backend)
 
 
 def whole_bits() -> int:
-    """Bits of a weight such that this processor adds products of two bytes without clipping their sum: 8 or 7.
+    """Bits of a weight, 8 or 7, such that this processor adds products of two bytes without clipping their sum.
 
     x86 without VNNI adds pairs in 16 bits: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
@@ -108,11 +128,21 @@ def whole_bits() -> int:
 
 
 def cached_folder(name: str, write: Callable[[Path], None], backend: str) -> Path:
-    """The folder `name` of the cache; written beside and renamed, so that it is whole or absent."""
+    """A folder of the cache.
+
+    Args:
+        name: of the folder.
+        write: fills an empty folder, which then gets the name: it is complete or absent.
+        backend: for messages.
+
+    Raises:
+        InputError: the cache cannot be written.
+        MissingPackageError: a package of the export is not installed.
+    """
     folder = cache_folder() / name
     if folder.is_dir():
         return folder
-    print(f"vlm: backend {backend}: writing {folder}, once for this model", file=sys.stderr, flush=True)
+    _log.warning("backend %s: exporting this model to %s; later starts use it", backend, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as beside:
@@ -127,7 +157,9 @@ def cached_folder(name: str, write: Callable[[Path], None], backend: str) -> Pat
     except ModuleNotFoundError as error:
         raise _missing(backend, error) from error
     except OSError as error:
-        raise ValueError(f"backend {backend}: cannot write {folder}: {error}. Set XDG_CACHE_HOME elsewhere.") from error
+        raise InputError(
+            f"backend {backend}: cannot write {folder}: {error}. Set XDG_CACHE_HOME to a folder that can be written."
+        ) from error
     return folder
 
 
@@ -137,10 +169,17 @@ def _write_floats(model: CLIP, folder: Path) -> None:
 
 
 def write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -> None:
-    """The image tower with rounded weights, a scale for each column; activations are rounded as they come.
+    """Quantise the image encoder to 8 bits: weights with a scale for each column, activations dynamically.
 
-    Texts stay float32: they are a small part of the work, and two rounded towers name fewer images alike.  So does
-    the matrix that ends the first block's MLP: of all, the numbers it reads have the longest tail (in `mini`).
+    The text encoder stays float32: it is a small part of the work, and with two quantised encoders fewer images get the
+    same label as before.  The second matrix of the first block's MLP stays float32 too: its inputs have the longest
+    tail (in `mini`).
+
+    Args:
+        floats: folder with image.onnx in float32.
+        folder: where image.onnx is written.
+        bits: of a weight, from `whole_bits`.
+        vision: the encoder's config.
     """
     import onnx
     from onnxruntime import quantization
@@ -148,7 +187,7 @@ def write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -
     source = floats / "image.onnx"
     large = sum(file.stat().st_size for file in floats.glob("image.onnx*")) > onnx_towers.ONE_FILE
     model = onnx.load(source)
-    # said to be prepared already, or quantize_dynamic advises it and sets up the caller's logging to do so
+    # Without this property quantize_dynamic advises preparation, and configures the caller's logging to say so.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     matrices = {
         weight.name for weight in model.graph.initializer if list(weight.dims) == [vision.mlp_dim, vision.width]
@@ -167,7 +206,7 @@ def write_rounded(floats: Path, folder: Path, bits: int, vision: VisionConfig) -
 
 
 def _onnxruntime(backend: str) -> Any:
-    """The module, silent: since 1.29 it writes a device id and reports its use to Microsoft unless told not to."""
+    """The module without its telemetry: since 1.29 it reports its use to Microsoft unless told not to."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, by the import
     try:
         import onnxruntime
@@ -185,10 +224,12 @@ def open_session(path: Path, backend: str) -> "InferenceSession":
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between batches others decode images
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no class in common but this
+    except Exception as error:  # its exceptions have only this class in common
         reason = str(error).splitlines()[0]
-        raise ValueError(f"backend {backend} cannot open {path}: {reason}. Delete {path.parent}.") from error
+        raise CheckpointError(f"backend {backend} cannot open {path}: {reason}. Delete {path.parent}.") from error
 
 
-def _missing(backend: str, error: ModuleNotFoundError) -> ValueError:
-    return ValueError(f"backend {backend} needs {error.name}. Install: pip install onnx onnxscript onnxruntime")
+def _missing(backend: str, error: ModuleNotFoundError) -> MissingPackageError:
+    return MissingPackageError(
+        f"backend {backend} needs {error.name}. Install vlm's extra interop: pip install onnx onnxscript onnxruntime"
+    )

@@ -1,4 +1,4 @@
-"""The towers of a model as ONNX files, for any batch and any text length."""
+"""Exports the encoders of a model as ONNX files, for any batch size and text length."""
 
 import json
 import warnings
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.config import TextConfig, VisionConfig
+from vlm.errors import InputError
 from vlm.models.clip import CLIP
 from vlm.models.vision import ViTClassifier
 
@@ -16,12 +17,12 @@ ONE_FILE = 1_500_000_000  # bytes of weights; above, they lie in a second file: 
 
 
 def write_images(model: CLIP, path: Path) -> None:
-    """pixels (B, 3, H, W) -> embeds (B, E), unit vectors."""
+    """Write the image encoder: pixels (B, C, H, W) -> embeds (B, E), unit vectors."""
     _write(path, _ImageTower(model), _images(model.config.vision), ("pixels", "embeds"), ("batch",))
 
 
 def write_texts(model: CLIP, path: Path) -> None:
-    """ids (B, T) -> embeds (B, E), unit vectors.  Raises `ValueError` as `check_texts` does."""
+    """Write the text encoder: ids (B, T) -> embeds (B, E), unit vectors.  Raises `InputError` as `check_texts` does."""
     config = model.config.text
     check_texts(config)
     ids = torch.full((2, max(2, config.context_length - 1)), config.eot_id)
@@ -62,14 +63,17 @@ def _metadata(model: ViTClassifier) -> dict[str, str]:
 
 
 def check_texts(config: TextConfig) -> None:
-    """Raises `ValueError` for a text tower that `_TextTower` does not express."""
+    """Raise `InputError` for a text encoder that `_TextTower` does not express."""
     if not config.causal and not config.pad_to_context:
-        raise ValueError("ONNX export: a text tower without mask that does not read its padding is not supported.")
+        raise InputError(
+            "ONNX export does not support a bidirectional text encoder that ignores its padding. Export a model with a "
+            "causal mask, or one trained on padded rows."
+        )
     if config.pool == "mean":
-        raise ValueError("ONNX export: text pool 'mean' is not supported.")
+        raise InputError("ONNX export does not support text pool 'mean'. Export a model with pool 'eot' or 'last'.")
 
 
-# The towers below run whole rows and whole blocks: what the encoders leave out to be fast has no static graph.
+# The modules below compute all tokens: packing and single tokens have no static graph.
 
 
 class _ImageTower(nn.Module):

@@ -11,9 +11,9 @@ import regex
 
 from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
 
-# Text that ftfy and html.unescape leave as it is: printable ASCII without '&', kana, CJK punctuation, kanji, emoji.
+# Text that ftfy and html.unescape do not change: printable ASCII without '&', kana, CJK punctuation, kanji, emoji.
 _CLEAN = re.compile(r"[ -%'-~ぁ-ゖァ-ヺー-ヾ、。々「-】一-鿿\u200d\u20e3\ufe0f\u2600-\u27bf\U0001f1e6-\U0001faff]*")
-# OpenAI's pattern without its two control symbols.  No run is longer than 1000, so that the time stays bounded.
+# OpenAI's pattern without its two control symbols.  Runs of at most 1000 characters bound the time.
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}{1,1000}|\p{N}|[^\s\p{L}\p{N}]{1,1000}", regex.IGNORECASE)
 CLIP_BPE_FILE = Path(__file__).parents[1] / "assets" / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
 CLIP_VOCAB = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, begin, end
@@ -24,8 +24,12 @@ _LONGEST_CACHED = 256  # ... of at most so many characters
 class CLIPTokenizer(Tokenizer):
     """The byte-pair encoding of CLIP (Radford et al. 2021): the ids of open_clip.tokenize, several times as fast.
 
-    Two cases differ, on purpose: <start_of_text> and <end_of_text> written in a text are words, not symbols; a run of
-    more than 1000 letters is more than one word.
+    Two cases differ on purpose: <start_of_text> and <end_of_text> in a text are words, not symbols; a run of more than
+    1000 letters is more than one word.
+
+    Args:
+        context_length: largest T.
+        pad_to_context: every batch has T = context_length.
     """
 
     def __init__(self, context_length: int = 77, *, pad_to_context: bool = False):
@@ -41,7 +45,7 @@ class CLIPTokenizer(Tokenizer):
         )
         self._begin_id = CLIP_VOCAB - 2
         self._merges, self._wholes = _clip_merges(), _clip_wholes()
-        self._texts: dict[str, list[int]] = {}  # captions come again every epoch, labels every call
+        self._texts: dict[str, list[int]] = {}  # cache: captions return every epoch, labels every call
         self._words: dict[str, list[int]] = {}
 
     def _pieces(self, text: str) -> list[int]:
@@ -49,7 +53,7 @@ class CLIPTokenizer(Tokenizer):
         return _remember(self._texts, text, self._read(text)) if known is None else known
 
     def _read(self, text: str) -> list[int]:
-        """At least `context_length` ids if there are more."""
+        """The ids without end-of-text; reading stops once there are `context_length`."""
         ids = [self._begin_id]
         for match in _WORDS.finditer(" ".join(_clip_clean(text).split())):
             word = match[0]
@@ -60,14 +64,14 @@ class CLIPTokenizer(Tokenizer):
         return ids
 
     def _word(self, word: str) -> list[int]:
-        """Byte-pair encoding: the pair that was learnt first is merged, until none is left (Sennrich et al. 2016)."""
+        """Byte-pair encoding (Sennrich et al. 2016): merges the pair that was learnt first, until none is left."""
         raw = word.encode()
         if (whole := self._wholes.get(raw)) is not None:
             return [whole]
         ids = list(raw.translate(_IDS_OF_BYTES))
         ids[-1] += 256  # the same byte at the end of a word
         merge = self._merges.get
-        merged = [merge(pair, CLIP_VOCAB) for pair in pairwise(ids)]  # what each neighbour pair makes
+        merged = [merge(pair, CLIP_VOCAB) for pair in pairwise(ids)]  # the id that each pair of neighbours makes
         while merged and (first := min(merged)) < CLIP_VOCAB:
             at = merged.index(first)
             ids[at : at + 2] = [first]
@@ -92,7 +96,7 @@ def _remember(cache: dict[str, list[int]], text: str, ids: list[int]) -> list[in
 
 
 def _clip_clean(text: str) -> str:
-    """SimpleTokenizer's cleaning: mojibake repaired, HTML entities resolved (twice), lower case."""
+    """Normalise as SimpleTokenizer: repair mojibake, resolve HTML entities twice, lower case."""
     if not _CLEAN.fullmatch(text):
         import ftfy  # slow to import
 
@@ -100,7 +104,7 @@ def _clip_clean(text: str) -> str:
     return text.lower()
 
 
-# GPT-2's byte alphabet: the printable bytes come first and stand for themselves, the others are written from U+0100 on.
+# GPT-2's byte alphabet: printable bytes come first and are themselves; the others are letters from U+0100 on.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
 _BYTES = bytes((*_PRINTABLE, *_OTHERS))  # in the order of ids
@@ -110,7 +114,7 @@ BYTE_LETTERS = tuple(map(chr, (*_PRINTABLE, *range(0x100, 0x100 + len(_OTHERS)))
 
 @cache
 def _clip_merges() -> dict[tuple[int, int], int]:
-    """(left id, right id) -> merged id.  Ids count up in the order of learning, so the smallest id goes first."""
+    """(left id, right id) -> merged id.  Ids are in the order of learning, so the smallest id is merged first."""
     ids = {letter: id for id, letter in enumerate((*BYTE_LETTERS, *(letter + "</w>" for letter in BYTE_LETTERS)))}
     lines = gzip.decompress(CLIP_BPE_FILE.read_bytes()).decode("utf-8").split("\n")
     merges: dict[tuple[int, int], int] = {}
@@ -122,7 +126,7 @@ def _clip_merges() -> dict[tuple[int, int], int]:
 
 @cache
 def _clip_wholes() -> dict[bytes, int]:
-    """The words that are one id: merging would end there."""
+    """Words that are a single id, which merging would reach."""
     return {piece[:-1]: id for id, piece in enumerate(_clip_pieces()) if piece.endswith(b" ")}
 
 

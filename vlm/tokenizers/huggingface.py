@@ -1,4 +1,4 @@
-"""Tokenizers that came with foreign weights: a tokenizer.json of the `tokenizers` library -> ids."""
+"""Tokenizers of Hugging Face's `tokenizers` library, in a tokenizer.json."""
 
 import html
 import string
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
+from vlm.errors import CheckpointError, ConfigError
 from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
 
 JSON_FILE = "tokenizer.json"
@@ -14,10 +15,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json with its special symbols; symbols spelt in a text are text.
+    """A tokenizer.json with its special symbols; a symbol spelt in a text is text.
 
-    `clean` is what the source library does to a text before: OpenCLIP's three ways (open_clip/tokenizer.py, clean=...),
-    or transformers' for SigLIP and SigLIP 2.
+    Args:
+        model: the file, or its bytes.
+        config: its `clean` normalises a text first, as the source library does: OpenCLIP's three ways
+            (open_clip/tokenizer.py, clean=...), or transformers' for SigLIP and SigLIP 2.
+
+    Raises:
+        CheckpointError: the file is damaged, or has more ids than the config.
+        ConfigError: there is no such `clean`.
     """
 
     def __init__(self, model: Path | bytes, config: TokenizerConfig):
@@ -27,15 +34,16 @@ class JsonTokenizer(Tokenizer):
         self._model.no_padding()
         self._model.no_truncation()
         if config.clean not in _CLEANING:
-            raise ValueError(f"clean is '{config.clean}'; it must be one of {', '.join(_CLEANING)}.")
+            raise ConfigError(f"clean is '{config.clean}'; it must be one of {', '.join(_CLEANING)}.")
         self._clean = _CLEANING[config.clean]
         if self._model.get_vocab_size() > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {self._model.get_vocab_size()} ids, more than the model's {config.vocab_size}."
+            raise CheckpointError(
+                f"the tokenizer has {self._model.get_vocab_size()} ids, more than the model's {config.vocab_size}. "
+                "Take both from one model."
             )
 
     def save(self, folder: Path) -> None:
-        """The settings and tokenizer.json."""
+        """Write the settings and tokenizer.json."""
         super().save(folder)
         (folder / JSON_FILE).write_text(self._model.to_str(), encoding="utf-8")
 
@@ -57,9 +65,12 @@ def _open(model: Path | bytes) -> tokenizers.Tokenizer:
         content = model if isinstance(model, bytes) else model.read_bytes()
         return tokenizers.Tokenizer.from_buffer(content)
     except OSError as error:
-        raise ValueError(f"cannot read the tokenizer {name}: {error.strerror}.") from error
+        raise CheckpointError(
+            f"cannot read the tokenizer {name}: {error.strerror}. Check the path, or copy the model folder again."
+        ) from error
     except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{name} is not a tokenizer.json, or is damaged ({' '.join(str(error).split())}).") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{name} is not a tokenizer.json, or is damaged ({reason}). Copy it again.") from error
 
 
 def _whitespace(text: str) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from vlm.bundled import BUNDLED
 from vlm.config import Json
+from vlm.errors import CheckpointError
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.protocol import CONFIG_FILE, Tokenizer, TokenizerConfig
 from vlm.tokenizers.sentencepiece import MODEL_FILE, SentencePieceTokenizer
@@ -25,26 +27,39 @@ def _json_tokenizer(folder: Path, config: TokenizerConfig) -> Tokenizer:
     return JsonTokenizer(folder / JSON_FILE, config)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Open what `Tokenizer.save` wrote; raises ValueError where the files are missing, damaged or disagree."""
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """Open the tokenizer of a model folder.
+
+    Args:
+        source: a folder that `Tokenizer.save` or `vlm.save` wrote, or `mini`, the bundled model.
+
+    Raises:
+        CheckpointError: the files are missing or damaged, or disagree.
+    """
+    folder = BUNDLED.get(str(source)) or Path(source).expanduser()
     path = folder / CONFIG_FILE
     try:
         values: Json = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{folder} holds no tokenizer: cannot read {CONFIG_FILE} ({error.strerror}).") from error
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: cannot read {CONFIG_FILE} ({error.strerror}). Name a folder that vlm.save "
+            f"or vlm tokenizer wrote, or {', '.join(BUNDLED)}."
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise CheckpointError(f"{path} is not JSON: {error}. Copy the model folder again.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; wanted an object.")
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; wanted an object. Copy the model folder again.")
     try:
         config = TokenizerConfig.from_dict(values)
     except (TypeError, ValueError) as error:  # a setting is missing; unknown, or of the wrong type
-        raise ValueError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     if config.kind not in _KINDS:
-        raise ValueError(f"{path}: kind is '{config.kind}'; it must be one of {', '.join(_KINDS)}.")
+        raise CheckpointError(f"{path}: kind is '{config.kind}'; it must be one of {', '.join(_KINDS)}.")
     tokenizer = _KINDS[config.kind](folder, config)
     for name in (field.name for field in fields(config)):
         said, found = getattr(config, name), getattr(tokenizer.config, name)
         if said != found:
-            raise ValueError(f"{path} says {name} {said}, the model has {found}. The files do not belong together.")
+            raise CheckpointError(
+                f"{path} says {name} {said}, the model has {found}. Take both files from one model folder."
+            )
     return tokenizer

@@ -12,32 +12,32 @@ import torch
 from torch import Tensor
 
 from vlm.config import StrictConfig
-from vlm.errors import InputError
+from vlm.errors import ConfigError, InputError
 
 CONFIG_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(StrictConfig):
-    """What `tokenizer_config.json` holds; the text encoder's config must agree with it."""
+    """The content of tokenizer_config.json; the text encoder's config must agree with it."""
 
     kind: str  # one of those `load_tokenizer` knows
-    context_length: int  # T at most
+    context_length: int  # largest T
     vocab_size: int  # V
     eot_id: int  # ends every row
-    pad_id: int  # behind the end of the shorter rows of a batch
+    pad_id: int  # fills the shorter rows of a batch
     pad_to_context: bool = False  # every batch has T = context_length
-    clean: str = "none"  # for kind "tokenizers": what is done to a text before, see `vlm/tokenizers/huggingface.py`
+    clean: str = "none"  # for kind "tokenizers": how a text is normalised first, see `vlm/tokenizers/huggingface.py`
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
-            raise ValueError(
-                f"context_length is {self.context_length}; a row needs a begin, a word and an end: 3 or more."
+            raise ConfigError(
+                f"context_length is {self.context_length}; a row holds a begin, a word and an end: give 3 or more."
             )
 
 
 class Tokenizer(ABC):
-    """Sentences -> ids.  Every row holds exactly one end-of-text, its last id; whatever the text says."""
+    """Texts -> ids.  Every row holds exactly one end-of-text, its last id, whatever the text says."""
 
     def __init__(self, config: TokenizerConfig):
         self.config = config
@@ -46,10 +46,10 @@ class Tokenizer(ABC):
         self.eot_id = config.eot_id
         self.pad_id = config.pad_id
         self.pad_to_context = config.pad_to_context
-        self.truncated = 0  # texts that were cut so far
+        self.truncated = 0  # number of texts cut to context_length so far
 
     def encode(self, text: str) -> list[int]:
-        """The row of one text, at most `context_length` ids: what is too long is cut before the end-of-text."""
+        """The ids of one text, at most `context_length`: a longer text is cut before its end-of-text."""
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"a text must be a string, got {type(text).__name__} {str(text)[:60]!r}.")
         ids = self._pieces(text)
@@ -58,23 +58,25 @@ class Tokenizer(ABC):
         return [*ids[: self.context_length - 1], self.eot_id]
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """ids (B, T), int64; T is the longest row of this batch."""
+        """One text or several -> ids (B, T), int64; T is the longest row of this batch.  May raise `InputError`."""
         rows = [self.encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
         if not rows:
-            raise ValueError("no texts to encode: the list is empty. Give at least one.")
+            raise InputError("There are no texts to encode: the list is empty. Give at least one.")
         length = self.context_length if self.pad_to_context else max(map(len, rows))
         padded = np.array([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=np.int64)
         return torch.from_numpy(padded)  # (B, T); torch reads nested lists four times as slowly
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of one row, as the tokenizer saw it: normalised, up to the end-of-text."""
+        """The normalised text of one row of ids, up to the end-of-text.  May raise `InputError`."""
         row = list(takewhile(lambda id: id != self.eot_id, map(int, ids)))
         if bad := [id for id in row if not 0 <= id < self.vocab_size]:
-            raise ValueError(f"id {bad[0]} is outside the vocabulary of {self.vocab_size} ids.")
+            raise InputError(
+                f"id {bad[0]} is outside the vocabulary of {self.vocab_size} ids. Use the model's own ids."
+            )
         return self._text(row)
 
     def save(self, folder: Path) -> None:
-        """Write what `load_tokenizer` reads."""
+        """Write the files that `load_tokenizer` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
 

@@ -5,15 +5,24 @@ from pathlib import Path
 
 import sentencepiece
 
+from vlm.errors import CheckpointError
 from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
 
 MODEL_FILE = "tokenizer.model"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model (Kudo & Richardson 2018); `training.train_tokenizer` makes one from captions.
+    """A SentencePiece model (Kudo and Richardson 2018); `vlm tokenizer` trains one from captions.
 
-    Symbols such as </s> are never read out of a text: there they are four characters.
+    A symbol such as </s> in a text is four characters, never the symbol.
+
+    Args:
+        model: the model file, or its bytes.
+        context_length: largest T.
+        pad_to_context: every batch has T = context_length.
+
+    Raises:
+        CheckpointError: the model is damaged, or has no end-of-text or padding symbol.
     """
 
     def __init__(self, model: Path | bytes, context_length: int, *, pad_to_context: bool = False):
@@ -30,7 +39,7 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
     def save(self, folder: Path) -> None:
-        """The settings and the SentencePiece model."""
+        """Write the settings and the SentencePiece model."""
         super().save(folder)
         (folder / MODEL_FILE).write_bytes(self.to_bytes())
 
@@ -39,7 +48,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model.serialized_model_proto()
 
     def byte_share(self, texts: Iterable[str]) -> float:
-        """The share of ids that stand for a single byte of a character the vocabulary lacks, 0..1."""
+        """The share of ids that are single bytes of characters outside the vocabulary, 0..1."""
         ids = [id for text in texts for id in self._pieces(text)]
         return sum(map(self._model.is_byte, ids)) / max(len(ids), 1)
 
@@ -55,21 +64,25 @@ def _sentencepiece(model: Path | bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         content = model if isinstance(model, bytes) else model.read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read the tokenizer model {name}: {error.strerror}.") from error
+        raise CheckpointError(
+            f"cannot read the tokenizer model {name}: {error.strerror}. Check the path, or copy the model folder again."
+        ) from error
     processor = sentencepiece.SentencePieceProcessor()
     try:
         intact = bool(content) and processor.load_from_serialized_proto(content)
     except RuntimeError:
         intact = False
     if not intact:
-        raise ValueError(f"{name} ({len(content)} bytes) is not a SentencePiece model, or is damaged.")
+        raise CheckpointError(
+            f"{name} ({len(content)} bytes) is not a SentencePiece model, or is damaged. Copy the model folder again."
+        )
     if processor.eos_id() < 0 or processor.pad_id() < 0:
-        raise ValueError(f"{name} has no end-of-text or no padding symbol. Train it with eos_id and pad_id.")
+        raise CheckpointError(f"{name} has no end-of-text or no padding symbol. Train it with eos_id and pad_id.")
     return processor
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """Half a UTF-16 pair (undecodable file names have them) becomes U+FFFD; ftfy does the same."""
+    """Replace each half of a UTF-16 pair, as in undecodable file names, by U+FFFD; ftfy does the same."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.support.check_sets import THINGS, encoded, examine, noise_image, row, sound
-from vlm.checkpoint.sources import BUNDLED
+from vlm.bundled import BUNDLED
 from vlm.cli import main
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.load import load_tokenizer
