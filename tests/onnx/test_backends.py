@@ -20,6 +20,7 @@ from tests.support.foreign_models import clip_config, odd_images, pixels, random
 from vlm.cli import main
 from vlm.config import CLIPConfig
 from vlm.embedder import Embedder
+from vlm.errors import MissingPackageError
 from vlm.index.embedding_index import EmbeddingIndex
 from vlm.models.clip import CLIP
 from vlm.onnx import backends
@@ -294,7 +295,7 @@ def test_a_broken_file_of_the_cache_is_named_with_what_to_delete(
 
 def test_a_missing_package_is_one_line_with_its_remedy(monkeypatch: pytest.MonkeyPatch, empty_cache: Path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r"backend int8 needs onnxruntime\. Install: pip install onnx"):
+    with pytest.raises(MissingPackageError, match=r"int8 needs onnxruntime\. .*pip install onnx"):
         vlm.load("mini", backend="int8")
 
 
@@ -305,7 +306,7 @@ def test_so_is_one_that_only_the_writing_needs(
         raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
 
     monkeypatch.setattr(onnx_towers, "write_texts", lacks)
-    with pytest.raises(ValueError, match=r"^backend onnx needs onnxscript\. Install: pip install onnx onnxscript onnx"):
+    with pytest.raises(MissingPackageError, match=r"onnx needs onnxscript\. .*pip install onnx onnxscript onnx"):
         run_by(tiny_clip, "onnx", "model")
     assert list(empty_cache.iterdir()) == []
 
@@ -328,7 +329,7 @@ def test_an_unknown_backend_is_refused_before_the_model_is_read():
 def test_a_tower_or_a_device_without_onnx_is_one_line_with_its_remedy(tiny_clip: CLIP, empty_cache: Path):
     config = dataclasses.replace(tiny_clip.config.text, pool="mean")
     averaging = CLIP(dataclasses.replace(tiny_clip.config, text=config))
-    with pytest.raises(ValueError, match=r"backend onnx: .*text pool 'mean' is not supported\. Use backend torch"):
+    with pytest.raises(ValueError, match=r"backend onnx: .*text pool 'mean'.* Use backend torch"):
         run_by(averaging, "onnx", "model")
     with pytest.raises(ValueError, match=r"backend int8 runs on the CPU, the model is on meta\. Use torch"):
         run_by(tiny_clip.to("meta"), "int8", "model")

@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers
 import torch
 
+from vlm.bundled import BUNDLED
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.huggingface import JsonTokenizer
 from vlm.tokenizers.load import load_tokenizer
@@ -288,7 +289,7 @@ def test_a_tokenizer_can_move_to_a_worker_process(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "no texts to encode: the list is empty. Give at least one."),
+        ([], "There are no texts to encode: the list is empty. Give at least one."),
         (["a", 3, "b"], "a text must be a string, got int '3'."),
         ([None], "a text must be a string, got NoneType 'None'."),
         ([b"a" * 99], f"""a text must be a string, got bytes "b'{"a" * 58}"."""),  # its first 60 characters
@@ -340,3 +341,7 @@ def test_missing_and_damaged_files_are_named(pieces: SentencePieceTokenizer, tmp
     model.unlink()
     with pytest.raises(ValueError, match=r"cannot read the tokenizer model .*No such file"):
         load_tokenizer(tmp_path)
+
+
+def test_the_tokenizer_of_the_bundled_model_opens_by_its_name() -> None:
+    assert load_tokenizer("mini").encode("犬 and cat") == load_tokenizer(BUNDLED["mini"]).encode("犬 and cat")

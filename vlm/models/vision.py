@@ -35,15 +35,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side, bias=config.patch_bias)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Patch embeddings; a matrix product is faster than conv2d here.
-
-        Args:
-            images: (B, C, H, W).
-            keep: (B, K), the patches to embed; the others are not computed.
-
-        Returns:
-            (B, Np, D), or (B, K, D).
-        """
+        """(B, Np, D), or (B, K, D) of the patches `keep` (B, K) alone.  A matrix product is faster than conv2d here."""
         patches = self.cut(images)  # (B, Np, C P P)
         if keep is not None:
             patches = take_tokens(patches, keep)
@@ -111,15 +103,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The features of images.
-
-        Args:
-            images: (B, C, H, W).
-            keep: (B, K) int64, the patches that are computed (patch dropout: FLIP, Li et al. 2023); None keeps all.
-
-        Returns:
-            (B, D).
-        """
+        """Features (B, D); `keep` (B, K) int64: the patches that are computed (FLIP, Li et al. 2023), None: all."""
         z = self.embed(images, keep)  # (B, N, D)
         *blocks, last = self.blocks
         for block in blocks:
@@ -141,15 +125,7 @@ class VisionTransformer(nn.Module):
         return self.norm_pre(z)
 
     def features(self, images: Tensor, blocks: tuple[int, ...] = ()) -> ViTFeatures:
-        """Class token, patch map and the tokens after any block.
-
-        Args:
-            images: (B, C, H, W).
-            blocks: numbers of blocks, 0 is the first, -1 the last.
-
-        Raises:
-            InputError: there is no such block.
-        """
+        """Class token, patch map and the tokens after any of `blocks`: 0 is the first, -1 the last."""
         depth = self.config.depth
         if unknown := [index for index in blocks if not -depth <= index < depth]:
             raise InputError(f"There are no blocks {unknown}: this model has {depth}, numbered 0 to {depth - 1}.")
