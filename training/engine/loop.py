@@ -31,6 +31,8 @@ from vlm.training.recipe.config import LoopRecipe
 
 STOPPED = 75  # exit code of a run that was asked to stop and saved: run it again to go on (EX_TEMPFAIL)
 
+REHEARSED, REHEARSED_SECONDS = 8, 20.0  # steps measured by `rehearse`, and when it stops earlier
+
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -170,7 +172,9 @@ def fit(
 def rehearse(
     model: nn.Module, backward: Backward[AnyBatch], stream: Stream[AnyBatch], recipe: LoopRecipe, processes: Processes
 ) -> Rehearsal:
-    """Measure the first two steps of a run and, where there are dense ones, two of those; nothing is written.
+    """Measure the first steps of a run and, where there are dense ones, some of those; nothing is written.
+
+    The mean of up to REHEARSED steps is taken: the loaders' head start is then used up.
 
     Args:
         model: on the device of the processes.
@@ -181,17 +185,20 @@ def rehearse(
     """
     training = Training(model, backward, recipe, processes)
 
-    def second_of_two(first: int) -> float:
-        """Seconds of the second step, waiting for data included; the first compiles, allocates and warms up."""
-        clock = seconds = time.perf_counter()
-        for step, batch in enumerate(_batches(stream, first, first + 2, recipe, processes), start=first):
+    def mean(first: int, last: int) -> float:
+        """Seconds of a step before `last`, waiting for data included; the first one compiles, allocates, warms up."""
+        start, most = None, max(1, min(REHEARSED, last - first - 1))
+        for step, batch in enumerate(_batches(stream, first, first + 1 + most, recipe, processes), start=first):
             training.step(step, batch.to(processes.device)).tolist()
-            clock, seconds = time.perf_counter(), time.perf_counter() - clock
-        return seconds
+            now = time.perf_counter()
+            start, count = now if start is None else start, step - first
+            if count and (count == most or now - start > REHEARSED_SECONDS):
+                return (now - start) / count
+        raise AssertionError("a stream has no end")
 
-    seconds, dense = second_of_two(0), 1 - recipe.dense_from / recipe.run.steps
+    seconds, dense = mean(0, recipe.dense_from), 1 - recipe.dense_from / recipe.run.steps
     if dense:
-        seconds = (1 - dense) * seconds + dense * second_of_two(recipe.dense_from)
+        seconds = (1 - dense) * seconds + dense * mean(recipe.dense_from, recipe.dense_from + 1 + REHEARSED)
     if processes.device.type == "cuda":
         return Rehearsal(seconds, torch.cuda.max_memory_allocated(processes.device))
     return Rehearsal(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -16,13 +16,13 @@ from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
 from vlm.tokenizers.load import load_tokenizer
 from vlm.training.engine.optim import parameter_groups
-from vlm.training.engine.throughput import GPUS
+from vlm.training.engine.throughput import GPUS, Work
 from vlm.training.recipe.config import Recipe
 
 GIB = 2**30
 
 
-class Work(NamedTuple):
+class Passes(NamedTuple):
     """FLOPs of one row, there and back."""
 
     forward: float
@@ -50,7 +50,7 @@ def tower_flops(config: VisionConfig | TextConfig, tokens: int) -> float:
     return (config.depth - 1) * block_flops(*sizes) + last
 
 
-def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Work:
+def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Passes:
     """Of one image of which `kept` patches are computed (None: all), the projection into E included."""
     D, F = config.width, config.mlp_dim
     patches = config.num_patches if kept is None else kept
@@ -58,14 +58,14 @@ def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) 
     cut = 2 * patches * config.in_channels * config.patch_size**2 * D
     pool = 4 * tokens * D**2 + 4 * tokens * D + 2 * D**2 + 4 * D * F if config.pool == "attention" else 0
     forward = cut + tower_flops(config, tokens) + pool + 2 * D * embed_dim
-    return Work(forward, 2 * forward - cut)  # pixels need no gradient
+    return Passes(forward, 2 * forward - cut)  # pixels need no gradient
 
 
-def text_flops(config: TextConfig, embed_dim: int, tokens: int | None = None) -> Work:
+def text_flops(config: TextConfig, embed_dim: int, tokens: int | None = None) -> Passes:
     """Of one text of that many tokens, None: a full row, the projection into E included."""
     tokens = config.context_length if tokens is None or config.pad_to_context else tokens
     forward = tower_flops(config, tokens) + 2 * config.width * embed_dim
-    return Work(forward, 2 * forward)
+    return Passes(forward, 2 * forward)
 
 
 def loss_flops(batch: int, embed_dim: int) -> float:
@@ -97,8 +97,8 @@ class Cost:
 
     parameters: int
     trained: int
-    vision: Work  # of one image, on average over the run
-    text: Work  # of one caption
+    vision: Passes  # of one image, on average over the run
+    text: Passes  # of one caption
     tokens: int  # of that caption
     rows: int  # images of each GPU
     flops: dict[str, float]  # by what needs them
@@ -121,10 +121,10 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
     fullest = config.vision.num_patches if data.dense_share else kept
     tokens = config.text.context_length if caption_tokens is None else min(caption_tokens, config.text.context_length)
     sparse, dense = (vision_flops(config.vision, config.embed_dim, count) for count in (kept, None))
-    vision = Work(*((1 - data.dense_share) * a + data.dense_share * b for a, b in zip(sparse, dense, strict=True)))
+    vision = Passes(*((1 - data.dense_share) * a + data.dense_share * b for a, b in zip(sparse, dense, strict=True)))
     text = text_flops(config.text, config.embed_dim, tokens)
     if recipe.model.lock_vision:
-        vision = Work(vision.forward, 0)
+        vision = Passes(vision.forward, 0)
     again = (run.accumulate > 1) + run.checkpoint_activations  # forward passes more
     pieces = [piece for p in parameter_groups(model)[0] for piece in _square(p.shape[0], p.shape[1])]
     muon = recipe.optim.matrices == "muon"
@@ -164,6 +164,24 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
         flops=flops,
         memory=memory,
         traffic=traffic,
+    )
+
+
+def step_work(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int | None = None) -> Work:
+    """What one step of one process computes at least, for the utilisation in a run's log.
+
+    Args:
+        config: of the model.
+        recipe: of the run.
+        gpus: processes that share a batch.
+        caption_tokens: of a caption, on average; None: full rows.
+    """
+    cost = step_cost(config, recipe, gpus, caption_tokens)
+    captions = cost.rows * recipe.data.captions_per_image
+    image_tokens = recipe.data.coarse(config.vision).num_tokens
+    return Work(
+        flops=cost.rows * cost.vision.both + captions * cost.text.both,
+        tokens=cost.rows * image_tokens + captions * cost.tokens,
     )
 
 

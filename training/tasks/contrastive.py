@@ -27,6 +27,7 @@ from vlm.training.engine.lora import add_adapters, merge_adapters
 from vlm.training.engine.precision import autocast
 from vlm.training.engine.step import Backward
 from vlm.training.measure.card import clip_card
+from vlm.training.measure.cost import step_work
 from vlm.training.measure.measurement import Measurement
 from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words
 from vlm.training.measure.retrieval import embed_all_images, measure_retrieval, retrieval_recall
@@ -55,9 +56,18 @@ def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
         samples=len(pairs),
         max_broken=recipe.data.max_broken,
         chance_loss=chance_loss(recipe),
+        work=step_work(embedder.model.config, recipe, processes.size, mean_caption_tokens(embedder, validation)),
         summary=f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}",
         finish=finish,
     )
+
+
+def mean_caption_tokens(embedder: Embedder, pairs: Pairs, sample: int = 256) -> int | None:
+    """Mean length of the first captions; None where there are none."""
+    texts = [text for language in pairs.languages for texts in pairs.texts(language)[:sample] for text in texts[:1]]
+    if not texts:
+        return None
+    return round(float(embedder.model.text_lengths(embedder.tokenizer(texts)).double().mean()))
 
 
 def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:

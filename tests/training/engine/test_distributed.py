@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.test_loss import LOSSES, assert_close, gradients
@@ -22,10 +23,11 @@ from vlm.models.clip import CLIP
 from vlm.training.data.pair_stream import PairBatch
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes, init_from_env, leave, place_from_env
-from vlm.training.engine.parallel import whole_weights
+from vlm.training.engine.parallel import average_whole, prepare, whole_weights
 from vlm.training.engine.state import newest, save_state
 from vlm.training.engine.step import Training
 from vlm.training.recipe.config import Recipe
+from vlm.training.recipe.sections import RunSection
 
 ROWS, DIM = 24, 6
 GROUPS = torch.arange(ROWS) * 5 % 9  # of 2 or 3 rows, on different processes
@@ -183,10 +185,48 @@ def check_training(processes: Processes) -> None:
         assert norm_of(again, processes, 2) == pytest.approx(norms[2], rel=1e-9)
 
 
+def check_sharded_accumulation(processes: Processes) -> None:
+    """FSDP2 with chunks that are exchanged once, in float64 exactly and with the bfloat16 policy roughly."""
+    truth = small_clip()
+    whole = small_batch(range(ROWS))
+
+    def gradients_by_name(model: CLIP, rows: PairBatch, chunks: int, members: Processes) -> dict[str, Tensor]:
+        def embed(called: nn.Module, chunk: PairBatch) -> tuple[Tensor, ...]:
+            pixels = (chunk.images.double() / 255).to(model.logit_scale.dtype)
+            return called(pixels, chunk.ids[:, 0])
+
+        def loss(images: Tensor, texts: Tensor) -> Tensor:
+            return clip_loss(images, texts, model.logit_scale, rows.groups, processes=members)
+
+        accumulate(model, rows.chunks(chunks), embed, loss, [model.logit_scale])
+        if members.size > 1:
+            average_whole(model.parameters(), members)
+        return {name: whole_gradient(p) for name, p in model.named_parameters() if p.grad is not None}
+
+    single = Processes(rank=0, size=1, device=processes.device)
+    expected = gradients_by_name(truth, whole, 1, single)
+    for precision, dtype, tolerance in (("float64", torch.float64, 1e-9), ("bfloat16", torch.float32, 0.05)):
+        model = small_clip().to(dtype)
+        prepare(model, RunSection(precision=precision, shard=True), processes)
+        found = gradients_by_name(model, small_batch(processes.share(ROWS)), 3, processes)
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            scale = float(expected[name].norm()) + 1e-3
+            assert float((gradient.double() - expected[name]).norm()) <= tolerance * scale, (precision, name)
+
+
+def whole_gradient(p: Tensor) -> Tensor:
+    """Unsharded."""
+    assert p.grad is not None
+    return p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+
+
 def checks(size: int) -> dict[str, Callable[[Processes], None]]:
     """Whole steps take seconds: two processes are enough for them."""
     always = {"losses": check_losses, "accumulation": check_accumulation, "map": check_map}
-    return always | ({"training": check_training} if size == 2 else {})
+    return always | (
+        {"training": check_training, "sharded accumulation": check_sharded_accumulation} if size == 2 else {}
+    )
 
 
 def run_checks(rank: int, size: int, port: int, report: Callable[[str], None]) -> None:
