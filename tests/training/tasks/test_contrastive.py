@@ -55,7 +55,8 @@ def test_a_new_model_fits_its_tokenizer_reads_as_the_data_say_and_starts_from_it
         open_embedder(recipe(run_folder, data={"mean": 0.4, "std": 0.2}, run={"seed": seed}), SINGLE_PROCESS)
         for seed in (1, 1, 2)
     )
-    assert one.preprocess.config == PreprocessConfig(image_size=16, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    expected = PreprocessConfig(image_size=16, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), to_srgb=True)
+    assert one.preprocess.config == expected
     text = one.model.config.text
     assert (text.vocab_size, text.context_length) == (tiny_tokenizer.vocab_size, tiny_tokenizer.context_length)
     assert (text.eot_id, text.pad_id) == (tiny_tokenizer.eot_id, tiny_tokenizer.pad_id)
@@ -67,7 +68,7 @@ def test_a_new_model_fits_its_tokenizer_reads_as_the_data_say_and_starts_from_it
     assert {p.dtype for p in exact.model.parameters()} == {torch.float64}
     coarse = open_embedder(recipe(run_folder, data={"coarse_size": 8, "dense_share": 0.5}), SINGLE_PROCESS)
     assert coarse.model.vision.any_size is True
-    with pytest.raises(ValueError, match=r"names no \[model\] tokenizer. python -m training.train_tokenizer writes"):
+    with pytest.raises(ValueError, match=r"\[model\] tokenizer.*vlm tokenizer"):
         open_embedder(recipe(run_folder, model={"tokenizer": None}), SINGLE_PROCESS)
 
 
