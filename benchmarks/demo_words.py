@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     if args.write:
-        WORDS_FILE.write_text(json.dumps(training_words(), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        WORDS_FILE.write_text(json.dumps(training_words(), ensure_ascii=False) + "\n", encoding="utf-8")
     actions = PageActions("mini")
     known = [text for one in samples() for text in (one.en, one.ja)]
     for name, queries in (

@@ -1,6 +1,6 @@
 """Screenshots of all tabs of a running demo: docs/images/demo-TAB-LANGUAGE[-390].png, 1280 and 390 pixels wide.
 
-vlm demo --classifier runs/groups-wise &        # runs/groups-wise: docs/eight-groups.md
+vlm demo --models FOLDER &      # holds a classifier, such as vlm.zero_shot.classifier_from_names of mini
 python docs/take_screenshots.py http://127.0.0.1:7860
 """
 

@@ -1,7 +1,7 @@
 """The models of the page: two side by side, model cards, downloads after consent."""
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import gradio as gr
 
@@ -38,7 +38,7 @@ def tab(actions: PageActions, shared: SharedParts) -> None:
     names = [entry.name for entry in registry.entries("clip")]
     several = len(names) > 1
     switch_part(actions, shared)
-    with gr.Column(visible=several):
+    with gr.Column(visible=several) as comparison:
         html_part(layout.heading("compare_heading"))
         html_part(layout.intro("models_intro"))
         with gr.Row(equal_height=False):
@@ -68,7 +68,7 @@ def tab(actions: PageActions, shared: SharedParts) -> None:
     html_part(layout.heading("card_heading"))
     show = gr.Button(text("card_button"), elem_id="card-button", visible=several)
     shown = html_part(layout.empty_state("card_empty") if several else _card(actions, names[0]), "model-card")
-    _downloads(actions)
+    _downloads(actions, comparison, second)
 
     def rankings_html(path: str | None, typed: str, one: str | None, other: str | None) -> str:
         return models.side_by_side(_compare(actions, path, typed, one or "", other or ""), path)
@@ -117,7 +117,7 @@ def _card(actions: PageActions, name: str) -> str:
         return layout.notice(error)
 
 
-def _downloads(actions: PageActions) -> None:
+def _downloads(actions: PageActions, comparison: gr.Column, second: gr.Dropdown) -> None:
     """Models on a hub: one consent for the size, another for the download."""
     html_part(layout.heading("remote_heading"))
     if not actions.registry.any_source:
@@ -139,18 +139,24 @@ def _downloads(actions: PageActions) -> None:
     def size(typed: str) -> str:
         return models.remote_size(typed.strip(), downloads.size(typed))
 
-    def download(typed: str) -> Iterator[str]:
+    def download(typed: str) -> Iterator[tuple[Any, Any, Any]]:
+        """A downloaded model is the second one of the comparison, which is hidden while there is one model only."""
         try:
             for progress in downloads.download(typed):
-                yield models.remote_progress(typed.strip(), progress.done, progress.total)
+                yield models.remote_progress(typed.strip(), progress.done, progress.total), gr.skip(), gr.skip()
             actions.registry.mark_downloaded(typed.strip())
-            yield models.remote_done(typed.strip())
+            yield models.remote_done(typed.strip()), gr.update(visible=True), typed.strip()
         except PageError as error:
-            yield layout.notice(error)
+            yield layout.notice(error), gr.skip(), gr.skip()
 
     bind(ask.click, size, [name], [state])
     agree.click(  # in a queue of its own: computations do not wait for it
-        download, [name], [state], preprocess=False, concurrency_id="download", api_visibility="private"
+        download,
+        [name],
+        [state, comparison, second],
+        preprocess=False,
+        concurrency_id="download",
+        api_visibility="private",
     )
 
 

@@ -168,10 +168,12 @@ def test_one_label_has_its_own_probability_and_a_weak_one_is_flagged_above(
     assert TEXTS["one_note"][language] in page.locator("#ranking").inner_text()
     page.locator("#labels textarea").fill({"ja": "民主主義、哲学", "en": "democracy, philosophy"}[language])
     classify(page)
-    flag, bars = page.locator("#ranking .none-fits"), page.locator("#ranking .bars")
-    for key in ("none_fits", "drawings_only", "photo_command"):
+    flag, bars = page.locator("#ranking .none-fits").first, page.locator("#ranking .bars")
+    for key in ("none_fits", "drawings_only", "photo_model"):
         assert TEXTS[key][language] in flag.inner_text()
     assert flag.bounding_box()["y"] < bars.bounding_box()["y"]  # pyright: ignore[reportOptionalSubscript]
+    assert "民主主義" in page.locator("#ranking").inner_text() or language == "en"
+    assert TEXTS["unknown_words"][language].split("{")[0] in page.locator("#ranking").inner_text()
     weight = "(one) => getComputedStyle(one).fontWeight"
     assert {item.evaluate(weight) for item in bars.locator("li").all()} == {"400"}
 

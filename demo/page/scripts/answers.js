@@ -60,8 +60,21 @@ function ask(part) {
   for (const [name, { asked: asks }] of Object.entries(ANSWERS)) if (part.closest(asks)) asked[name] = moment;
 }
 
+const lastValue = new WeakMap(); // box -> its value at the last edit: "change" comes once more when a box is left
+
 for (const type of ["input", "change", "drop", "paste"])
-  document.addEventListener(type, (event) => event.target.closest && edit(event.target), true);
+  document.addEventListener(
+    type,
+    ({ target }) => {
+      if (!target.closest) return;
+      if (target.matches("textarea, input:not([type=file], [type=checkbox], [type=radio])")) {
+        if (type === "change" && lastValue.get(target) === target.value) return;
+        lastValue.set(target, target.value);
+      }
+      edit(target);
+    },
+    true,
+  );
 document.addEventListener(
   "click",
   (event) => {
