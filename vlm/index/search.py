@@ -95,9 +95,10 @@ class IndexSearch:
             if row is not None:
                 return torch.from_numpy(self._store.vectors(self._model)[row]).float()
             embed = self._embedder.embed_images([term])[0]
-        if not abs(embed.norm().item() - 1) < 0.01:  # NaN too
+        length = float(embed.norm())
+        if not abs(length - 1) < 0.01:  # NaN too
             raise CheckpointError(
-                f"{self._embedder.name} made an embedding of length {embed.norm().item():g}, wanted 1. Its weights are "
+                f"{self._embedder.name} made an embedding of length {length:g}, wanted 1. Its weights are "
                 "damaged: get a whole copy."
             )
         return embed
