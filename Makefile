@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all test-lowest check docs train bench clean
 
 demo: $(READY)  ## the demo on the bundled model, in the browser
-	VLM_CONFIG= VLM_MODEL= $(BIN)/python -m demo
+	VLM_CONFIG= VLM_MODEL= $(BIN)/vlm demo
 
 test: $(READY)  ## at most 5 minutes on 2 cores
 	$(BIN)/python -m pytest
@@ -35,7 +35,7 @@ docs: $(READY)  ## the site, into site/; a broken link or equation ends it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 train: $(READY)  ## the bundled model, from nothing
-	$(BIN)/python -m training.train_clip training/recipes/mini.toml --out runs/mini --resume auto
+	$(BIN)/vlm train training/recipes/mini.toml --out runs/mini --resume auto
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

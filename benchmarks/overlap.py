@@ -2,7 +2,7 @@
 
     python -m benchmarks.overlap > benchmarks/overlap.md         (--steps 60)
 
-Runs `python -m training.train_clip` itself and reads the timing.jsonl it writes (training/engine/run_log.py).
+Runs `vlm train` itself and reads the timing.jsonl it writes (training/engine/run_log.py).
 """
 
 import argparse

@@ -13,7 +13,7 @@ JAPANESE = ROOT / "demo" / "api.ja.json"
 WORDS = {
     "en": {
         "title": "# API of the demo\n\n[日本語](demo-api.ja.md)",
-        "intro": "Everything the page does has a named endpoint. `python -m demo` serves them.",
+        "intro": "Everything the page does has a named endpoint. `vlm demo` serves them.",
         "returns": "Returns",
         "parameters": "| parameter | type | default |",
         "required": "required",
@@ -21,7 +21,7 @@ WORDS = {
     },
     "ja": {
         "title": "# デモの API\n\n[English](demo-api.md)",
-        "intro": "ページの機能には、すべて名前つきのエンドポイントがあります。`python -m demo` で起動します。",
+        "intro": "ページの機能には、すべて名前つきのエンドポイントがあります。`vlm demo` で起動します。",
         "returns": "戻り値",
         "parameters": "| 引数 | 型 | 省略時 |",
         "required": "必須",

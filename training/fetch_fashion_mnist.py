@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from vlm import atomic
+from vlm.errors import DataError
 
 SITE = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 FILES = {  # sha256 of what is inside the .gz
@@ -50,7 +51,7 @@ def fetch(folder: Path, site: str = SITE) -> None:
         with urllib.request.urlopen(f"{site}/{name}", timeout=60) as answer:
             data = answer.read()
         if _sum(data) != expected:
-            raise ValueError(
+            raise DataError(
                 f"{site}/{name} is not the file of Fashion-MNIST: its contents differ. Try a mirror, --site."
             )
         atomic.write(path, data)

@@ -11,7 +11,7 @@ from vlm.demo.page.texts import LANGUAGES, TEXTS, bilingual, both, escape, name_
 from vlm.demo.views.inspection import figure, image_tag
 from vlm.demo.views.layout import answer, asked_image
 
-TRAIN = "python -m training.train_vit training/recipes/groups-from-mini.toml --out runs/groups"
+TRAIN = "vlm train training/recipes/groups-from-mini.toml --out runs/groups"
 MEGABYTE = 1e6
 
 

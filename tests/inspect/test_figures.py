@@ -165,6 +165,14 @@ def test_rows_of_attention_are_blocks_and_columns_heads():
             assert brightest(tile, (2, 4)) == np.unravel_index(int(grid.argmax()), (2, 4))
 
 
+def test_blocks_and_heads_are_counted_from_1(monkeypatch: pytest.MonkeyPatch):
+    vision, images, image = uneven()
+    monkeypatch.setattr(figures, "sheet", lambda name, lettering, tiles, columns, rows: (columns, rows))
+    columns, rows = figures.draw_attention(vision, images, image, choose_lettering("en"))
+    assert [word.split()[-1] for word in columns] == ["1", "2"]
+    assert [word.split()[-1] for word in rows] == ["1", "2", "3"]
+
+
 def test_each_position_is_reddest_at_its_own_place_and_blue_where_it_is_the_opposite():
     vision, _, _ = uneven()
     with torch.no_grad():

@@ -112,7 +112,7 @@ def _tokens(tokens: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "tokenizer",
             f"{lost:.1%} of the tokens are single bytes or unknown: the tokenizer has no piece for {letters}. Train "
-            "one on these captions: python -m training.train_tokenizer DATA --out my-tokenizer.",
+            "one on these captions: vlm tokenizer DATA --out my-tokenizer.",
         )
     limit, enough = tokens["context_length"], tokens["suggested_context_length"]
     if (cut := tokens["cut_at"][str(limit)]) > 0.01:

@@ -1,6 +1,6 @@
 """The processes of a run: torchrun or srun starts several, plain `vlm train` is one.
 
-    torchrun --nproc-per-node 8 -m training.train_clip RECIPE.toml --out DIR
+    torchrun --nproc-per-node 8 -m vlm train RECIPE.toml --out DIR
 
 Every process runs the same code on its own rows of each batch, n = N / size of them, in the order of the ranks:
 

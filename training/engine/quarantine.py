@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm import atomic
+from vlm.errors import DataError
 from vlm.training.data.rows import BrokenSample
 from vlm.training.engine.distributed import Processes
 
@@ -51,7 +52,7 @@ class Quarantine:
         seen = min(seen, self.count)
         if len(self) > self.max_broken * seen and (len(self) > ENOUGH or seen == self.count):
             last = json.loads(list(news.values())[-1])
-            raise ValueError(
+            raise DataError(
                 f"{len(self)} of the first {seen:,} samples are broken, more than max_broken = {self.max_broken:g} "
                 f"allows. {self.path} lists them; the last: {last['uid']}: {last['reason']}: {last['detail']}"
             )

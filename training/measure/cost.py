@@ -12,6 +12,7 @@ import torch
 
 from vlm.checkpoint.load import load
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
+from vlm.errors import InputError
 from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
 from vlm.tokenizers.load import load_tokenizer
@@ -221,7 +222,7 @@ def plan(
 ) -> list[str]:
     """The arithmetic of a whole run, line by line.  `tflops`: a GPU's peak; `efficiency`: the share of it used."""
     if tflops <= 0 or not 0 < efficiency <= 1:
-        raise ValueError(f"wanted tflops above 0 and efficiency in (0, 1], got {tflops} and {efficiency}.")
+        raise InputError(f"wanted tflops above 0 and efficiency in (0, 1], got {tflops} and {efficiency}.")
     cost = step_cost(config, recipe, gpus, caption_tokens)
     steps, work, total = recipe.run.steps, sum(cost.flops.values()), sum(cost.memory.values())
     seconds = work / (tflops * 1e12 * efficiency)
@@ -258,7 +259,7 @@ def print_plan(
     """`plan` of a recipe on GPUs of a kind in `GPUS`, or of `tflops` each; `tflops` counts more."""
     kind = GPUS[gpu] if gpu else None
     if tflops is None and kind is None:
-        raise ValueError(f"Which GPUs? Name one of {', '.join(GPUS)} (--gpu a100), or their peak (--tflops 312).")
+        raise InputError(f"Which GPUs? Name one of {', '.join(GPUS)} (--gpu a100), or their peak (--tflops 312).")
     if tflops is None and kind is not None:
         tflops = kind.single_tflops if recipe.run.precision in ("float32", "float64") else kind.half_tflops
     lines = plan(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.errors import DataError, InputError
+
 if TYPE_CHECKING:  # they cost a second, which --help does not need
     from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
@@ -34,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
 
     corpus = list(dict.fromkeys(cleaned for text in texts if (cleaned := " ".join(text.split()))))
     if not corpus:
-        raise ValueError("there is no caption to learn from: every text is empty.")
+        raise DataError("there is no caption to learn from: every text is empty.")
     if len(corpus) > _LARGEST_CORPUS:
         corpus = random.Random(0).sample(corpus, _LARGEST_CORPUS)
     model = io.BytesIO()
@@ -56,7 +58,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(_explain(str(error), vocab_size)) from error
+        raise InputError(_explain(str(error), vocab_size)) from error
     return SentencePieceTokenizer(model.getvalue(), context_length)
 
 
@@ -77,9 +79,9 @@ def read_captions(path: Path, columns: Sequence[str] = ()) -> Iterator[str]:
     """
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix != ".txt" and path.suffix not in readers:
-        raise ValueError(f"{path} is not one of .txt, {', '.join(readers)}.")
+        raise DataError(f"{path} is not one of .txt, {', '.join(readers)}.")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist, or is not a file.")
+        raise DataError(f"{path} does not exist, or is not a file.")
     try:
         if path.suffix == ".txt":
             yield from path.read_text(encoding="utf-8-sig").splitlines()
@@ -90,9 +92,9 @@ def read_captions(path: Path, columns: Sequence[str] = ()) -> Iterator[str]:
             for name in chosen:
                 yield from _strings(path, name, row.get(name))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     except csv.Error as error:
-        raise ValueError(f"{path} is not a table: {error}.") from error
+        raise DataError(f"{path} is not a table: {error}.") from error
 
 
 def _read_csv(path: Path) -> _Table:
@@ -108,7 +110,7 @@ def _read_jsonl(path: Path) -> _Table:
             try:
                 rows.append(dict(json.loads(line)))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} is not a JSON object: {error}.") from error
+                raise DataError(f"{path}, line {number} is not a JSON object: {error}.") from error
     return list(dict.fromkeys(name for row in rows for name in row)), lambda _: iter(rows)
 
 
@@ -118,7 +120,7 @@ def _read_parquet(path: Path) -> _Table:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a parquet file: {error}.") from error
+        raise DataError(f"{path} is not a parquet file: {error}.") from error
     return file.schema_arrow.names, lambda chosen: (
         row for batch in file.iter_batches(columns=chosen) for row in batch.to_pylist()
     )
@@ -126,10 +128,10 @@ def _read_parquet(path: Path) -> _Table:
 
 def _choose(path: Path, names: list[str], columns: Sequence[str]) -> list[str]:
     if missing := [name for name in columns if name not in names]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}. It has: {', '.join(names)}.")
+        raise DataError(f"{path} has no column {', '.join(missing)}. It has: {', '.join(names)}.")
     usual = [n for n in names if n.startswith(("caption", "keyword")) or n in ("text", "title")]
     if not columns and not usual:
-        raise ValueError(
+        raise DataError(
             f"{path} has no column caption*, keyword*, text or title. It has: {', '.join(names)}; use --columns."
         )
     return list(columns) or usual
@@ -140,7 +142,7 @@ def _strings(path: Path, column: str, cell: object) -> Iterator[str]:
         if isinstance(value, str):
             yield value
         elif value is not None:
-            raise ValueError(f"{path}, column '{column}' holds {value!r}; wanted a string or a list of strings.")
+            raise DataError(f"{path}, column '{column}' holds {value!r}; wanted a string or a list of strings.")
 
 
 def describe(tokenizer: "SentencePieceTokenizer", texts: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from vlm.commands.options import (
     print_rows,
     user_language,
 )
+from vlm.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def classify(parser: ArgumentParser) -> Run:
-    """Which of these labels fits each image?"""
+    """Classify images by labels in any language, or by a trained classifier."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--labels", nargs="+", metavar="LABEL", help="in any language the model reads")
@@ -44,9 +45,9 @@ def classify(parser: ArgumentParser) -> Run:
 
         if args.classifier:
             if args.templates:
-                raise ValueError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
+                raise InputError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
             if args.model:
-                raise ValueError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
+                raise InputError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
             classifier, _ = _open_classifier(args.classifier, args.backend)
             found = classifier.predict(args.images, top=args.k)
         else:
@@ -67,7 +68,10 @@ def classify(parser: ArgumentParser) -> Run:
 
 
 def look(parser: ArgumentParser) -> Run:
-    """Draw what a model sees in an image: attention, positions, filters, and where in it a text is."""
+    """Draw what a model sees in an image: attention, positions, filters, and where in it a text is.
+
+    Blocks and heads are counted from 1, as in the demo.
+    """
     parser.add_argument("image", metavar="IMAGE", type=Path)
     parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="what to look for; a classifier's labels")
     parser.add_argument("--out", type=Path, default=Path("look"), metavar="FOLDER", help="default %(default)s")

@@ -81,8 +81,7 @@ def _explain(error: Exception, debug: bool, given: list[str]) -> int:
     if not isinstance(error, VlmError) and (line := trouble(error, given)) is not None:
         _say(f"error: {line}")
         return FAILED
-    # Temporary: errors of these standard types are shown as one line until every module raises a kind of vlm.errors.
-    if isinstance(error, (VlmError, ValueError, OSError)):
+    if isinstance(error, (VlmError, ValueError, OSError)):  # the strict rule is VlmError alone
         _say(f"error: {_one_line(error)}")
         return FAILED
     if not debug:

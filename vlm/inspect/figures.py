@@ -42,12 +42,11 @@ def draw_all(
 
 
 def draw_attention(vision: VisionTransformer, images: Tensor, image: Image.Image, lettering: Lettering) -> Image.Image:
-    """Rows are blocks, columns heads."""
+    """Rows are blocks, columns heads; both are counted from 1."""
     tiles = attention_tiles(vision, images, image)
-    columns = [f"{lettering.words['head']} {head}" for head in range(len(tiles[0]))]
-    return sheet(
-        "attention", lettering, tiles, columns, [f"{lettering.words['block']} {block}" for block in range(len(tiles))]
-    )
+    columns = [f"{lettering.words['head']} {head}" for head in range(1, len(tiles[0]) + 1)]
+    rows = [f"{lettering.words['block']} {block}" for block in range(1, len(tiles) + 1)]
+    return sheet("attention", lettering, tiles, columns, rows)
 
 
 def draw_rollout(vision: VisionTransformer, images: Tensor, image: Image.Image, lettering: Lettering) -> Image.Image:
@@ -93,7 +92,7 @@ def draw_distance(vision: VisionTransformer, images: Tensor, lettering: Letterin
         draw.line((left, y, width, y), fill=LINE)
         draw.text((left - 8, y), str(pixels), fill=GREY, font=font, anchor="rm" if y > 8 else "rt")
     for block, heads in enumerate(distances):
-        draw.text((place(block, 0)[0], height - bottom + 6), str(block), fill=GREY, font=font, anchor="mt")
+        draw.text((place(block, 0)[0], height - bottom + 6), str(block + 1), fill=GREY, font=font, anchor="mt")
         for pixels in map(float, heads):
             x, y = place(block, pixels)
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=HEAT[2])
