@@ -1,4 +1,4 @@
-"""What the page computes, as functions of images and texts, without Gradio."""
+"""Computations of the page as functions of images and texts, without Gradio."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -114,7 +114,7 @@ class PageActions:
         return sorted(ranking, key=lambda scored: -scored.probability)
 
     def none_fits(self, ranking: Sequence[ScoredLabel]) -> bool:
-        """Whether even the best match probability is below the calibrated threshold."""
+        """Returns True if even the best match probability is below the calibrated threshold."""
         matches = [scored.match for scored in ranking if scored.match is not None]
         return self.embedder.no_good_match(max(matches, default=None))
 
@@ -146,7 +146,7 @@ class PageActions:
         return rows
 
     def locate(self, image: ImageFile | None, label: str) -> inspection.PatchMap:
-        """Which patches make an image more or less similar to a label."""
+        """Computes how much each patch raises or lowers the similarity of an image with a label."""
         if image is None:
             raise PageError("no_image")
         label = read_text(label)
@@ -192,7 +192,7 @@ class PageActions:
         return self.search(image=self.collection.path(key), filters=filters)
 
     def no_good_match(self, results: Sequence[SearchResult]) -> bool:
-        """Whether even the best result is below the calibrated threshold."""
+        """Returns True if even the best result is below the calibrated threshold."""
         return bool(results) and self.embedder.no_good_match(results[0].probability)
 
     def unknown(self, texts: Sequence[str]) -> list[str]:

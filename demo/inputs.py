@@ -1,4 +1,4 @@
-"""What a visitor or a program sends -> labels, templates, texts and image bytes, or a `PageError`."""
+"""Parses input: labels, templates, texts and image bytes, or a `PageError`."""
 
 import re
 import unicodedata

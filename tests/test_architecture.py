@@ -1,4 +1,4 @@
-"""The house stays as the README draws it: imports go down, every module is on the map, nothing is vague or too long."""
+"""Structure: imports go to lower levels, every folder has a level, names are specific, files are short."""
 
 import ast
 import re

@@ -90,7 +90,7 @@ def replacing_folder(folder: Path) -> Generator[Path]:
 
 
 def set_aside(folder: Path) -> Path:
-    """Where the old folder stands between the two renames of `replacing_folder`."""
+    """Path of the old folder between the two renames of `replacing_folder`."""
     return folder.with_name(f".{folder.name}.old")
 
 

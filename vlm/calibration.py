@@ -1,4 +1,4 @@
-"""From a cosine to the probability of a match, fitted to validation data."""
+"""Maps a cosine similarity to the probability of a match; fitted to validation data."""
 
 from dataclasses import dataclass
 

@@ -280,7 +280,7 @@ class CosineHeadConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(StrictConfig):
-    """How an image becomes pixels (C, H, W).  It is stored with the weights.
+    """Settings of preprocessing, image -> pixels (C, H, W).  They are stored with the weights.
 
     The image is resized to `resize_shape` and then cut or padded to `image_shape`.
     """

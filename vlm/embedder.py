@@ -222,7 +222,7 @@ class Embedder:
         return (self.model.logit_scale.exp().item() * cosines + self.model.logit_bias.item()).sigmoid()
 
     def no_good_match(self, probability: float | None) -> bool:
-        """Whether the best hit is less probable than the calibration's threshold; False without a calibration."""
+        """Returns True if the best hit is less probable than the threshold; False without a calibration."""
         return self.calibration is not None and probability is not None and probability < self.calibration.line
 
     @contextmanager

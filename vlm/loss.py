@@ -131,7 +131,7 @@ def siglip_loss(
 
 @cache
 def tile_side(device: torch.device, rows: int, columns: int) -> int:
-    """How many rows and columns of similarities to hold at once.
+    """Chooses the side of a tile of similarities.
 
     A CPU is fastest with tiles that stay in its cache.  On any other device each tile costs some 20 kernel launches, so
     tiles are as large as a quarter of the free memory allows.  The answer is kept for the rest of the process, so that
@@ -296,7 +296,7 @@ def _siglip(
 
 
 def _on_cpu(z: Tensor) -> bool:
-    """Whether to use the formulas that save time on CPUs; elsewhere each of their steps is a kernel launch."""
+    """Returns True if the CPU formulas apply; on a GPU each of their steps is a kernel launch."""
     return z.device.type == "cpu"
 
 

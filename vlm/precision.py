@@ -1,4 +1,4 @@
-"""Which device and which number format a model runs in."""
+"""Chooses device and dtype of a model."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """What can be made again: $XDG_CACHE_HOME/vlm, else the system's place for it.  It may be deleted at any time."""
+    """Returns the cache folder: $XDG_CACHE_HOME/vlm, else the system's.  It may be deleted at any time."""
     home = Path.home()
     match sys.platform:
         case "darwin":

@@ -14,7 +14,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
 class DownloadProgress(NamedTuple):
-    """How much of a model is on this machine."""
+    """Progress of a download."""
 
     done: int
     """Bytes."""
@@ -23,12 +23,12 @@ class DownloadProgress(NamedTuple):
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source names a model on a hub."""
+    """Returns True if a source names a model on a hub."""
     return source.startswith(REMOTE)
 
 
 def is_here(repository: str) -> bool:
-    """Whether weights of a repository of the hub are in the cache.  Asks no hub."""
+    """Returns True if weights of a repository are in the cache.  Asks no hub."""
     from vlm.interop.hub.repository import storage_folder
 
     try:

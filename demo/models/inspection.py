@@ -1,4 +1,4 @@
-"""What a ViT computes for an image, as arrays and figures for the page.  `vlm.inspect` computes and draws it.
+"""Arrays and figures of a ViT's computation for the page.  `vlm.inspect` computes and draws them.
 
 Blocks, heads and patches count from 1 on the page; patch 0 is the vector of the whole image.
 """
@@ -135,7 +135,7 @@ def rollout(prepared: PreparedImage) -> PatchMap:
 
 
 def relevance(prepared: PreparedImage, embedder: vlm.Embedder, text: str) -> PatchMap:
-    """How much each patch raises (red) or lowers (blue) the cosine similarity with a text."""
+    """Computes how much each patch raises (red) or lowers (blue) the cosine similarity with a text."""
     assert not isinstance(embedder.model, vlm.ExternalModel)
     score = text_score(embedder.model.vision_proj, class_embeddings(embedder, [text])[0])
     grid = relevance_map(prepared.vision, prepared.images, score)[0]

@@ -96,7 +96,7 @@ class ModelRegistry:
         return entries
 
     def source(self, name: str, kind: Kind) -> str:
-        """What to load for a name that a visitor chose or typed.
+        """Returns the source of a name that a visitor chose or typed.
 
         Raises:
             PageError: the name is not listed, and the page accepts listed names only; or not downloaded yet.

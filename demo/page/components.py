@@ -63,7 +63,7 @@ def image_box(label: str, placeholder: str, height: int) -> gr.Image:
 
 
 class SharedParts:
-    """What the tabs share: the note of the model, and the image, of which each tab has a box.
+    """Components that the tabs share: the note of the model, and the image, of which each tab has a box.
 
     Args:
         model_note: names the model; rewritten when the page is switched to another one.

@@ -18,7 +18,7 @@ from vlm.user_folders import cache_folder
 
 
 class IndexingProgress(NamedTuple):
-    """How far the indexing of a folder is."""
+    """Progress of indexing a folder."""
 
     done: int
     total: int

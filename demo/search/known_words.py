@@ -1,4 +1,4 @@
-"""Whether the bundled model has seen any word of a query.
+"""Recognises queries without any word of the bundled model's training data.
 
 A text of words that it has not seen still gets an embedding, and some image is always near it.  `mini_words.json` holds
 the words of its training data (`python -m benchmarks.demo_words --write`).
@@ -20,7 +20,7 @@ _SMALL = frozenset(
 
 
 def is_known(text: str) -> bool:
-    """Whether a text holds a word of the training data; a text without letters counts as known."""
+    """Returns True if a text has a word of the training data; a text without letters counts as known."""
     english, japanese = english_words(text), japanese_words(text)
     if not english and not japanese:
         return True

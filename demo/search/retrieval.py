@@ -41,7 +41,7 @@ class SearchResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which images a search may find; an empty field does not restrict."""
+    """Filters of a search; an empty field does not restrict."""
 
     styles: tuple[str, ...] = ()
     """Sets of drawings; samples only."""

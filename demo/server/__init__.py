@@ -1,1 +1,1 @@
-"""How the page is served: which requests are accepted, where uploads lie."""
+"""Serving of the page: accepted requests, storage of uploads."""

@@ -91,7 +91,7 @@ class CallGuard:
         return None
 
     def _event_error(self, sent: dict[str, Any]) -> str | None:
-        """What is wrong with an event of the page, which names its function by number."""
+        """Returns the error in an event of the page, which names its function by number."""
         number, session = sent.get("fn_index"), sent.get("session_hash")
         if not isinstance(number, int) or number not in self._page.fns or not isinstance(session, str):
             return "fn_index or session_hash is missing or unknown. Open the page again."
@@ -110,7 +110,7 @@ class CallGuard:
 
 
 def _argument_error(name: str, function: Callable[..., Any], data: list[Any]) -> str | None:
-    """What is wrong with the arguments of a named endpoint, by its signature."""
+    """Returns the error in the arguments of a named endpoint, by its signature."""
     parameters = inspect.signature(function).parameters
     hints = get_type_hints(function)
     needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
@@ -135,7 +135,7 @@ def _with_defaults(function: Callable[..., Any], body: bytes) -> bytes:
 
 
 def _names_uploads(data: list[Any]) -> bool:
-    """Whether all files in the arguments are uploads or samples."""
+    """Returns True if all files in the arguments are uploads or samples."""
     allowed = (Path(get_upload_folder()).resolve(), SAMPLES)
     remaining: list[Any] = [data]
     while remaining:

@@ -1,4 +1,4 @@
-"""Which requests are accepted: names of this machine, origins of their page, and no fetching from other hosts.
+"""Checks requests: host names of this machine, origin of the page, no fetching from other hosts.
 
 A page on another site can send requests to a server on this machine.  With DNS rebinding (its name is made to lead to
 127.0.0.1) the browser even lets it read the answers.  The Host header then still names that site.
@@ -21,7 +21,7 @@ _log = logging.getLogger("vlm.demo")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from its own machine only."""
+    """Returns True if an address is reachable from its own machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:  # a name, which may be of any machine

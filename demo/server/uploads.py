@@ -1,4 +1,4 @@
-"""Where uploads are stored: a private temporary folder of this process, deleted when it ends."""
+"""Storage of uploads: a private temporary folder of this process, deleted when it ends."""
 
 import logging
 import os

@@ -112,7 +112,7 @@ def tab(actions: PageActions, shared: SharedParts) -> None:
 
 def endpoints(actions: PageActions) -> None:
     def classify(image: Upload, labels: str | list[str], templates: str | list[str] = "") -> list[RankedLabel]:
-        """Which of the labels fits the image best: zero-shot classification.
+        """Zero-shot classification of one image by labels.
 
         image: an image file. labels: one per line or separated by commas, or a list; English, Japanese or mixed.
         templates: sentences with {} where the label goes, one per line or a list; empty: by each label's language.
@@ -141,7 +141,7 @@ def endpoints(actions: PageActions) -> None:
             ]
 
     def where(image: Upload, label: str) -> Where:
-        """Where in the image a label is: rows of patches, positive where a patch makes the image more like it.
+        """Relevance map of a label: rows of patches, positive where a patch raises the similarity.
 
         The numbers are differences of the cosine similarity.
         """

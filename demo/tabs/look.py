@@ -1,4 +1,4 @@
-"""What the page's model computes for an image: patches, attention of every head, positions, filters, relevance."""
+"""Inspection of the page's model: patches, attention of every head, positions, filters, relevance."""
 
 from typing import Any, TypedDict
 
@@ -74,7 +74,7 @@ def tab(actions: PageActions, shared: SharedParts) -> None:
 
 def endpoints(actions: PageActions) -> None:
     def look(image: Upload, text: str = "", block: int = 0, head: int = 1, patch: int = 0) -> InspectedImage:
-        """What the page's model computes for an image, as numbers for each patch, row by row.
+        """Computation of the page's model for an image: numbers for each patch, row by row.
 
         image: an image file. text: what to look for, or empty. block: from 1, 0 for the last one. head: from 1.
         patch: from 1, counted from the top left; 0 is the vector of the whole image.

@@ -94,7 +94,7 @@ def _track(scale: str, share: float) -> str:
 
 
 def heat_map(label: str, image: Image.Image) -> str:
-    """Where a label is in the image."""
+    """Draws the relevance map of a label."""
     return answer(
         f'<figure class="where" aria-labelledby="where-note">{heading("where")}'
         f'<img src="{webp_address(image)}" alt="">'

@@ -23,7 +23,7 @@ def masthead() -> str:
 
 
 def model_note(source: str) -> str:
-    """Which model answers, what it was trained on, how to choose another one."""
+    """Describes the current model, its training data, and how to choose another one."""
     bundled = source == "mini"
     knows = both("knows_drawings") if bundled else ""
     other = both("bigger" if bundled else "other_model")
@@ -37,7 +37,7 @@ def model_note(source: str) -> str:
 
 
 def drawings_only(source: str, *, may_switch: bool) -> str:
-    """That the bundled model knows drawings only, and what to use for photographs; empty for any other model.
+    """Note that the bundled model was trained on drawings, with a model for photographs; empty for any other model.
 
     Args:
         source: the model of the page.
@@ -67,7 +67,7 @@ def heading(key: str) -> str:
 
 
 def empty_state(key: str) -> str:
-    """What will appear in the place of an answer."""
+    """Placeholder of an empty answer."""
     return f'<div class="nothing-yet"><p>{both(key)}</p></div>'
 
 

@@ -16,7 +16,7 @@ MEGABYTE = 1e6
 
 
 def classifier_note(name: str | None) -> str:
-    """Which classifier answers, or how to train one."""
+    """Describes the current classifier, or how to train one."""
     if name is None:
         return f'<section class="model-note"><p>{both("no_classifier_yet")} <code>{escape(TRAIN)}</code></p></section>'
     line = f'<span class="eyebrow">{both("classifier_answers")}</span> <strong>{escape(name)}</strong>'

@@ -19,7 +19,7 @@ def offered(models: Sequence[OfferedModel], source: str) -> str:
 
 
 def consent(model: OfferedModel, size: int | None) -> str:
-    """What would be downloaded, and the button that agrees.
+    """Describes a download and shows the button that starts it.
 
     Args:
         model: the chosen one.

@@ -24,7 +24,7 @@ def check(
     out: Path | None = None,
     language: "Language" = "en",
 ) -> dict[str, Any]:
-    """What check.json holds; `out` receives the files.  `ValueError`: what `open_rows` cannot open."""
+    """Returns the contents of check.json and writes the files to `out`."""
     from vlm.training.audit.scan import Divided
     from vlm.training.data.sources import open_rows
 

@@ -1,4 +1,4 @@
-"""What the numbers mean: a table for people, and findings in plain words, each with its remedy."""
+"""Findings of a data set check: a table, and one line for each problem with its remedy."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 
 def findings(found: dict[str, Any], listed: str) -> list[Finding]:
-    """What is wrong and what to do.  `listed` says where the samples stand, "; out/doubtful.jsonl lists them"."""
+    """Returns one line for each problem.  `listed` is appended to lines about listed samples."""
     return [
         *_broken(found),
         *_twice(found, listed),

@@ -1,4 +1,4 @@
-"""What a scan found, as numbers: duplicates, leaks, sizes, captions, tokens."""
+"""Statistics of a scan: duplicates, leaks, sizes, captions, tokens."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -161,7 +161,7 @@ def _tokens(counts: Counts, context_length: int) -> dict[str, Any]:
 
 
 def _quantiles(counts: Counter[int]) -> dict[str, int]:
-    """Of whole numbers that were counted."""
+    """Quantiles of counted integers."""
     values = np.array(sorted(counts), np.int64)
     reached = np.cumsum([counts[value] for value in values.tolist()])
     at = {"min": 0.0, "median": 0.5, "95%": 0.95, "99.5%": 0.995, "max": 1.0}

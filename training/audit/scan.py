@@ -72,7 +72,7 @@ class Doubt(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a scan found.  `counts`: name -> how often each value occurred."""
+    """Result of a scan.  `counts`: name -> number of occurrences of each value."""
 
     rows: Rows
     looked: int  # samples, of the len(rows) there are
@@ -214,7 +214,7 @@ def script(text: str) -> str:
 
 
 def _oddities(text: str, uid: str) -> Iterator[str]:
-    """What is strange about a caption by itself."""
+    """Returns the oddities of a single caption."""
     name = PurePath(uid.rpartition(": ")[2])
     if PurePath(text).suffix.lower() in IMAGE_SUFFIXES or (text == name.stem and any(map(str.isdigit, text))):
         yield "caption is a file name"

@@ -1,1 +1,1 @@
-"""From samples on disk to batches."""
+"""Reads samples from disk and makes batches."""

@@ -1,4 +1,4 @@
-"""Which caption an image is shown with, and in which words."""
+"""Chooses the caption of an image and its wording."""
 
 import re
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ class ClassSet:
 
 
 def read_class_set(data: str | Path, name: str) -> ClassSet:
-    """Of `classes.json` in (or beside) the data: {name: {"by": column, "classes": {key: {"en": [name, ...]}}}}."""
+    """Reads `classes.json` in or beside the data: {name: {"by": column, "classes": {key: {"en": [name, ...]}}}}."""
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
     path = folder / "classes.json"
     if not path.is_file():
@@ -174,7 +174,7 @@ def open_labelled(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said of the images that could be opened."""
+    """Predictions of a model for the images that could be opened."""
 
     outputs: Tensor  # (n, ...), float32: logits or features
     targets: Tensor  # (n,)

@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of (seed, number); workers, ranks and resumed runs need no history."""
+"""Order of samples: a pure function of (seed, number), so workers, ranks and resumed runs need no history."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,7 +11,7 @@ _BLOCK = 1000  # the shares of a mixture are exact in every so many samples
 
 
 class Place(NamedTuple):
-    """Where a sample of the endless stream lies.  Random draws are keyed by (epoch, position)."""
+    """Position of a sample in the endless stream.  Random draws are keyed by (epoch, position)."""
 
     epoch: int
     position: int  # within the epoch
@@ -20,7 +20,7 @@ class Place(NamedTuple):
 
 class Order(Protocol):
     def place(self, number: int) -> Place:
-        """Of the `number`-th sample of the endless stream."""
+        """Returns the position of the `number`-th sample of the endless stream."""
         ...
 
     def after(self, place: Place, steps: int) -> int:

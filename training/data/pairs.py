@@ -75,7 +75,7 @@ class Pairs:
 
     @cached_property
     def languages(self) -> list[str]:
-        """That any sample has captions in, as they appear."""
+        """Languages of the captions, in order of appearance."""
         return list(dict.fromkeys(language for own in self._captions for language, texts in own.items() if texts[0]))
 
     def texts(self, language: str) -> list[list[str]]:

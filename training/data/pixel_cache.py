@@ -42,7 +42,7 @@ class PixelCache:
         self._sums = np.memmap(path.with_suffix(".sums"), np.uint64, "r", shape=(count,))
 
     def __reduce__(self) -> tuple[type["PixelCache"], tuple[Path, int, tuple[int, int, int], str]]:
-        """Between processes only the names travel."""
+        """Pickles the names only."""
         return PixelCache, self._arguments
 
     def __del__(self) -> None:

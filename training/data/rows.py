@@ -71,7 +71,7 @@ class Rows(Protocol):
         ...
 
     def column(self, name: str) -> list[Any]:
-        """What any column of the table says, one value a sample; `DataError` where there is none."""
+        """Returns a column of the table, one value a sample; raises `DataError` if there is none."""
         ...
 
 

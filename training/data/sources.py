@@ -103,7 +103,7 @@ def _open_folder(folder: Path, splits: Sequence[str], named: ColumnNames, root: 
 
 
 def _open_saved(source: str, splits: Sequence[str], named: ColumnNames) -> Rows:
-    """What `datasets` wrote with save_to_disk."""
+    """Opens what `datasets` wrote with save_to_disk."""
     from datasets import load_from_disk
 
     try:

@@ -49,7 +49,7 @@ class Stream(Protocol[SomeBatch]):
 
 
 class Places(NamedTuple):
-    """Where the samples of a step stand, each (B,)."""
+    """Positions of the samples of a step, each (B,)."""
 
     epochs: np.ndarray
     positions: np.ndarray  # within the epoch
@@ -60,7 +60,7 @@ Sample = TypeVar("Sample")
 
 
 class Loaded(NamedTuple, Generic[Sample]):
-    """What `EndlessOrder.load` found, each (B,) long; `places.samples` says which they are, stand-ins included."""
+    """Result of `EndlessOrder.load`, each (B,); `places.samples` are the samples used, replacements included."""
 
     places: Places
     loaded: list[Sample]

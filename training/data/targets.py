@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClassifierData:
-    """What a classifier is trained and validated on."""
+    """Training and validation data of a classifier."""
 
     classes: ClassSet | None  # of a single-label or multi-label task
     labels: tuple[str, ...]  # of the M outputs

@@ -1,4 +1,4 @@
-"""What a classifier sees of an image while it learns: torchvision's v2 transforms, each drawn per sample.
+"""Augmentation of a classifier: torchvision's v2 transforms, drawn for each sample.
 
 A sample's draws are a pure function of (seed, epoch, position), so that workers, ranks and resumes never change them.
 """
@@ -69,5 +69,5 @@ class Transform:
 
 
 def _number(seed: int, epoch: int, position: int) -> int:
-    """Of 63 bits."""
+    """Returns a number of 63 bits."""
     return int(np.random.Philox(key=[seed, AUGMENT], counter=[0, 0, epoch, position]).random_raw()) >> 1

@@ -114,7 +114,7 @@ class StopVote:
         self.pending: tuple[Any, Tensor] | None = None
 
     def __call__(self, stop: bool) -> bool:
-        """Whether any process had voted to stop, of a single process now."""
+        """Returns True if any process had voted to stop; with one process, its vote now."""
         if self.processes.size == 1:
             return stop
         before = self.finish()

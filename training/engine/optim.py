@@ -1,4 +1,4 @@
-"""Which optimizer moves which weight, and how fast: AdamW for everything, or Muon for the blocks' matrices."""
+"""Optimizers and learning rates: AdamW for all weights, or Muon for the blocks' matrices."""
 
 import math
 from typing import Any

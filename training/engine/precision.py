@@ -16,7 +16,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=LoopRecipe)
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether this processor multiplies bfloat16 itself; where not, emulation is several times slower than float32."""
+    """Returns True if the processor multiplies bfloat16 natively; emulation is several times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -84,7 +84,7 @@ class LossScale:
         self.good_steps = torch.tensor(good_steps, dtype=torch.int32, device=device)
 
     def update(self, overflow: Tensor) -> None:
-        """After a step; `overflow` is a float32 scalar, 1 where the gradients were not finite."""
+        """Updates the scale after a step; `overflow` is a float32 scalar, 1 if the gradients were not finite."""
         arguments = (self.scale, self.good_steps, overflow, self.GROWTH, self.BACKOFF, self.INTERVAL)
         torch._amp_update_scale_(*arguments)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -93,6 +93,6 @@ class LossScale:
         return {"value": self.scale.item(), "good_steps": int(self.good_steps)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restores the state of a checkpoint."""
         self.scale.fill_(state["value"])
         self.good_steps.fill_(state["good_steps"])

@@ -39,7 +39,7 @@ class Quarantine:
         return {"broken": f"{len(self):,}"} if len(self) else {}
 
     def add(self, broken: Sequence[BrokenSample], seen: int) -> None:
-        """What this process found in a step; `seen`: samples drawn so far, by all.  `ValueError`: too many."""
+        """Adds the broken samples of a step; `seen`: samples drawn by all processes.  Raises if there are too many."""
         lines = {sample.uid: _line(sample) for sample in broken if sample.uid not in self.known}
         parts = self.processes.gather_objects(lines)  # in the order of the ranks
         news = {uid: line for part in parts for uid, line in part.items() if uid not in self.known}

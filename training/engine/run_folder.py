@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_run(out: Path, *, resume: bool, push: str | None) -> None:
-    """Before any work is done: an earlier run is not overwritten, the name on the hub is one."""
+    """Checks, before any work, that no earlier run is overwritten and that the name on the hub is valid."""
     if not resume and (out / "checkpoints").exists():
         raise RunFolderError(
             f"{out} holds an earlier run's checkpoints. Add --resume auto to go on, or name another folder."
@@ -73,7 +73,7 @@ def recorded_recipe(out: Path) -> dict[str, Any] | None:
 
 
 def forecast(found: Rehearsal, run: RunSection) -> str:
-    """What a dry run says about the whole run."""
+    """Returns the text of a dry run."""
     hours, minutes = divmod(round(found.seconds * run.steps / 60), 60)
     return (
         f"memory      {found.peak_bytes / 2**30:.2f} GiB at most, of one process\n"

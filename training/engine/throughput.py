@@ -1,4 +1,4 @@
-"""How fast a run is: samples, tokens and floating point operations a second, and the memory it takes."""
+"""Throughput of a run: samples, tokens and floating point operations a second, and memory."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +26,7 @@ GPUS = {  # NVIDIA's datasheets: A100 80GB SXM, H100 SXM, H200 SXM, L4
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one step of one process computes, at least: nothing that is computed twice to save memory."""
+    """Operations of one step of one process; recomputation to save memory is not counted."""
 
     flops: float  # of matrix products, forward and backward
     tokens: float  # image and text tokens

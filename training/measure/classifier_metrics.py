@@ -20,7 +20,7 @@ _EXTREMES = 20  # worst and best classes on a card that cannot show all
 
 
 class Temperature(NamedTuple):
-    """What logits are divided by so that their softmax is calibrated."""
+    """Divisor of the logits that calibrates their softmax."""
 
     value: float
     at_limit: bool  # the likelihood still rises at the end of the range that is searched

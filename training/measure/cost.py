@@ -1,4 +1,4 @@
-"""What a run will take, from its sizes alone: FLOPs, memory, hours.  To plan before paying.
+"""Estimates FLOPs, memory and hours of a run from its sizes.
 
 A FLOP is a multiplication or an addition of a matrix product; all else (norms, GELU, softmax) is not counted, as in
 torch.utils.flop_counter.  Letters: n tokens of one row, D, F, L, h, E as everywhere; B the batch, c captions an image.
@@ -52,7 +52,7 @@ def tower_flops(config: VisionConfig | TextConfig, tokens: int) -> float:
 
 
 def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Passes:
-    """Of one image of which `kept` patches are computed (None: all), the projection into E included."""
+    """FLOPs of one image of which `kept` patches are computed (None: all), the projection into E included."""
     D, F = config.width, config.mlp_dim
     patches = config.num_patches if kept is None else kept
     tokens = patches + config.num_prefix_tokens
@@ -63,7 +63,7 @@ def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) 
 
 
 def text_flops(config: TextConfig, embed_dim: int, tokens: int | None = None) -> Passes:
-    """Of one text of that many tokens, None: a full row, the projection into E included."""
+    """FLOPs of one text of that many tokens (None: a full row), the projection into E included."""
     tokens = config.context_length if tokens is None or config.pad_to_context else tokens
     forward = tower_flops(config, tokens) + 2 * config.width * embed_dim
     return Passes(forward, 2 * forward)
@@ -81,7 +81,7 @@ def muon_flops(rows: int, columns: int, iterations: int = 5) -> float:
 
 
 def block_bytes(width: int, mlp_dim: int, heads: int, tokens: int, *, half: bool, packed: bool = False) -> float:
-    """What one block keeps of one row for the way back.
+    """Bytes that one block stores of one row for the backward pass.
 
     What enters the two norms, their statistics, and the softmax's denominators stay float32; what enters the four
     linear layers, q, k, v, the attention's output and what enters GELU are float16 or bfloat16 with autocast.  Rows
@@ -94,7 +94,7 @@ def block_bytes(width: int, mlp_dim: int, heads: int, tokens: int, *, half: bool
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one optimizer step, on each GPU."""
+    """Cost of one optimizer step on each GPU."""
 
     parameters: int
     trained: int
@@ -169,7 +169,7 @@ def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int
 
 
 def step_work(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int | None = None) -> Work:
-    """What one step of one process computes at least, for the utilisation in a run's log.
+    """Returns the operations of one step of one process, for the utilisation in a run's log.
 
     Args:
         config: of the model.
@@ -192,7 +192,7 @@ def _square(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def _row_bytes(recipe: Recipe, config: CLIPConfig, image_tokens: int, caption_tokens: int, *, half: bool) -> float:
-    """What both towers keep of an image and its captions."""
+    """Bytes that both encoders store of an image and its captions."""
     total = 0.0
     towers: list[tuple[TextConfig | VisionConfig, int, int, bool]] = [
         (config.text, caption_tokens, recipe.data.captions_per_image, True)

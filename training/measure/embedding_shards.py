@@ -64,7 +64,7 @@ class ShardJob:
 
 
 class ShardCounts(NamedTuple):
-    """How many shards and samples a run has written or found."""
+    """Numbers of shards and samples that a run has written or found."""
 
     shards: int  # written
     found: int  # that were there already

@@ -138,7 +138,7 @@ def draw_shots(targets: Tensor, num_classes: int, count: int, seed: int) -> Tens
 
 
 def shots_that_fit(targets: Tensor, names: Sequence[str], shots: Sequence[int]) -> tuple[list[int], list[str]]:
-    """Which numbers of images per class every class has.
+    """Returns the numbers of images per class that every class has.
 
     Args:
         targets: (n,), class numbers of the training images.

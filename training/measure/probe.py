@@ -40,7 +40,7 @@ class ProbeResult(NamedTuple):
     note: str
 
     def plain(self) -> dict[str, Any]:
-        """As JSON, which has no NaN."""
+        """Converts values for JSON, which has no NaN."""
         return self._asdict() | {"spread": None if math.isnan(self.spread) else self.spread}
 
 

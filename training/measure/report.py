@@ -140,7 +140,7 @@ def evaluate_classifier(
 
 
 def _numbers(classifier: ViTClassifier, answers: Answers) -> dict[str, Any]:
-    """Of a multi-label or a regression model."""
+    """Measures a multi-label or a regression model."""
     if classifier.problem == "regression":
         return regression_metrics(answers.outputs, answers.targets, classifier.labels)
     return multi_label_metrics(answers.outputs.sigmoid(), answers.targets, classifier.labels, classifier.thresholds)

@@ -1,1 +1,1 @@
-"""What a recipe may say."""
+"""Recipes: settings of a training run."""

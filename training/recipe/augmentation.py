@@ -1,4 +1,4 @@
-"""How training images are varied: settings of training/data/augment.py (CLIP) and training/data/transforms.py (ViT)."""
+"""Augmentation settings of training/data/augment.py (CLIP) and training/data/transforms.py (ViT)."""
 
 from dataclasses import dataclass
 

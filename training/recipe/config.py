@@ -22,7 +22,7 @@ from vlm.training.recipe.sections import (
 
 @dataclass(frozen=True, kw_only=True)
 class LoopRecipe(StrictConfig, ABC):
-    """What every recipe has, as training/engine/loop.py reads it."""
+    """Settings of every recipe, read by training/engine/loop.py."""
 
     optim: OptimSection = OptimSection()  # noqa: RUF009 (frozen)
     run: RunSection = RunSection()  # noqa: RUF009 (frozen)
@@ -82,7 +82,7 @@ class LoopRecipe(StrictConfig, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(LoopRecipe):
-    """How to train a CLIP."""
+    """Recipe of a CLIP."""
 
     task: Literal["clip"] = "clip"
 
@@ -116,7 +116,7 @@ class Recipe(LoopRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class VitRecipe(LoopRecipe):
-    """How to train an image classifier."""
+    """Recipe of an image classifier."""
 
     task: Literal["vit"] = "vit"
 
@@ -179,7 +179,7 @@ _CHANGEABLE = {"image_size", "dropout", "drop_path"}
 
 
 def task_of(kind: type[LoopRecipe]) -> Literal["clip", "vit"]:
-    """What this kind of recipe trains."""
+    """Returns the task of a recipe."""
     return "vit" if issubclass(kind, VitRecipe) else "clip"
 
 
@@ -190,7 +190,7 @@ def _check_data(data: DataSettings, channels: int = 3) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: lists, no tuples."""
+    """Converts values to those of JSON: lists instead of tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""From the file to the recipe."""
+"""Reads recipes from TOML files."""
 
 import tomllib
 from pathlib import Path

@@ -102,7 +102,7 @@ class SourceSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Section):
-    """What the data sections of both kinds of recipe share.  docs/data.md shows the formats of data."""
+    """Data settings of both kinds of recipe.  docs/data.md shows the formats of data."""
 
     train_splits: tuple[str, ...] = ()  # of the training data; empty takes all rows
     columns: dict[str, Any] | None = None  # of the training data: { image = "file", caption = ["title", "alt"] }
@@ -133,7 +133,7 @@ class DataSettings(Section):
         )
 
     def preprocessing(self, image_size: int | tuple[int, int], channels: int = 3) -> PreprocessConfig:
-        """How a new model's images become pixels.
+        """Returns the preprocessing of a new model.
 
         Args:
             image_size: in pixels, one side or (height, width).

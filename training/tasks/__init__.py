@@ -1,1 +1,1 @@
-"""What is trained: CLIP, a ViT classifier, a tokenizer."""
+"""Training tasks: CLIP, a ViT classifier, a tokenizer."""

@@ -163,7 +163,7 @@ def predictions(
 def card_measurements(
     objective: Objective, outputs: Tensor, targets: Tensor, recipe: VitRecipe, split: str
 ) -> list[Measurement]:
-    """What the model card reports; n is the number of images that were measured.
+    """Returns the measurements of the model card; n is the number of images that were measured.
 
     Args:
         objective: of the recipe.

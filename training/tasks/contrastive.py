@@ -1,4 +1,4 @@
-"""What a CLIP recipe means: a model, its data, its loss, and what becomes of them."""
+"""Contrastive training: builds model, data and loss of a CLIP recipe, trains and saves."""
 
 import math
 import sys
@@ -96,7 +96,7 @@ def open_embedder(recipe: Recipe, processes: Processes) -> Embedder:
 
 
 def choose_layers(clip: CLIP, section: ModelSection) -> None:
-    """What is not to learn asks for no gradients; with LoRA adapters learn in place of the blocks they sit on."""
+    """Freezes the layers that a recipe does not train; with LoRA, adapters are trained instead of the blocks."""
     towers = [clip.text] if section.lock_vision else [clip.vision, clip.text]
     depth = max(len(tower.blocks) for tower in towers)
     last = depth if section.train_blocks is None else section.train_blocks
@@ -139,7 +139,7 @@ def open_training_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
 
 
 def open_validation_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
-    """What cannot be used is left out, and said."""
+    """Opens the validation pairs without broken samples, which are logged."""
     data = recipe.data
     if data.validation is None and not (isinstance(data.train, str) and data.validation_split):
         raise RecipeError(
@@ -218,7 +218,7 @@ def contrastive(recipe: Recipe, embedder: Embedder, processes: Processes) -> Bac
 
 
 def chance_loss(recipe: Recipe) -> float:
-    """Of a model that gives all pairs the same, best score: ln(B); with sigmoids B times the entropy of 1 / B."""
+    """Loss of a model that gives all pairs the same, best score: ln(B); with sigmoids B times the entropy of 1 / B."""
     B = recipe.run.batch_size
     return math.log(B) + ((B - 1) * math.log(B / max(1, B - 1)) if recipe.model.loss == "siglip" else 0.0)
 
@@ -229,7 +229,7 @@ def _sizes(clip: CLIP) -> str:
 
 
 def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Measurement]:
-    """What the model card reports, measured on the validation split."""
+    """Returns the measurements of the model card, made on the validation split."""
     split = recipe.data.validation_split
     if Path(recipe.data.validation or "").resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
         return evaluate_picture_words(embedder, [split])

@@ -1,4 +1,4 @@
-"""What an image classifier is trained for: single-label, multi-label or regression, each with its loss and its numbers.
+"""Objectives of a classifier: single-label, multi-label or regression, each with its loss and metrics.
 
 Outputs are (B, M): logits of M classes, or M standardised values.
 """

@@ -93,7 +93,7 @@ def load_backbone(
 
 
 def _open(source: str | Path) -> tuple[VisionTransformer, Preprocess | None]:
-    """What `ViTClassifier.from_pretrained` starts from."""
+    """Returns the encoder that `ViTClassifier.from_pretrained` starts from."""
     backbone = load_backbone(source)
     return backbone.vision, backbone.preprocess
 

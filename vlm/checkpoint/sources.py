@@ -1,4 +1,4 @@
-"""Which model folder a source names, and what its config.json says."""
+"""Resolves a source to a model folder and reads its config.json."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def locate(source: str | Path, purpose: Purpose) -> Path | Files | None:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether `save` wrote this folder: its config.json or its manifest.json is of our form.
+    """Returns True if `save` wrote this folder: its config.json or its manifest.json has our form.
 
     Raises:
         CheckpointError: the config is ours and manifest.json is missing.

@@ -125,7 +125,7 @@ def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: lis
 
 
 def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
-    """What `vlm look` draws: the image encoder, its preprocessing, and for each text its score."""
+    """Returns what `vlm look` draws: the image encoder, its preprocessing, and a score for each text."""
     from vlm.checkpoint.backbone import load_backbone
     from vlm.checkpoint.load import load
     from vlm.errors import CheckpointError, InputError, OtherKind

@@ -1,4 +1,4 @@
-"""Which model a command uses with an index: the one that was asked for, else the one that the index remembers."""
+"""Chooses the model for an index: the requested one, else the one recorded in the index."""
 
 import os
 from argparse import ArgumentParser, Namespace

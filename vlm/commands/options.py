@@ -1,4 +1,4 @@
-"""What the commands share: options that mean the same everywhere, and rows for people or for programs."""
+"""Options and output formats that the commands share."""
 
 import argparse
 import json

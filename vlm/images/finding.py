@@ -1,4 +1,4 @@
-"""Which images a folder holds; links that lead outside are not followed."""
+"""Finds the images of a folder; links that lead outside are not followed."""
 
 import os
 from collections.abc import Iterator

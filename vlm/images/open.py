@@ -292,7 +292,7 @@ def _check_pixels(opened: OpenedImage) -> OpenedImage:
 
 
 def _broken(name: str, error: Exception) -> ImageError:
-    """What an exception of a decoder means: on damaged bytes Pillow raises almost anything."""
+    """Converts an exception of a decoder to an `ImageError`: on damaged bytes Pillow raises almost anything."""
     reason = "truncated" if "truncated" in str(error) else "damaged"
     return ImageError(name, reason, f"{str(error) or type(error).__name__}; get a whole copy")
 

@@ -113,7 +113,7 @@ class Preprocess:
         return np.asarray(frame)
 
     def _factor(self, size: tuple[int, int]) -> int:
-        """How many times smaller a JPEG of this (width, height) may be decoded: whole pixels, and enough of them."""
+        """Returns the largest allowed scale factor for decoding a JPEG of this (width, height)."""
         sides = tuple(zip(size, self._resized(*size), strict=True))
         allowed = (f for f in (8, 4, 2) if all(side % f == 0 and side >= f * _SPARE * new for side, new in sides))
         return next(allowed, 1)
@@ -155,12 +155,12 @@ class Preprocess:
         return frame
 
     def _is_band(self, size: tuple[int, int]) -> bool:
-        """Whether the image is so long that, resized whole, it might not fit in memory."""
+        """Returns True if the image is so long that, resized whole, it might not fit in memory."""
         height, width = self.config.image_shape
         return self.config.resize == "crop" and math.prod(self._resized(*size)) > 32 * width * height
 
     def _is_large(self, size: tuple[int, int]) -> bool:
-        """Whether torch shrinks the image; all smaller images have Pillow's own bits."""
+        """Returns True if torch shrinks the image; Pillow resizes all smaller ones, bit for bit."""
         width, height = self._resized(*size)
         torch_can = self.config.interpolation in ("bicubic", "bilinear") and not self._is_band(size)
         return torch_can and math.prod(size) >= _LARGE and size[0] >= 2 * width and size[1] >= 2 * height
@@ -190,7 +190,7 @@ class Preprocess:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _offset(self, side: int, wanted: int) -> int:
-        """Where the frame begins in a side of the resized image; negative where the image is smaller."""
+        """Returns the offset of the crop in a side of the resized image; negative where the image is smaller."""
         spare = side - wanted
         if spare < 0:
             return -(-spare // 2)

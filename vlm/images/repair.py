@@ -21,7 +21,7 @@ def without_metadata(data: bytes, kind: str) -> bytes | None:
 
 
 def _png(data: bytes) -> bytes:
-    """Without tEXt, zTXt, iTXt and other chunks that do not change the pixels."""
+    """Removes tEXt, zTXt, iTXt and other chunks that do not change the pixels."""
     kept, at = [data[:8]], 8
     while at < len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
@@ -32,7 +32,7 @@ def _png(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """Without comments and application segments."""
+    """Removes comments and application segments."""
     kept, at = [data[:2]], 2
     while data[at] == 0xFF and data[at + 1] != 0xDA:  # up to the start of the scan
         marker = data[at + 1]

@@ -48,7 +48,7 @@ class Ann:
 
     @property
     def rows(self) -> int:
-        """How many vectors have codes."""
+        """Number of vectors that have codes."""
         return len(self.lists)
 
     def nearest(self, vectors: np.ndarray, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ class Database:
 
     @property
     def exists(self) -> bool:
-        """Whether the index is on disk."""
+        """True if the index is on disk."""
         return self.file.exists()
 
     # ---- transactions ----------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Database:
         connection.execute("COMMIT")
 
     def _open_for_reading(self) -> None:
-        """As it is while others write; where that needs files that we cannot make, in place or from a copy."""
+        """Opens the database for reading while others write; from a copy where SQLite would need to create files."""
         self._stamp = None
         log = self.file.with_name(self.file.name + "-wal")
         has_log = log.exists() and log.stat().st_size > 0
@@ -311,7 +311,7 @@ def _accessible(path: Path) -> bool:
 
 
 def database_error(folder: Path, error: sqlite3.DatabaseError) -> Exception:
-    """What a user can do about an error of SQLite; the error itself where it is a mistake of ours."""
+    """Converts an SQLite error that a user can put right into an `IndexFileError`; returns any other unchanged."""
     name, advice = _kind(error), str(error)
     file = folder / DATABASE
     if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):

@@ -54,7 +54,7 @@ def _calendar_time(value: object) -> str | None:
 
 
 def is_calendar_time(text: str) -> bool:
-    """Whether a stored date is one that `capture_time` returns."""
+    """Returns True if a stored date is one that `capture_time` returns."""
     return _calendar_time(text) == text
 
 

@@ -55,7 +55,7 @@ def read(folder: Path, fingerprint: str, embed_dim: int) -> Iterator[EmbeddingBa
 
 
 def names_its_model(folder: Path) -> bool:
-    """Whether every parquet file says which model made the embeddings."""
+    """Returns True if every parquet file names the model of its embeddings."""
     files = [*folder.glob("part-*.parquet"), *folder.glob("metadata/metadata_*.parquet")]
     return all(_FINGERPRINT in (_parquet(file).schema_arrow.metadata or {}) for file in files)
 

@@ -1,4 +1,4 @@
-"""Which files a search may find: by path, date and size."""
+"""Filters of a search: path, date and size."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a folder holds: files to read as images, entries that cannot be read, and how many files of other kinds."""
+"""Scans a folder: files to read as images, entries that cannot be read, and counts of files of other kinds."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which files and folders an index passes over: patterns of the user, `.vlmignore` files, folders of other programs."""
+"""Ignore rules of an index: patterns of the user, `.vlmignore` files, folders of other programs."""
 
 import os
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class IgnoreRules:
         return IgnoreRules((*self.layers, _Layer(folder, _parse(lines, file))))
 
     def ignores(self, path: str, name: str, is_folder: bool) -> bool:
-        """Whether a file or folder is passed over."""
+        """Returns True if a file or folder is ignored."""
         for layer in reversed(self.layers):
             relative = path[len(layer.folder.rstrip(os.sep)) + 1 :]
             verdict = layer.patterns.check_file(f"{relative}/" if is_folder else relative).include

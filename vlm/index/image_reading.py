@@ -42,7 +42,7 @@ class ReadFile(NamedTuple):
 
 @cache
 def reader_version() -> str:
-    """Which formats can be read here.  Files that another version refused are tried again."""
+    """Returns the formats that can be read here.  Files that another version refused are tried again."""
     parts = [name for name in ("pillow_heif", "rawpy") if find_spec(name)]
     parts += [name for name in ("avif", "webp", "jpg_2000") if features.check(name)]
     return " ".join(["3", *parts])  # the number grows with the formats of vlm/images
@@ -94,7 +94,7 @@ def _lower_priority(worker: int) -> None:
 
 
 class _Files(Dataset[ReadFile]):
-    """What the worker processes share."""
+    """Data that the worker processes share."""
 
     def __init__(self, files: Sequence[FileToRead], preprocess: Preprocess) -> None:
         self.files, self.preprocess = files, preprocess

@@ -25,7 +25,7 @@ from vlm.index.vector_store import VectorStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """What `add` and `add_folder` did, in files."""
+    """Counts of files that `add` and `add_folder` embedded, recognised, skipped and lost."""
 
     found: int = 0
     embedded: int = 0  # images of which an embedding was made
@@ -41,7 +41,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexingOptions:
-    """How files are read."""
+    """Options of reading files."""
 
     batch_size: int = 32
     workers: int | None = None  # processes that decode; None: one for each processor
@@ -202,7 +202,7 @@ class FolderIndexer:
 
 
 def _is_current(state: FileState | None, info: os.stat_result, retry_skipped: bool) -> bool:
-    """Whether there is nothing to do: the file is as it was, and has its vector, or was refused by this reader."""
+    """Returns True if a file is unchanged and has its vector, or was refused by this version of the reader."""
     if state is None or state.missing or (state.size, state.mtime) != (info.st_size, info.st_mtime_ns):
         return False
     return state.embedded or (state.refused and state.reader == reader_version() and not retry_skipped)

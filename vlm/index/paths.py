@@ -16,7 +16,7 @@ def checked_name(path: str | os.PathLike[str]) -> str:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:
-    """Without "~" and ".."; links stay as they are."""
+    """Expands "~" and ".."; does not resolve links."""
     return Path(os.path.abspath(os.path.expanduser(checked_name(path))))
 
 
@@ -27,7 +27,7 @@ def normalized_path(path: str) -> str | None:
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies below it."""
+    """Returns True if a path is the folder or is below it."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 

@@ -61,7 +61,7 @@ def unit_sum(embeds: Sequence[Tensor]) -> Tensor:
 
 
 def is_one_text(query: Query) -> bool:
-    """Whether a query is one text: neither an image nor a sum."""
+    """Returns True if a query is one text: neither an image nor a sum."""
     return isinstance(query, str) and len(parse_terms(query)) == 1
 
 
@@ -92,7 +92,7 @@ def parse_terms(text: str) -> list[tuple[float, str]]:
 
 
 def has_attached_minus(text: str) -> bool:
-    """Whether a minus stands before a word without a space, which makes it part of the word: "beach -people"."""
+    """Returns True if a minus precedes a word without a space, which makes it part of the word: "beach -people"."""
     return _ATTACHED_MINUS.search(text) is not None
 
 

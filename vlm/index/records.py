@@ -33,7 +33,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What the index knows about a path."""
+    """State of a path in the index."""
 
     size: int
     mtime: int

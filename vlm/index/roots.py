@@ -101,7 +101,7 @@ class Roots:
 
 
 def state_of(folder: str) -> RootState:
-    """What is at this place now."""
+    """Returns the current state of a root folder."""
     try:
         with os.scandir(folder) as entries:
             return "present" if next(entries, None) else "empty"

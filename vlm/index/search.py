@@ -132,7 +132,7 @@ class IndexSearch:
         return sorted(hits, key=lambda hit: -hit[0])  # stable: then by path
 
     def _probabilities(self, query: Query, scores: list[float]) -> Sequence[float | None]:
-        """Of one text; no validation data says what the cosine of a sum or of two images is worth."""
+        """Match probabilities of one text; None for sums and images, for which no calibration exists."""
         probabilities = self._embedder.match_probability(torch.tensor(scores)) if is_one_text(query) else None
         return [None] * len(scores) if probabilities is None else probabilities.numpy().tolist()
 

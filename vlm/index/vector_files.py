@@ -14,7 +14,7 @@ _BYTES = 2  # of a float16
 
 
 def vector_file(folder: Path, model: int, generation: int) -> Path:
-    """Where the vectors of a model are; `prune` begins the next generation."""
+    """Path of the vector file of a model; `prune` begins the next generation."""
     return folder / f"vectors-{int(model)}-{int(generation)}.f16"
 
 
@@ -60,7 +60,7 @@ def map_rows(file: Path, rows: int, embed_dim: int) -> np.ndarray:
 
 
 def is_longer(file: Path, rows: int, embed_dim: int) -> bool:
-    """Whether more than these rows are in the file: the tail of a crash."""
+    """Returns True if the file has more rows than these: the remainder of an interrupted write."""
     return file.exists() and file.stat().st_size > rows * embed_dim * _BYTES
 
 

@@ -1,4 +1,4 @@
-"""What an index has on disk: one SQLite file that says what is committed, one flat float16 file of vectors per model.
+"""Storage of an index: one SQLite file of committed records and one float16 vector file per model.
 
 A batch is written vectors first, behind the last committed row, then fsync, then one SQLite transaction.  A crash in
 between leaves a tail that nothing points to, and the next batch writes over it.  Images are known by the sha256 of
@@ -192,7 +192,7 @@ class VectorStore:
     # ---- reading ---------------------------------------------------------------------------------------------------
 
     def rows(self, model: int) -> int:
-        """How many vectors the file of this model holds, those of forgotten contents too."""
+        """Number of vectors in the file of this model, including those of forgotten contents."""
         with self.reading():
             return self._next_row(model)
 
@@ -213,25 +213,25 @@ class VectorStore:
                     check_unit_length(vectors[rows[start : start + 65536]], self._vector_file(model))
 
     def ann_file(self, model: int) -> Path:
-        """Where an approximate index of these vectors is kept; another place when they have moved to other rows."""
+        """Path of the approximate index of these vectors; changes when vectors move to other rows."""
         with self.reading():
             return self.folder / f"{self._vector_file(model).stem.replace('vectors', 'ann')}.safetensors"
 
     def has_vector(self, model: int, digest: bytes) -> bool:
-        """Whether this content has been embedded by this model."""
+        """Returns True if this model has embedded this content."""
         joined = "SELECT count(*) FROM vector JOIN content ON content.id = vector.content"
         with self.reading():
             return bool(self.database.number(f"{joined} WHERE model = ? AND digest = ?", model, digest))
 
     def states_below(self, model: int, folder: str | None) -> dict[str, FileState]:
-        """What is known of every path below a folder."""
+        """Returns the state of every path below a folder."""
         below, bounds = below_folder(folder)
         with self.reading():
             found = self.database.execute(f"{_STATES} WHERE {below}", (model, *bounds))
             return {os.fsdecode(path): FileState(*row[:3], *map(bool, row[3:])) for path, *row in found}
 
     def state_of(self, model: int, path: str) -> FileState | None:
-        """What is known of a path, None: nothing."""
+        """Returns the state of a path, None if it is unknown."""
         with self.reading():
             row = self.database.execute(f"{_STATES} WHERE path = ?", (model, os.fsencode(path))).fetchone()
         return None if row is None else FileState(*row[1:4], *map(bool, row[4:]))

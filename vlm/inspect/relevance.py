@@ -1,4 +1,4 @@
-"""Which parts of an image raise or lower a score."""
+"""Relevance maps: how parts of an image raise or lower a score."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per image (B
 
 @torch.no_grad()
 def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_size: int = 32) -> Tensor:
-    """How much each part of an image raises or lowers a score.
+    """Computes how much each part of an image raises or lowers a score.
 
     The model sees one window at a time and no other patch, a quarter and a half of the image's sides long.  The value
     of a patch is the mean score of the windows that contain it minus the mean of all windows, averaged over both sizes.

@@ -1,4 +1,4 @@
-"""What every conversion ends with: finite weights, unit vectors, parts that belong together."""
+"""Checks at the end of every conversion: finite weights, unit vectors, matching parts."""
 
 import dataclasses
 from typing import Any, TypeVar

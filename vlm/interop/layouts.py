@@ -1,4 +1,4 @@
-"""Which library wrote a file of weights: told by the names of its tensors, whatever wrapper they went through."""
+"""Recognises the library that wrote a weight file by the names of its tensors, ignoring wrappers' prefixes."""
 
 import re
 from pathlib import Path

@@ -230,7 +230,7 @@ def _openclip(opened: _Opened, hints: Hints) -> Foreign:
 
 
 def _hinted(config: CLIPConfig, hints: Hints) -> CLIPConfig:
-    """What the caller says, over what the config says."""
+    """Applies the caller's settings over those of the config."""
     both = {name: value for name in ("activation", "norm_eps") if (value := getattr(hints, name)) is not None}
     heads = {} if hints.num_heads is None else {"num_heads": hints.num_heads}
     vision, text = dataclasses.replace(config.vision, **both, **heads), dataclasses.replace(config.text, **both)
@@ -280,13 +280,13 @@ def _huggingface_tokenizer(config: CLIPConfig, folder: Path | None) -> Tokenizer
 
 
 def _is_clip_bpe(folder: Path) -> bool:
-    """Whether vocab.json, beside no config, is the vocabulary of CLIP's byte-pair encoding."""
+    """Returns True if vocab.json, without a config, is the vocabulary of CLIP's byte-pair encoding."""
     path = folder / "vocab.json"
     return path.is_file() and read_json(path).get("<|endoftext|>") == CLIP_VOCAB - 1
 
 
 def _processor(folder: Path | None, kind: str, vision: VisionConfig) -> PreprocessConfig | None:
-    """Of preprocessor_config.json, or of processor_config.json (transformers 5)."""
+    """Reads preprocessor_config.json, or processor_config.json (transformers 5)."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if folder is not None and (folder / name).is_file():
             given = read_json(folder / name)

@@ -1,4 +1,4 @@
-"""Which file of weights and which config of a repository or folder are read: one rule for downloads and for opening.
+"""Selects the weight file and config of a repository or folder: one rule for downloads and for opening.
 
 The rule reads the list of files and config.json, never what happens to lie in a cache.  For a CLIP: our own format,
 then transformers where config.json names a dual encoder, then OpenCLIP; for a ViT: our own, transformers, timm.

@@ -1,4 +1,4 @@
-"""From what a user names to files on this machine: plans what is needed, downloads it, finds weights and configs.
+"""Resolves a source to files on this machine: plans the files, downloads them, finds weights and configs.
 
 A source is "openclip:NAME/TAG", "openclip:NAME/FILE", "hf:ORG/NAME", "hf:ORG/NAME/FILE" or "hf:ORG/NAME//SUBFOLDER"
 (each with or without "@REVISION"), a folder or a file.
@@ -33,7 +33,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a source needs, before anything large is downloaded."""
+    """Files that a source needs, known before anything large is downloaded."""
 
     source: str
     parts: tuple[tuple[Repository, tuple[str, ...]], ...] = ()  # files of repositories
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where in the hub's cache the files come to lie."""
+        """Folders of the files in the hub's cache."""
         return tuple(repository.folder for repository, _ in self.parts)
 
     def fetch(self, progress: Progress | None = None) -> Files:
@@ -193,7 +193,7 @@ def _named(info: dict[str, Any] | None, setting: str) -> str | None:
 def _parts(
     tokenizer: Repository | None, text_model: Repository | None
 ) -> tuple[tuple[Repository, tuple[str, ...]], ...]:
-    """Of a tokenizer's repository its own files alone; of a text encoder's its config alone."""
+    """Selects files: of a tokenizer's repository the tokenizer files, of a text encoder's the config."""
     parts: list[tuple[Repository, tuple[str, ...]]] = []
     if tokenizer is not None:
         parts.append((tokenizer, tuple(sorted(name for name in tokenizer.files if name in TOKENIZER_FILES))))

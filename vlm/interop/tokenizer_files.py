@@ -203,7 +203,7 @@ _CLIP_SYMBOLS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def ends_with_padding(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer puts padding where others end a text, as CLIPA's does (`read_tokenizer`, `without_end`)."""
+    """Returns True if a tokenizer ends a text with padding, as CLIPA's does (`read_tokenizer`, `without_end`)."""
     if not isinstance(tokenizer, JsonTokenizer) or tokenizer.eot_id != tokenizer.pad_id:
         return False
     ids = tokenizers.Tokenizer.from_str(tokenizer.to_str()).encode("a").ids
@@ -277,7 +277,7 @@ def _end_texts(vocabulary: tokenizers.Tokenizer) -> None:
 
 
 def _cleaning(clean: str, then: normalizers.Normalizer | None) -> normalizers.Normalizer:
-    """What `JsonTokenizer` does before, as normalizers; ftfy's repairs have no such form."""
+    """Converts `JsonTokenizer`'s cleaning to normalizers; ftfy's repairs have no such form."""
     steps: list[normalizers.Normalizer] = []
     if clean == "canonicalize":
         steps += [normalizers.Replace("_", " ")]

@@ -35,7 +35,7 @@ class CLIP(nn.Module):
         return self.config.embed_dim
 
     def identity_dict(self) -> dict[str, Any]:
-        """What, besides weights, determines the embeddings: the config, plain values."""
+        """Returns the settings that determine the embeddings besides weights: the config as plain values."""
         return self.config.to_dict()
 
     def text_lengths(self, ids: Tensor) -> Tensor:

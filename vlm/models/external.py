@@ -81,7 +81,7 @@ class ExternalModel(nn.Module):
         return torch.full((ids.shape[0],), ids.shape[1], device=ids.device)
 
     def identity_dict(self) -> dict[str, Any]:
-        """What, besides weights, determines the embeddings."""
+        """Returns the settings that determine the embeddings besides weights."""
         return self.identity
 
     @property

@@ -65,7 +65,7 @@ class Mlp(nn.Module):
 
 
 class Tokens(Protocol):
-    """Which tokens a `Block` computes, where not all of (B, N, D): see `vlm/models/packing.py`."""
+    """Selects the tokens that a `Block` computes, where not all of (B, N, D): see `vlm/models/packing.py`."""
 
     def keep(self, z: Tensor) -> Tensor:
         """The tokens of z that the block returns."""

@@ -56,7 +56,7 @@ def _onednn_gains(x: Tensor) -> bool:
 
 @cache
 def mkl_holds_back() -> bool:
-    """Whether this is an AMD processor with AVX-512, and PyTorch has both MKL and oneDNN."""
+    """Returns True on an AMD processor with AVX-512 where PyTorch has both MKL and oneDNN."""
     able = torch.cpu.get_capabilities()
     maker_known = str(able.get("cpu_name", "")).startswith("AMD")
     return bool(

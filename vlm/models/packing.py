@@ -18,7 +18,7 @@ from vlm.models.layers import Attention, join_heads, split_heads
 
 @dataclass(frozen=True)
 class Packing:
-    """Where packed tokens stand in padded rows (B, N)."""
+    """Positions of packed tokens in padded rows (B, N)."""
 
     slots: Tensor  # (S,), of each packed token: row * N + position
     ends: Tensor  # (B,), of each row's last token, among the packed ones
@@ -169,7 +169,7 @@ class PaddedToken:
 
 
 def has_varlen(qkv: Tensor) -> bool:
-    """Whether torch's variable-length attention computes this: half precision on a GPU from Ampere on."""
+    """Returns True if torch's variable-length attention applies: half precision on a GPU from Ampere on."""
     if qkv.device.type != "cuda" or qkv.dtype not in (torch.float16, torch.bfloat16):
         return False
     return torch.version.hip is None and torch.cuda.get_device_capability(qkv.device) >= (8, 0)

@@ -58,7 +58,7 @@ class TextTransformer(nn.Module):
         return self._padded(ids) if packing is None else self._packed(ids, packing)
 
     def packing(self, ids: Tensor) -> Packing | None:
-        """Where the tokens of ids (B, T), on the CPU, stand in packed rows; None for models that read the padding."""
+        """Returns the packing of ids (B, T) on the CPU; None for models that read the padding."""
         return None if self.config.pad_to_context else Packing.of(self.lengths(ids))
 
     def _packed(self, ids: Tensor, packing: Packing) -> Tensor:

@@ -96,7 +96,7 @@ def create_app(
     @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=Health, responses=_PROBLEMS)
     async def health() -> Answer:
-        """Whether the server runs, and with which model. Computes nothing."""
+        """State of the server and its model; computes nothing."""
         return Answer(service.health())
 
     @app.head("/ready", include_in_schema=False)
@@ -114,7 +114,7 @@ def create_app(
 
     @app.post("/classify", response_model=list[LabelScore], responses=_PROBLEMS, openapi_extra=takes["classify"])
     async def classify(request: Request) -> Answer:
-        """Which of the labels fits each image."""
+        """Probabilities of the labels for each image."""
         return Answer(await service.classify(await _read(request, ClassifyRequest)))
 
     @app.post("/embed", response_model=Embeddings, responses=_PROBLEMS, openapi_extra=takes["embed"])
@@ -238,7 +238,7 @@ def _on_validation_error(request: Request, error: Exception) -> Answer:
 
 
 def _on_our_error(request: Request, error: Exception) -> Answer:
-    """What a client sent is told to the client; what is wrong with the index is told to the log."""
+    """Answers errors of a request with one line; logs errors of the index."""
     if isinstance(error, IndexFileError):
         _log.error("vlm: %s", error)
         return problem(503, "The index of this server is missing or damaged; its log says what to do.")

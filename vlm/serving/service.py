@@ -116,7 +116,7 @@ class Service:
         return {"model": self._embedder.name, "fingerprint": self._fingerprint, **vectors}
 
     def health(self) -> Row:
-        """Which model answers.  Computes nothing, but an index whose vectors are missing is an `IndexFileError`."""
+        """Returns the model's name; raises `IndexFileError` if the index's vectors are missing."""
         if self._index is not None:
             self._index.check_files()
         return {

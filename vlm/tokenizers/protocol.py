@@ -1,4 +1,4 @@
-"""What every tokenizer offers: texts -> ids (B, T), and its settings in a model folder."""
+"""Protocol of all tokenizers: texts -> ids (B, T), and settings in a model folder."""
 
 import json
 from abc import ABC, abstractmethod

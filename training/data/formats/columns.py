@@ -1,4 +1,4 @@
-"""Which column is what: names people use for images, captions, classes, languages."""
+"""Recognises columns by common names: images, captions, classes, languages."""
 
 import difflib
 import re

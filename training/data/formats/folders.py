@@ -16,7 +16,7 @@ SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "tes
 
 
 def has_images(folder: Path) -> bool:
-    """Whether any image lies below, links not followed."""
+    """Returns True if there is an image below, without following links."""
     return next(_images(folder), None) is not None
 
 

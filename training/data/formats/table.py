@@ -215,7 +215,7 @@ def with_splits(source: str, rows: Any, column: str | None, splits: Sequence[str
 
 
 def generated(source: str, generator: Any, features: Any, **kwargs: Any) -> Any:
-    """What `generator(**kwargs)` yields, as a memory-mapped `datasets.Dataset`; kept until kwargs change."""
+    """Returns the rows of `generator(**kwargs)` as a memory-mapped `datasets.Dataset`, cached by kwargs."""
     from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 

@@ -122,7 +122,7 @@ def _printable(text: str) -> str:
 
 @dataclass
 class _Problem:
-    """What ended a shard early."""
+    """Reason why reading a shard ended early."""
 
     reason: ImageReason | None = None
     detail: str = ""

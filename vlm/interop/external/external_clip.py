@@ -1,4 +1,4 @@
-"""What opening an external model gives, and the tokenizer that its library brings."""
+"""External models and the tokenizers of their libraries."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence

@@ -58,7 +58,7 @@ class NaflexPreprocess(Preprocess):
 
 
 def split_naflex(pixels: Tensor) -> dict[str, Tensor]:
-    """What `Siglip2Model.get_image_features` takes, of a batch (B, 1 + N, P P 3)."""
+    """Converts a batch (B, 1 + N, P P 3) to the arguments of `Siglip2Model.get_image_features`."""
     shapes, mask = _shapes(pixels)
     return {
         "pixel_values": pixels[:, 1:],

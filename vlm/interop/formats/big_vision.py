@@ -95,7 +95,7 @@ _NEWER = {"MultiHeadDotProductAttention": 0, "LayerNorm": 1, "MlpBlock": 0}
 
 
 def standard_names(state: State) -> State:
-    """Without `params/`, one tensor per block, and vision_transformer's older numbers of layers as big_vision's."""
+    """Renames weights to big_vision's current names: no `params/`, one tensor per block, its numbering of layers."""
     renamed: State = {}
     for name, tensor in state.items():
         name = name.removeprefix("params/").replace("Transformer/posembed_input/pos_embedding", "pos_embedding")

@@ -1,4 +1,4 @@
-"""What a conversion gives: our config, our weights, and what came with them."""
+"""Result of a conversion: our config, our weights, and the files that came with them."""
 
 import json
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class ForeignClassifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What the caller says because neither the weights nor a config can."""
+    """Settings given by the caller, because neither the weights nor a config contain them."""
 
     num_heads: int | None = None
     activation: Activation | None = None

@@ -176,7 +176,7 @@ def _clip(
 
 
 def _highest_id(text: dict[str, Any], vocab_size: int) -> int:
-    """Where `eos_token_id` is 2, transformers takes the highest id of a text: the begin-of-text id is one below it.
+    """Returns the highest id of a text, which transformers reads if `eos_token_id` is 2; begin-of-text is one below it.
 
     The vocabulary may have been padded or extended behind it; without a begin-of-text id, the last id is taken.
     """
@@ -251,7 +251,7 @@ def _text(state: State, given: dict[str, Any], hints: Hints, act: str | None, ep
 
 
 def _heads(given: dict[str, Any], width: int, hints: Hints, default: int) -> int:
-    """As config.json says; its silence means the default, its absence the width's usual number."""
+    """Returns the number of heads in config.json: the default if not set, the width's usual one without config."""
     if given:
         return hints.num_heads or given.get("num_attention_heads", default)
     return hints.need_heads(width, HEADS, "Hugging Face weights without config.json")

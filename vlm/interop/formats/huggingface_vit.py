@@ -87,7 +87,7 @@ def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> 
 
 
 def _standard(state: State) -> State:
-    """Without the model's own prefix, without LayerScale, DeiT's distillation token as a register."""
+    """Standardises names: no model prefix, LayerScale folded, DeiT's distillation token as a register."""
     prefix = next((p for p in _PREFIXES if any(name.startswith(f"{p}embeddings.") for name in state)), "")
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     state = fold_layer_scale(

@@ -94,7 +94,7 @@ def read_model(state: State, model: ModelCfg) -> tuple[CLIPConfig, State]:
 
 
 def _check_depth(config: CLIPConfig, state: State, blocks: str) -> None:
-    """Before anything is built: a config may say a billion layers."""
+    """Checks the depth before anything is built: a config may say a billion layers."""
     for tower, prefix in ((config.vision, blocks), (config.text, "text.transformer.resblocks")):
         found = layers(state, re.escape(prefix) + r"\.(\d+)\.")
         if found != tower.depth:
@@ -107,7 +107,7 @@ _NO_WEIGHTS = (r"(text\.)?attn_mask", "input_resolution", "context_length", "voc
 
 
 def standard_names(state: State) -> State:
-    """Without wrappers' prefixes, and text under `text.` wherever it was."""
+    """Removes wrappers' prefixes and moves the text encoder under `text.`."""
     renamed: State = {}
     for name, tensor in state.items():
         while name.startswith(_WRAPPERS):
@@ -120,7 +120,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def fold_scales(state: State) -> State:
-    """Without LayerScale, which some small models use."""
+    """Folds LayerScale, which some small models use, into the linear layers."""
     state = fold_layer_scale(
         state,
         r"(visual|text)\.transformer\.resblocks\.\d+\.",

@@ -22,7 +22,7 @@ from vlm.interop.formats.tables import State
 
 @dataclass(frozen=True, kw_only=True)
 class _TowerCfg(StrictConfig):
-    """What either of OpenCLIP's towers may say; its defaults."""
+    """Settings that both OpenCLIP towers share, with their defaults."""
 
     width: int = 768
     layers: int | tuple[int, ...] = 12
@@ -174,7 +174,7 @@ def section(info: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def is_native(model_cfg: dict[str, Any]) -> bool:
-    """Whether this library has layers for everything that a `model_cfg` says."""
+    """Returns True if this library has layers for everything in a `model_cfg`."""
     try:
         return not ModelCfg.from_dict(model_cfg).outside()
     except ValueError:  # a setting of a newer OpenCLIP, or a damaged one
@@ -227,7 +227,7 @@ def _trunk(vision: VisionCfg, state: State) -> VisionConfig:
 
 
 def trunk_projection(vision: VisionCfg) -> str | None:
-    """What lies behind a timm tower, None for OpenCLIP's own towers."""
+    """Returns the projection after a timm tower, None for OpenCLIP's own towers."""
     return (vision.timm_proj or "head") if vision.timm_model_name else None
 
 

@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Reshape:
-    """How tensors change shape on the way in (theirs -> ours) and out (ours -> theirs)."""
+    """Reshape of tensors when reading (theirs -> ours) and writing (ours -> theirs)."""
 
     read: Callable[[list[Tensor]], list[Tensor]]
     write: Callable[[list[Tensor]], list[Tensor]]

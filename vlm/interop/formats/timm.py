@@ -75,7 +75,7 @@ _POOL_AND_TOKEN = "attention pooling beside a class token: timm's leaves the tok
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """What an architecture's name tells."""
+    """Settings encoded in an architecture's name."""
 
     num_heads: int
     activation: Activation
@@ -114,7 +114,7 @@ def encoder_table(config: VisionConfig) -> Table:
 
 
 def fold_scales(state: State, prefix: str = "") -> State:
-    """Without LayerScale (`ls1`, `ls2`)."""
+    """Folds LayerScale (`ls1`, `ls2`) into the linear layers."""
     return fold_layer_scale(
         state, re.escape(prefix) + r"blocks\.\d+\.", (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2"))
     )

@@ -1,4 +1,4 @@
-"""Where on the Hugging Face hub a model is: repository, revision, and a file or a subfolder of it."""
+"""Address of a model on the Hugging Face hub: repository, revision, and a file or a subfolder of it."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What OpenCLIP's registry knows of NAME/TAG: the config, the preprocessing, and where the weights are."""
+"""OpenCLIP's registry entry of NAME/TAG: config, preprocessing and location of the weights."""
 
 import difflib
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ class Repository:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie in the cache that all libraries share."""
+        """Folder of its files in the cache that all libraries share."""
         return storage_folder(self.name) / "snapshots" / self.commit
 
     def missing(self, files: Iterable[str]) -> list[str]:
@@ -87,7 +87,7 @@ def list_repository(address: HubAddress) -> Repository:
 
 @contextmanager
 def _quiet(hub: Any) -> Generator[None]:
-    """What huggingface_hub would log is in the error that is raised."""
+    """Silences huggingface_hub's log: the raised error contains the message."""
     before = hub.utils.logging.get_verbosity()
     hub.utils.logging.set_verbosity_error()
     try:
@@ -188,7 +188,7 @@ def _remember(name: str, revision: str, commit: str, files: dict[str, int | None
 
 
 def _write_ref(repository: Repository) -> None:
-    """So that other libraries find the files offline too."""
+    """Writes the ref file, so that other libraries find the files offline."""
     path = storage_folder(repository.name) / "refs" / repository.revision
     if repository.revision != repository.commit and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,7 @@ class _Bar:
         self._bar.close()
 
     def for_one_file(self) -> Any:
-        """What huggingface_hub takes for a class of progress bars."""
+        """Returns the progress-bar class that huggingface_hub expects."""
         whole = self
 
         class OneFile:

@@ -1,4 +1,4 @@
-"""What can go wrong between this machine and the hub, each as one line that says what to do."""
+"""Errors between this machine and the hub, each as one line that says what to do."""
 
 import errno
 import os

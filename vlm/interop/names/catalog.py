@@ -21,7 +21,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
-    """What is known of a curated model without loading it."""
+    """Facts of a curated model, known without loading it."""
 
     name: str
     source: str  # what `vlm.load` opens

@@ -1,4 +1,4 @@
-"""Which model is used where several places may name one, and the config file that names the user's."""
+"""Chooses the model among option, index, VLM_MODEL and config file; reads and writes the config file."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def write_default(name: str) -> Path:
 
 
 def is_named(name: str) -> bool:
-    """Whether this is a short name or a remote model, not a path."""
+    """Returns True if this is a short name or a remote model, not a path."""
     return name in catalog() or name.startswith(REMOTE)
 
 
