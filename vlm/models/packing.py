@@ -45,7 +45,7 @@ class Packing:
     def pad(self, packed: Tensor) -> Tensor:
         """Pad packed rows with zeros, (S, F) -> (B, N, F)."""
         rows = packed.new_zeros(len(self.lengths) * self.longest, packed.shape[1])
-        return rows.index_put((self.slots,), packed).view(
+        return rows.index_put_((self.slots,), packed).view(
             len(self.lengths), self.longest, -1
         )  # saves no copy of packed
 
