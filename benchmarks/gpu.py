@@ -205,12 +205,12 @@ def loader() -> None:
     from vlm.training.data.stream import batches
     from vlm.training.engine.distributed import Processes
     from vlm.training.recipe.reading import read_recipe
-    from vlm.training.tasks.contrastive import open_embedder, open_stream, open_training_pairs
+    from vlm.training.tasks.contrastive import open_embedder, open_pairs_of, open_stream
 
     recipe = read_recipe(Path("training/recipes/mini.toml"))
     processes = Processes(rank=0, size=1, device=DEVICE)
     embedder = open_embedder(recipe, processes)
-    stream = open_stream(recipe, embedder, open_training_pairs(recipe, embedder), processes)
+    stream = open_stream(recipe, embedder, open_pairs_of(recipe, embedder)[0], processes)
     workers, steps = min(16, os.cpu_count() or 1), 40 if ON_GPU else 4
     start = time.perf_counter()
     for step, batch in enumerate(batches(stream, 0, steps, workers, pin=ON_GPU)):

@@ -176,3 +176,9 @@ def csv_of_classes(folder: Path) -> Path:
 
 
 LABELLED: list[Callable[[Path], Path]] = [folder_per_class, idx, csv_of_classes]
+
+
+def only(labels: list[str]) -> str | None:
+    """The one class of a sample, None where it has none."""
+    assert len(labels) < 2
+    return labels[0] if labels else None

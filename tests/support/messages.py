@@ -7,10 +7,15 @@ import pytest
 
 
 @contextmanager
-def refused(kind: type[Exception], *facts: str) -> Iterator[None]:
-    """The code inside raises `kind`, in one line that holds every fact: names, numbers, what to do."""
+def refused(kind: type[Exception], *facts: str) -> Iterator[list[Exception]]:
+    """The code inside raises `kind`, in one line that holds every fact: names, numbers, what to do.
+
+    Yields a list that receives the error.
+    """
+    errors: list[Exception] = []
     with pytest.raises(kind) as caught:
-        yield
+        yield errors
+    errors.append(caught.value)
     text = str(caught.value)
     assert "\n" not in text
     assert not [fact for fact in facts if fact not in text], text

@@ -87,8 +87,7 @@ def _texts(found: dict[str, Any], listed: str) -> Iterator[Finding]:
         yield Finding(
             "same caption",
             f'"{top["caption"][:60]}" is the caption of {top["images"]:,} different images ({top["share"]:.1%}): '
-            "in a batch they are each other's wrong answers. Write better ones, leave these out, or give such images "
-            "the same concept.",
+            "they count as one text, and a model cannot tell the images apart. Write better ones, or leave these out.",
         )
 
 

@@ -23,7 +23,7 @@ from vlm.errors import ImageError
 from vlm.images.open import ImageSource, open_image
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.tokenizers.protocol import Tokenizer
-from vlm.training.data.rows import BrokenSample, Joined, Rows
+from vlm.training.data.rows import BrokenSample, Joined, Rows, broken_sample
 
 SIDE = 8  # of the thumbnail that says what is nearly the same
 LONGEST = 1024  # ids; longer texts count as this long
@@ -149,23 +149,20 @@ class _Scanner(Dataset[_Part]):
             try:
                 captions = self.rows.captions(index)
                 facts.append((index, *_facts(self.rows.image(index))))
-            except BrokenSample as error:
-                part.broken.append(error)
-                continue
             except ImageError as error:
-                part.broken.append(BrokenSample(self.rows.uid(index), error.reason, error.detail))
+                part.broken.append(broken_sample(self.rows.uid(index), error))
                 continue
-            uid, split, label = self.rows.uid(index), self.rows.split(index), self.rows.label(index)
+            uid, split = self.rows.uid(index), self.rows.split(index)
             part.splits.append(split)
-            if label is not None:
+            for label in self.rows.labels(index):
                 _count(part.counts, "class", label)
             own = {text for names, _ in captions.values() for text in names}
-            group = self.rows.group(index)
+            concept = self.rows.concept(index)
             _count(part.counts, "captions per image", sum(len(names) for names, _ in captions.values()))
             for text in own:
                 _count(part.counts, "caption", text[:200])
-                if group != self.rows.uid(index):
-                    _count(part.counts, "caption of group", (text[:200], group))
+                if concept is not None:
+                    _count(part.counts, "caption of group", (text[:200], concept))
             for language, (names, keywords) in captions.items():
                 _count(part.counts, "keywords", language, len(keywords))
                 for text in names or keywords:

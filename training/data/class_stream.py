@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm.errors import DataError
 from vlm.images.preprocess import Preprocess
-from vlm.training.data.labelled import Labelled
+from vlm.training.data.labelled import NO_CLASS, Labelled
 from vlm.training.data.pairs import Pairs
 from vlm.training.data.rows import BrokenSample, Selected
 from vlm.training.data.stream import EndlessOrder, kept_patches
@@ -41,13 +41,20 @@ class ClassImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def pixels(self, index: int) -> Tensor:
+        """uint8 (C, H, W); `BrokenSample` where the image or the class cannot be used."""
+        pixels = self.pairs.pixels(index)
+        if self.targets.ndim == 1 and self.targets[index] == NO_CLASS:
+            raise BrokenSample(self.rows.uid(index), "bad row", "it has no class: name one, or delete it")
+        return pixels
+
     def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
         """All that can be opened, in order: uint8 (B, C, H, W), targets (B,)."""
         for index in torch.arange(len(self)).split(size):
             pixels, kept = [], []
             for i in index.tolist():
                 try:
-                    pixels.append(self.pairs.pixels(i))
+                    pixels.append(self.pixels(i))
                     kept.append(i)
                 except BrokenSample:
                     continue  # named by `say_broken`
@@ -59,7 +66,7 @@ class ClassImages:
         broken = []
         for index in range(len(self)):
             try:
-                self.pairs.pixels(index)
+                self.pixels(index)
             except BrokenSample as error:
                 broken.append(error)
         if broken:
@@ -87,7 +94,7 @@ class ClassStream:
         self.dense_from = dense_from
 
     def __getitem__(self, step: int) -> ClassBatch:
-        places, pixels, broken = self.order.load(step, self.images.pairs.pixels)
+        places, pixels, broken = self.order.load(step, self.images.pixels)
         sparse = self.kept < self.num_patches and (self.dense_from is None or step < self.dense_from)
         return ClassBatch(
             images=self.transform(torch.stack(pixels), places),

@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from vlm.errors import DataError, ImageError
 from vlm.images.preprocess import Preprocess
+from vlm.training.data.division import drawn
 from vlm.training.data.formats.idx import FASHION
-from vlm.training.data.rows import ColumnNames, Rows, class_names
+from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, class_names
 from vlm.training.data.sources import open_rows
 
 Splits = str | Sequence[str] | None  # one, several, or all
+NO_CLASS = -1  # target of a sample whose class is missing or cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,12 @@ def classes_of(
     Raises:
         DataError: the data cannot be read, or has samples without a class.
     """
-    return _of_labels(class_names(_open(data, splits, column, columns, root)), column)
+    return classes_of_rows(_open(data, splits, column, columns, root), column)
+
+
+def classes_of_rows(rows: Rows, column: str | None = None) -> ClassSet:
+    """The same of a data set that is open."""
+    return _of_labels(class_names(rows), column)
 
 
 def classes_of_classifier(labels: Sequence[str], data: str, name: str | None, column: str | None) -> ClassSet:
@@ -122,21 +129,14 @@ class Labelled:
     targets: Tensor  # (n,), 0..M-1
     left_out: dict[str, int]  # why a sample does not count -> how many
 
-    def hold_out(self, count: int) -> tuple["Labelled", "Labelled"]:
-        """(the rest, `count` samples), divided as `train_vit` divides them for `held_out = count`."""
-        parts = held_out(len(self.index), count)
-        rest, held = (
-            Labelled(self.rows, [self.index[i] for i in part], self.targets[part], self.left_out) for part in parts
-        )
-        return rest, held
+    def hold_out(self, count: float) -> tuple["Labelled", "Labelled"]:
+        """(the rest, `count` samples drawn one by one, below 1 such a share), the same at every call."""
+        rest, held = drawn(len(self.index), count)
+        return self.part(rest.tolist()), self.part(held.tolist())
 
-
-def held_out(total: int, count: int) -> tuple[Tensor, Tensor]:
-    """(the rest, `count` of the numbers 0..total-1 drawn once and for all), both ascending."""
-    if not 0 < count < total:
-        raise DataError(f"held_out is {count}, and there are {total} training images: some must be left.")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    return order[count:].sort().values, order[:count].sort().values
+    def part(self, numbers: Sequence[int]) -> "Labelled":
+        """These samples only; `numbers` are places in `index`."""
+        return Labelled(self.rows, [self.index[i] for i in numbers], self.targets[list(numbers)], self.left_out)
 
 
 def open_labelled(
@@ -146,6 +146,7 @@ def open_labelled(
     *,
     columns: ColumnNames | None = None,
     root: str | Path | None = None,
+    keep_broken: bool = False,
 ) -> Labelled:
     """The samples of some splits that belong to the classes; the others are counted, and named on stderr.
 
@@ -154,22 +155,58 @@ def open_labelled(
         splits: one or several; None or empty takes all rows.
         classes: the M classes, in the order of the targets.
         columns, root: as `open_rows` has them.
+        keep_broken: whether samples whose class is missing or cannot be read stay, with the target `NO_CLASS`: a
+            training run lists them in its quarantine.
 
     Raises:
-        DataError: the data cannot be read, or no sample belongs to the classes.
+        DataError: the data cannot be read, no sample belongs to the classes, or samples belong to several.
     """
     rows = _open(data, splits, classes.column, columns, root)
+    return label_rows(rows, classes, keep_broken=keep_broken, name=_listed(splits))
+
+
+def label_rows(rows: Rows, classes: ClassSet, *, keep_broken: bool = False, name: str = "") -> Labelled:
+    """The same of a data set that is open; `name` stands in its messages."""
     number = {key: target for target, key in enumerate(classes.keys)}
-    labels = [rows.label(index) for index in range(len(rows))]
-    index = [i for i, label in enumerate(labels) if label in number]
-    left_out = Counter(
-        f"class {label} is not asked for" if label else "no class" for label in labels if label not in number
-    )
-    if not index:
+    keep_broken = keep_broken and classes.column is None  # of a class set samples may well belong to no class
+    index: list[int] = []
+    targets: list[int] = []
+    several: list[int] = []
+    left_out: Counter[str] = Counter()
+    for i in range(len(rows)):
+        labels, reason = _labels(rows, i)
+        own = [number[label] for label in labels if label in number]
+        if len(own) > 1:
+            several.append(i)
+        elif own or (not labels and keep_broken):
+            index.append(i)
+            targets.append(own[0] if own else NO_CLASS)
+        else:
+            left_out[f"class {', '.join(labels)} is not asked for" if labels else reason] += 1
+    if several:
+        first = f"{rows.uid(several[0])}: {', '.join(rows.labels(several[0]))}"
+        raise DataError(
+            f"{rows.name}: {len(several)} samples have several classes ({first}), and this task takes one a sample. "
+            "Give each its class, or train for several labels (multi-label)."
+        )
+    if not any(target != NO_CLASS for target in targets):
         raise DataError(f"{rows.name} has no sample of these classes ({_some(classes.keys)}), only: {_some(left_out)}.")
     for reason, count in left_out.items():
-        print(f"{_listed(splits) or rows.name}: {count} of {len(rows)} samples left out: {reason}", file=sys.stderr)
-    return Labelled(rows, index, torch.tensor([number[labels[i] or ""] for i in index]), dict(left_out))
+        print(f"{name or rows.name}: {count} of {len(rows)} samples left out: {reason}", file=sys.stderr)
+    return Labelled(rows, index, torch.tensor(targets), dict(left_out))
+
+
+def labels_if_any(rows: Rows, index: int) -> list[str]:
+    """The classes of a sample; none where they cannot be read."""
+    return _labels(rows, index)[0]
+
+
+def _labels(rows: Rows, index: int) -> tuple[list[str], str]:
+    """(classes of a sample, why it has none)."""
+    try:
+        return rows.labels(index), "no class"
+    except BrokenSample as error:
+        return [], error.reason
 
 
 @dataclass(frozen=True)

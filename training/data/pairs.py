@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm.errors import ImageError, RecipeError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.pixel_cache import PixelCache
-from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected
+from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected, broken_sample
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.sections import Cache
 
@@ -57,10 +57,8 @@ class Pairs:
     def _decode_or_say(self, index: int) -> Tensor | BrokenSample:
         try:
             return self.preprocess.pixels(self.rows.image(index))
-        except BrokenSample as error:
-            return error
         except ImageError as error:
-            return BrokenSample(self.rows.uid(index), error.reason, error.detail)
+            return broken_sample(self.rows.uid(index), error)
 
     @cached_property
     def uids(self) -> list[str]:

@@ -1,13 +1,17 @@
 """A data set before any image is decoded: what every format offers (`Rows`), parts and sums of data sets."""
 
 import hashlib
+import json
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Protocol
 
 from vlm.errors import DataError, ImageError
 from vlm.images.open import ImageSource
+from vlm.training.data.near_miss import near_miss
 
 # language, "" where it is unknown -> (captions, keywords); at least one of them holds something
 Captions = dict[str, tuple[list[str], list[str]]]
@@ -27,6 +31,13 @@ class BrokenSample(ImageError, DataError):
         return self.name
 
 
+def broken_sample(uid: str, error: ImageError) -> BrokenSample:
+    """What is wrong with the image of a sample; of a file that is missing, what its name may mean."""
+    if isinstance(error, BrokenSample):
+        return error
+    return BrokenSample(uid, error.reason, near_miss(error.name) if error.reason == "missing" else error.detail)
+
+
 class Rows(Protocol):
     """Samples numbered from 0, in an order that is the same at every opening."""
 
@@ -37,7 +48,7 @@ class Rows(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Another one when the data set is another one: the key of what is kept of it."""
+        """Cache key; changes when the data changes."""
         ...
 
     def __len__(self) -> int: ...
@@ -54,12 +65,16 @@ class Rows(Protocol):
         """`BrokenSample` where there is not one."""
         ...
 
-    def label(self, index: int) -> str | None:
-        """Name of the class, where the data set has classes."""
+    def labels(self, index: int) -> list[str]:
+        """Names of its classes: none, one or several; `BrokenSample` where they cannot be read."""
+        ...
+
+    def concept(self, index: int) -> str | None:
+        """What the image shows, where the data set has a column concept."""
         ...
 
     def group(self, index: int) -> str:
-        """Samples of one group show the same thing: its concept, else its class, else the sample's uid."""
+        """Samples of one group are no negatives of each other: those of one concept, else those with the same texts."""
         ...
 
     def split(self, index: int) -> str:
@@ -72,6 +87,10 @@ class Rows(Protocol):
 
     def column(self, name: str) -> list[Any]:
         """Returns a column of the table, one value a sample; raises `DataError` if there is none."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What a user should know about the set as a whole, a line each: repeated ids, links passed over."""
         ...
 
 
@@ -98,8 +117,11 @@ class Selected:
     def captions(self, index: int) -> Captions:
         return self.rows.captions(int(self.index[index]))
 
-    def label(self, index: int) -> str | None:
-        return self.rows.label(int(self.index[index]))
+    def labels(self, index: int) -> list[str]:
+        return self.rows.labels(int(self.index[index]))
+
+    def concept(self, index: int) -> str | None:
+        return self.rows.concept(int(self.index[index]))
 
     def group(self, index: int) -> str:
         return self.rows.group(int(self.index[index]))
@@ -113,6 +135,27 @@ class Selected:
     def column(self, name: str) -> list[Any]:
         values = self.rows.column(name)
         return [values[i] for i in self.index]
+
+    def remarks(self) -> list[str]:
+        return self.rows.remarks()
+
+
+class OfSplit(Selected):
+    """All samples of `rows`, as the split that the name of their file gives."""
+
+    def __init__(self, rows: Rows, split: str):
+        super().__init__(rows, range(len(rows)))
+        self._split = split
+
+    @property
+    def fingerprint(self) -> str:
+        return self.rows.fingerprint
+
+    def split(self, index: int) -> str:
+        return self._split
+
+    def splits(self) -> list[str]:
+        return [self._split]
 
 
 class Joined:
@@ -146,9 +189,13 @@ class Joined:
         part, own = self._find(index)
         return part.captions(own)
 
-    def label(self, index: int) -> str | None:
+    def labels(self, index: int) -> list[str]:
         part, own = self._find(index)
-        return part.label(own)
+        return part.labels(own)
+
+    def concept(self, index: int) -> str | None:
+        part, own = self._find(index)
+        return part.concept(own)
 
     def group(self, index: int) -> str:
         part, own = self._find(index)
@@ -164,10 +211,39 @@ class Joined:
     def column(self, name: str) -> list[Any]:
         return [value for part in self.parts for value in part.column(name)]
 
+    def remarks(self) -> list[str]:
+        return [remark for part in self.parts for remark in part.remarks()]
+
 
 def class_names(rows: Rows) -> list[str]:
-    """All classes, sorted; `DataError` where samples have none."""
-    names = {rows.label(index) for index in range(len(rows))}
-    if None in names or not names:
+    """All classes, sorted; `DataError` where no sample has one.  Samples whose classes cannot be read do not count."""
+    names: set[str] = set()
+    for index in range(len(rows)):
+        with suppress(BrokenSample):
+            names.update(rows.labels(index))
+    if not names:
         raise DataError(f"{rows.name} has samples without a class. Wanted a folder per class, or a column label.")
-    return sorted(name for name in names if name is not None)
+    return sorted(names)
+
+
+def plain_text(text: str) -> str:
+    """NFKC, one space between words: what counts as the same text."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def text_group(rows: Rows, index: int) -> str:
+    """Name of the group of samples that have the same texts as this one, in any order and language."""
+    try:
+        texts = {plain_text(text) for names, words in rows.captions(index).values() for text in names or words}
+    except BrokenSample:
+        return rows.uid(index)
+    return "\n".join(sorted(texts))
+
+
+def content_hash(rows: Rows) -> str:
+    """16 hex digits of a data set: how many samples, and name, texts and classes of 1,000 of them."""
+    digest = hashlib.sha256(str(len(rows)).encode())
+    step = max(1, len(rows) // 1000)
+    for index in range(0, len(rows), step):
+        digest.update(json.dumps([rows.uid(index), text_group(rows, index)]).encode())
+    return digest.hexdigest()[:16]

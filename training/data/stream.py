@@ -22,6 +22,17 @@ from vlm.training.data.rows import BrokenSample
 MAX_STAND_INS = 1000  # broken samples in a row: then something else is wrong
 
 
+class NoSoundSample(DataError):
+    """No sample of a set, or of a long part of it, can be used; `broken` are those that were tried."""
+
+    def __init__(self, text: str, broken: Sequence[BrokenSample]):
+        super().__init__(text, tuple(broken))
+        self.broken = tuple(broken)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Batch(Protocol):
     """The samples of one step, of this process."""
 
@@ -73,6 +84,7 @@ class EndlessOrder:
     def __init__(
         self, n: int, *, seed: int, batch_size: int, rank: int = 0, world: int = 1, order: Order | None = None
     ):
+        self.count = n
         self.batch_size, self.rank, self.share = batch_size, rank, batch_size // world
         self.order = order or Shuffled(n, seed)
 
@@ -82,8 +94,9 @@ class EndlessOrder:
     def load(self, step: int, load: Callable[[int], Sample]) -> Loaded[Sample]:
         """`load` every sample of a step; where it raises `BrokenSample`, the next sound one of the epoch stands in."""
         places, loaded, broken = [], [], []
+        limit = min(MAX_STAND_INS, self.count)
         for place in self._places(step):
-            for later in range(MAX_STAND_INS):
+            for later in range(limit):
                 index = self.order.after(place, later)
                 try:
                     loaded.append(load(index))
@@ -93,7 +106,10 @@ class EndlessOrder:
                 places.append(place._replace(sample=index))
                 break
             else:
-                raise DataError(f"{MAX_STAND_INS} samples in a row are broken; the last: {broken[-1]}")
+                what = (
+                    f"None of the {self.count} samples" if limit == self.count else f"None of {limit} samples in a row"
+                )
+                raise NoSoundSample(f"{what} can be used; the last: {broken[-1]}", broken)
         return Loaded(Places(*map(np.array, zip(*places, strict=True))), loaded, tuple(broken))
 
     def _places(self, step: int) -> list[Place]:

@@ -4,15 +4,16 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vlm.config import Problem
 from vlm.errors import DataError
-from vlm.training.data.labelled import ClassSet, Labelled, classes_of, open_labelled, read_class_set
-from vlm.training.data.rows import Rows
+from vlm.training.data.division import AUTOMATIC, hold_out, open_training_rows, validation_split_of
+from vlm.training.data.labelled import ClassSet, Labelled, classes_of_rows, label_rows, labels_if_any, read_class_set
+from vlm.training.data.rows import Rows, Selected
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.sections import LabelledSection, SourceSection
 
@@ -43,12 +44,26 @@ def open_classifier_data(data: LabelledSection, problem: Problem) -> ClassifierD
     own = SourceSection(path=data.train, splits=data.train_splits, columns=data.columns, root=data.root)
     other = data.validation_source(data.train)
     classes = None if problem == "regression" else open_classes(data, problem)
-    training = _open(own, problem, classes)
-    if data.held_out:
-        training, validation = training.hold_out(data.held_out)
-        name = f"{data.held_out} held out"
+    training = _with_targets(open_training_rows(_named(own, classes)), problem, classes, own, keep_broken=True)
+    named = bool(data.validation or data.validation_split)
+    split = "" if named or data.held_out else validation_split_of(own)
+    if named or split:
+        wanted = _named(other if named else SourceSection(path=data.train, splits=(split,), columns=data.columns,
+                                                          root=data.root), classes)  # fmt: skip
+        rows = open_rows(wanted.path, wanted.splits, wanted.columns, wanted.root)
+        validation, name = _with_targets(rows, problem, classes, wanted), data.validation_split or split or "validation"
     else:
-        validation, name = _open(other, problem, classes), data.validation_split or "validation"
+        count = data.held_out or AUTOMATIC
+        if data.hold_out_by == "sample":
+            training, validation = training.hold_out(count)
+        else:
+            rest, held = hold_out(Selected(training.rows, training.index), count)
+            training, validation = training.part(rest), training.part(held)
+        name = f"{count} held out"
+    if not named and not data.held_out:
+        _log.warning("validation on %s of %s", name, data.train)
+    for remark in training.rows.remarks():
+        _log.warning("%s", remark)
     labels = classes.words(data.language) if classes else (_label_column(data.columns),)
     return ClassifierData(classes, labels, training, validation, name)
 
@@ -62,10 +77,11 @@ def open_classes(data: LabelledSection, problem: Problem = "single_label") -> Cl
     """
     if data.classes is not None:
         return read_class_set(data.train, data.classes)
+    source = SourceSection(path=data.train, splits=data.train_splits, columns=data.columns, root=data.root)
+    rows = open_training_rows(source)
     if problem == "multi_label":
-        rows = open_rows(data.train, data.train_splits, data.columns, data.root)
         return ClassSet(keys=most_frequent_labels(rows, data.columns, data.most_frequent))
-    return classes_of(data.train, data.train_splits, columns=data.columns, root=data.root)
+    return classes_of_rows(rows, (data.columns or {}).get("label"))
 
 
 def most_frequent_labels(rows: Rows, columns: dict[str, Any] | None, count: int = 0) -> tuple[str, ...]:
@@ -85,15 +101,7 @@ def most_frequent_labels(rows: Rows, columns: dict[str, Any] | None, count: int 
 
 def labels_of_rows(rows: Rows, columns: dict[str, Any] | None) -> list[list[str]]:
     """The labels of each sample."""
-    if columns and "label" in columns:
-        return [_as_labels(value) for value in rows.column(_label_column(columns))]
-    return [_as_labels(rows.label(index)) for index in range(len(rows))]
-
-
-def _as_labels(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(label) for label in value] if isinstance(value, (list, tuple)) else [str(value)]
+    return [labels_if_any(rows, index) for index in range(len(rows))]
 
 
 def open_multi_label(rows: Rows, classes: ClassSet, columns: dict[str, Any] | None) -> Labelled:
@@ -141,12 +149,20 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _open(source: SourceSection, problem: Problem, classes: ClassSet | None) -> Labelled:
-    if problem == "single_label" and classes is not None:
-        return open_labelled(source.path, source.splits, classes, columns=source.columns, root=source.root)
-    rows = open_rows(source.path, source.splits, source.columns, source.root)
+def _named(source: SourceSection, classes: ClassSet | None) -> SourceSection:
+    """The source with the column that a class set goes by."""
+    if classes is None or classes.column is None:
+        return source
+    return replace(source, columns=dict(source.columns or {}) | {"label": classes.column})
+
+
+def _with_targets(
+    rows: Rows, problem: Problem, classes: ClassSet | None, source: SourceSection, *, keep_broken: bool = False
+) -> Labelled:
     if classes is None:
         return open_values(rows, source.columns)
+    if problem == "single_label":
+        return label_rows(rows, classes, keep_broken=keep_broken, name=", ".join(source.splits))
     return open_multi_label(rows, classes, source.columns)
 
 

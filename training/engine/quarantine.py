@@ -39,7 +39,15 @@ class Quarantine:
         return {"broken": f"{len(self):,}"} if len(self) else {}
 
     def add(self, broken: Sequence[BrokenSample], seen: int) -> None:
-        """Adds the broken samples of a step; `seen`: samples drawn by all processes.  Raises if there are too many."""
+        """Take up what this process found in a step; a collective call.
+
+        Args:
+            broken: the samples that could not be used.
+            seen: samples drawn so far, by all processes.
+
+        Raises:
+            DataError: their share is above `max_broken`.
+        """
         lines = {sample.uid: _line(sample) for sample in broken if sample.uid not in self.known}
         parts = self.processes.gather_objects(lines)  # in the order of the ranks
         news = {uid: line for part in parts for uid, line in part.items() if uid not in self.known}
@@ -56,6 +64,13 @@ class Quarantine:
                 f"{len(self)} of the first {seen:,} samples are broken, more than max_broken = {self.max_broken:g} "
                 f"allows. {self.path} lists them; the last: {last['uid']}: {last['reason']}: {last['detail']}"
             )
+
+    def list_all(self, broken: Sequence[BrokenSample]) -> None:
+        """Write down what this process found, when the run ends on it: the others are not asked."""
+        lines = {sample.uid: _line(sample) for sample in broken if sample.uid not in self.known}
+        self.known |= lines
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines.values()))
 
 
 def _line(sample: BrokenSample) -> str:

@@ -1,14 +1,17 @@
-"""The folder of a run: what may begin in it, and the finished model in it."""
+"""The folder of a run: what may begin in it, its marker, its lock, and the finished model in it."""
 
 import fcntl
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlm import atomic
 from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 from vlm.errors import InputError, RunFolderError
@@ -19,47 +22,109 @@ from vlm.training.recipe.sections import RunSection
 
 _log = logging.getLogger(__name__)
 
+MARKER = "run.json"  # says that a folder is a run's, with the classes and the data it began with
+_OF_OLD_RUNS = ("metrics.jsonl", "checkpoints")  # runs of earlier versions have no marker
+_HARMLESS = re.compile(r"\..*|.*\.log|nohup\.out")  # what may lie in a new run's folder
 
-def check_run(out: Path, *, resume: bool, push: str | None) -> None:
-    """Checks, before any work, that no earlier run is overwritten and that the name on the hub is valid."""
+
+def check_run(out: Path, *, resume: bool, push: str | None, data: Sequence[str] = ()) -> None:
+    """Refuse a folder before any work is done; nothing is written.
+
+    Args:
+        out: the folder of the run.
+        resume: whether the run goes on from the checkpoints in `out`.
+        push: org/name on the hub, or None.
+        data: paths of the training and validation data.
+
+    Raises:
+        RunFolderError: `out` holds an earlier run, files of others, or lies in the data.
+        InputError: `push` is not a name on the hub.
+    """
+    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise InputError(f"--push {push} is no name on the hub; wanted org/name.")
+    for path in data:
+        folder = Path(path).expanduser()
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise RunFolderError(f"{out} lies in the data {path}: the run's files would be read as data. Name another.")
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out} is a file; wanted a folder for the run. Name another.")
+    if not out.exists():
+        return
+    if not is_run(out):
+        others = sorted(path.name for path in out.iterdir() if not _HARMLESS.fullmatch(path.name))
+        if others:
+            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            raise RunFolderError(f"{out} is no run's folder: it holds {shown}. Name a new folder.")
     if not resume and (out / "checkpoints").exists():
         raise RunFolderError(
             f"{out} holds an earlier run's checkpoints. Add --resume auto to go on, or name another folder."
         )
-    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise InputError(f"--push {push} is no name on the hub; wanted org/name.")
+
+
+def is_run(out: Path) -> bool:
+    """Whether a training run has written the folder."""
+    return (out / MARKER).exists() or any((out / name).exists() for name in _OF_OLD_RUNS)
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Make the folder of a run and lock it while the run goes on.
-
-    Args:
-        out: the folder.
+    """Make the folder and keep other runs out of it while the block runs.
 
     Raises:
-        RunFolderError: another process trains into it.  Nothing is written then.
+        RunFolderError: another process writes into the folder; its number and machine are named.
     """
     out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out, os.O_RDONLY)
+    folder = os.open(out, os.O_RDONLY)  # the lock is the folder's own, so that nothing is left behind
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunFolderError(
-                f"another process is training into {out}. Wait until it is done, or name another folder with --out."
-            ) from None
+            owner = _marker(out).get("process", "another process")
+            text = f"{out} is in use: {owner} trains there. Wait for it, or name another folder with --out."
+            raise RunFolderError(text) from None
         except OSError as error:  # some network drives have no locks
             _log.warning("%s cannot be locked (%s): do not start a second run in it", out, error.strerror)
         yield
     finally:
-        os.close(handle)  # which unlocks it
+        os.close(folder)
 
 
-def begin_run(out: Path, recipe: str) -> None:
-    """Make the folder and write the recipe's TOML text into it."""
+def _marker(out: Path) -> dict[str, Any]:
+    try:
+        return json.loads((out / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def begin_run(out: Path, recipe: str, *, labels: Sequence[str] | None = None, data_hash: str = "") -> None:
+    """Write the recipe's TOML text and the marker; the marker of a run that is resumed keeps the data it began with."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.toml").write_text(recipe, encoding="utf-8")
+    known = {"labels": None if labels is None else list(labels), "data": data_hash}
+    known["process"] = f"process {os.getpid()} on {socket.gethostname()}"
+    atomic.write(out / MARKER, json.dumps({"run": 1} | known, ensure_ascii=False) + "\n")
+
+
+def changed_since(out: Path, labels: Sequence[str] | None, data_hash: str) -> str:
+    """What has changed since the run in `out` began, one line; "" where nothing has or the run does not say it.
+
+    Raises:
+        RunFolderError: the classes are others, or in another order.
+    """
+    began = _marker(out)
+    before = began.get("labels")
+    if before is not None and labels is not None and list(labels) != before:
+        gone, new = (
+            ", ".join(label for label in one if label not in other) or "none"
+            for one, other in ((before, labels), (labels, before))
+        )
+        raise RunFolderError(
+            f"The classes have changed since {out} began: gone: {gone}; new: {new}. Its checkpoints number the classes "
+            "as they were. Restore the data, or begin another run."
+        )
+    if began.get("data") and began["data"] != data_hash:
+        return f"the training data have changed since {out} began; the run goes on with what is there now"
+    return ""
 
 
 def recorded_recipe(out: Path) -> dict[str, Any] | None:
@@ -83,7 +148,7 @@ def forecast(found: Rehearsal, run: RunSection) -> str:
 
 
 def place(model: Embedder | ViTClassifier, out: Path, card: str) -> None:
-    """The trained model among the run's other files, so that vlm opens `out`; the manifest last."""
+    """Move the trained model among the run's other files, so that vlm opens `out`; the manifest last."""
     new = out / ".model"
     save(model, new, card)
     for path in sorted(new.iterdir(), key=lambda path: path.name == "manifest.json"):

@@ -1,13 +1,14 @@
 """Text-image retrieval of a CLIP on a data set, in each language, with chance beside every number.
 
-A text query is the first caption of a concept, and every image of that concept is correct; an image query is one image,
-and the texts of its concept are correct.  Recall@k: any correct item among the first k; median rank: of the first
-correct item; mAP and nDCG: of all correct items.  Equal scores count as the mean over every order of them, so chance is
-the value of a model that gives every pair the same score.
+A text query is the first caption of a concept, and every image of that concept is correct; without concepts each text
+is one query, and every image that has it is correct.  An image query is one image, and its texts are correct.
+Recall@k: any correct item among the first k; median rank: of the first correct item; mAP and nDCG: of all correct
+items.  Equal scores count as the mean over every order of them, so chance is the value of a model that gives every pair
+the same score.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from vlm.embedder import Embedder
 from vlm.errors import DataError
 from vlm.metrics import Ranking, chance_ranking, embedding_hits, rank_queries
 from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.rows import plain_text
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.measure.measurement import Measurement
 
@@ -103,19 +105,39 @@ def retrieval_recall(
     Returns:
         "val R@k language" -> recall@k, 0..1.
     """
-    images, groups = _embed_images(embedder, pairs, processes), pairs.groups.to(processes.device)
+    images = _embed_images(embedder, pairs, processes)
     found = {}
     for language in pairs.languages:
-        texts, asked = texts_and_groups(pairs, language)
-        queries, asked = _embed_texts(embedder, texts, processes), asked.to(processes.device)
-
-        def hits(share: range, queries: Tensor = queries, asked: Tensor = asked) -> Tensor:
-            own = slice(share.start, share.stop)
-            return embedding_hits(queries[own], images, asked[own], groups, ks)
-
+        texts, right = queries_of(pairs, language)
+        queries = _embed_texts(embedder, texts, processes)
+        hits = _hits(queries, images, right, ks)
         recall = processes.map(hits, len(texts)).mean(0)
         found |= {f"val R@{k} {language}": value for k, value in zip(ks, recall.tolist(), strict=True)}
     return found
+
+
+def _hits(
+    queries: Tensor, images: Tensor, right: Sequence[Sequence[int]], ks: Sequence[int]
+) -> Callable[[range], Tensor]:
+    """(queries, ks) hits of a share of the queries; `right`: the images each query is true of."""
+    if (groups := _as_groups(right, len(images))) is not None:
+        asked, of_images = (part.to(images.device) for part in groups)
+
+        def grouped(share: range) -> Tensor:
+            own = slice(share.start, share.stop)
+            return embedding_hits(queries[own], images, asked[own], of_images, ks)
+
+        return grouped
+
+    def ranked(share: range) -> Tensor:
+        correct = torch.zeros(len(share), len(images), dtype=torch.bool)
+        for row, query in enumerate(share):
+            correct[row, list(right[query])] = True
+        scores = (queries[share.start : share.stop] @ images.T).cpu()
+        found = rank_queries(scores, correct, ks).recall
+        return torch.stack([found[k] for k in ks], 1).to(images.device)
+
+    return ranked
 
 
 def embed_all_images(
@@ -144,22 +166,55 @@ def _embed_texts(embedder: Embedder, texts: Sequence[str], processes: Processes)
 
 def concept_texts(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
     """The text queries of a language, Q texts, and which images each is true of, (Q, G) bool."""
-    texts, groups = texts_and_groups(pairs, language)
-    return texts, groups[:, None] == pairs.groups[None, :]
+    texts, found = queries_of(pairs, language)
+    correct = torch.zeros(len(texts), len(pairs), dtype=torch.bool)
+    for query, images in enumerate(found):
+        correct[query, images] = True
+    return texts, correct
 
 
-def texts_and_groups(pairs: Pairs, language: str) -> tuple[list[str], Tensor]:
-    """The text queries of a language, Q texts, and the group of images that each is true of, (Q,).
+def queries_of(pairs: Pairs, language: str) -> tuple[list[str], list[list[int]]]:
+    """The text queries of a language and the images that each is true of.
 
-    A concept gives its first caption; an image without a concept gives all its captions.
+    A concept gives its first caption, and it is true of all images of the concept; an image without a concept gives
+    all its captions.  Texts that are the same after NFKC and but for spaces are one query, true of the images of each.
     """
-    texts: list[str] = []
-    groups: list[int] = []
-    begun: set[int] = set()
-    for index, (group, captions) in enumerate(zip(pairs.groups.tolist(), pairs.texts(language), strict=True)):
-        if captions and group not in begun:
-            begun.add(group)
-            own = captions if pairs.rows.group(index) == pairs.uids[index] else captions[:1]
-            texts += own
-            groups += [group] * len(own)
-    return texts, torch.tensor(groups)
+    texts: dict[str, str] = {}  # plain text -> as it was written first
+    found: dict[str, set[int]] = {}
+    of_text: dict[str, set[int]] = {}  # images that have the text among their captions
+    of_concept: dict[str, set[int]] = {}
+    named: dict[str, set[str]] = {}  # plain text -> concepts whose first caption it is
+    begun: set[str] = set()
+    for index, captions in enumerate(pairs.texts(language)):
+        concept = pairs.rows.concept(index)
+        if concept is not None:
+            of_concept.setdefault(concept, set()).add(index)
+        for number, caption in enumerate(captions):
+            plain = plain_text(caption)
+            of_text.setdefault(plain, set()).add(index)
+            if concept is None or (number == 0 and concept not in begun):
+                texts.setdefault(plain, caption)
+                if concept is not None:
+                    named.setdefault(plain, set()).add(concept)
+        if captions and concept is not None:
+            begun.add(concept)
+    for plain in texts:
+        found[plain] = of_text[plain].union(*(of_concept[concept] for concept in named.get(plain, ())))
+    return list(texts.values()), [sorted(found[plain]) for plain in texts]
+
+
+def _as_groups(found: Sequence[Sequence[int]], count: int) -> tuple[Tensor, Tensor] | None:
+    """(the group of each query, the group of each image) where queries have the same images or none in common."""
+    of_image, of_query, sizes = [-1] * count, [], []
+    for images in found:
+        own = {of_image[image] for image in images}
+        if own == {-1}:
+            for image in images:
+                of_image[image] = len(sizes)
+            own = {len(sizes)}
+            sizes.append(len(images))
+        group = own.pop()
+        if own or group < 0 or sizes[group] != len(images):
+            return None
+        of_query.append(group)
+    return torch.tensor(of_query, dtype=torch.long), torch.tensor(of_image, dtype=torch.long)

@@ -38,6 +38,11 @@ class LoopRecipe(StrictConfig, ABC):
         """The last share of the steps, which use whole images at full size."""
 
     @property
+    @abstractmethod
+    def paths(self) -> list[str]:
+        """Where the training and validation data are."""
+
+    @property
     def dense_from(self) -> int:
         """The first of those steps; `run.steps` where there is none."""
         return round(self.run.steps * (1 - self.dense_share))
@@ -91,6 +96,11 @@ class Recipe(LoopRecipe):
     augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen)
 
     @property
+    def paths(self) -> list[str]:
+        own = [self.data.train] if isinstance(self.data.train, str) else [part.path for part in self.data.train]
+        return [path for path in (*own, self.data.validation) if path]
+
+    @property
     def workers(self) -> int:
         return self.data.workers
 
@@ -102,6 +112,13 @@ class Recipe(LoopRecipe):
         super().__post_init__()
         data = self.data
         _check_data(data)
+        if self.run.batch_size < 2:
+            raise RecipeError(
+                "batch_size is 1: a contrastive loss compares a pair with the others of its batch, so it would be 0. "
+                "Use 2 or more, better 64."
+            )
+        if data.held_out and not isinstance(data.train, str):
+            raise RecipeError("a mixture cannot hold samples out: name its validation data, [data] validation = ...")
         check_positive(data, "captions_per_image")
         for source in data.sources if data.train else ():
             check_positive(source, "weight")
@@ -126,6 +143,10 @@ class VitRecipe(LoopRecipe):
     loss: LossSection = LossSection()  # noqa: RUF009 (frozen)
 
     @property
+    def paths(self) -> list[str]:
+        return [path for path in (self.data.train, self.data.validation) if path]
+
+    @property
     def workers(self) -> int:
         return self.data.workers
 
@@ -139,8 +160,6 @@ class VitRecipe(LoopRecipe):
         _check_data(data, (model.vision or {}).get("in_channels", 3) if model.start is None else 3)
         if not data.train:
             raise RecipeError("the recipe names no data. Set [data] train = a folder, file or hub data set.")
-        if bool(data.held_out) == bool(data.validation or data.validation_split):
-            raise RecipeError("say what to validate on: [data] held_out = a number, or validation_split = a name.")
         needs_source = (model.head != "new", model.num_heads, model.train_blocks is not None, model.lora_rank)
         if model.start is None and any(needs_source):
             raise RecipeError(
@@ -185,6 +204,9 @@ def task_of(kind: type[LoopRecipe]) -> Literal["clip", "vit"]:
 
 def _check_data(data: DataSettings, channels: int = 3) -> None:
     data.preprocessing(32, channels)  # checks mean and std
+    check_not_negative(data, "held_out")
+    if data.held_out and (data.validation or data.validation_split):
+        raise RecipeError("held_out and validation are two ways to validation data. Leave out one of them.")
     check_fraction(data, "patch_dropout", "dense_share")
     check_share(data, "max_broken")
 

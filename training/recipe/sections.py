@@ -107,10 +107,13 @@ class DataSettings(Section):
     train_splits: tuple[str, ...] = ()  # of the training data; empty takes all rows
     columns: dict[str, Any] | None = None  # of the training data: { image = "file", caption = ["title", "alt"] }
     root: str | None = None  # where a table's paths begin, and what they may not leave; default: its folder
-    validation: str | None = None  # None: where the training data is
+    # to validate on; nothing said: a split of the training data called validation or test, else a tenth held out
+    validation: str | None = None
     validation_split: str = ""  # "" takes all rows
     validation_columns: dict[str, Any] | None = None
     validation_root: str | None = None
+    held_out: int | float = 0  # in place of validation data: so many training samples, or such a share
+    hold_out_by: Literal["concept", "sample"] = "concept"  # by class, no concept on both sides; or one by one
     cache: Cache = "auto"  # decoded images; auto: in memory, up to 256 MiB
     max_broken: float = 0.01  # a larger share of unusable samples ends the run
     patch_dropout: float = 0.0  # share of patches left out of each training image (FLIP, Li et al. 2023)
@@ -285,7 +288,7 @@ class LabelledSection(DataSettings):
     """[data] of a ViT recipe (data/classes.py): any data with classes that `open_rows` reads."""
 
     train: str = ""  # a folder, file or hub data set
-    held_out: int = 0  # instead of validation data: this many training images, the same for every seed
+    hold_out_by: Literal["concept", "sample"] = "sample"  # as --held-out of probe, report and wise-ft draws them
     classes: str | None = None  # a class set in the data's classes.json, which names classes in two languages
     most_frequent: int = 0  # of a multi-label task: only this many labels, the most frequent ones; 0: all
     language: Literal["en", "ja"] = "en"  # of the names that become the model's labels

@@ -10,6 +10,7 @@ from vlm.checkpoint.save import save
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.class_stream import ClassBatch, ClassImages, ClassStream
+from vlm.training.data.rows import content_hash
 from vlm.training.data.stream import EndlessOrder
 from vlm.training.data.targets import ClassifierData, open_classifier_data
 from vlm.training.data.transforms import Transform
@@ -61,6 +62,8 @@ def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
         stream=open_stream(recipe, classifier, images, processes),
         evaluate=lambda model: objective.metrics(*predictions(model, preprocess, validation, processes.device)),
         samples=len(images),
+        data_hash=content_hash(images.rows),
+        labels=data.labels,
         max_broken=recipe.data.max_broken,
         chance_loss=objective.chance_loss,
         summary=f"{len(images)} training images of {len(data.labels)} {what}, {len(validation)} for validation, "

@@ -16,11 +16,11 @@ from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
 from vlm.tokenizers.load import load_tokenizer
 from vlm.training.data.captions import CaptionChoice
+from vlm.training.data.division import divide, open_training_rows, open_validation_rows
 from vlm.training.data.order import Mixture, Order, Shuffled
 from vlm.training.data.pair_stream import PairBatch, PairStream
 from vlm.training.data.pairs import Pairs
-from vlm.training.data.rows import Joined
-from vlm.training.data.sources import open_rows
+from vlm.training.data.rows import Joined, content_hash
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.lora import add_adapters, merge_adapters
@@ -39,8 +39,7 @@ from vlm.training.tasks.task import Task
 def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
     """The model, data and loss of a CLIP's recipe, on this process."""
     embedder = open_embedder(recipe, processes)
-    pairs = open_training_pairs(recipe, embedder)
-    validation = open_validation_pairs(recipe, embedder)
+    pairs, validation = open_pairs_of(recipe, embedder)
 
     def finish(weights: dict[str, Tensor], out: Path, text: str) -> tuple[Embedder, str]:
         model = ordinary(embedder.model.config, recipe.model, weights).to(processes.device)
@@ -54,6 +53,7 @@ def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
         stream=open_stream(recipe, embedder, pairs, processes),
         evaluate=lambda _: retrieval_recall(embedder, validation, processes),
         samples=len(pairs),
+        data_hash=content_hash(pairs.rows),
         max_broken=recipe.data.max_broken,
         chance_loss=chance_loss(recipe),
         work=step_work(embedder.model.config, recipe, processes.size, mean_caption_tokens(embedder, validation)),
@@ -129,35 +129,31 @@ def ordinary(config: CLIPConfig, section: ModelSection, weights: dict[str, Tenso
     return clip
 
 
-def open_training_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
-    """All parts of the mixture, one after the other."""
-    parts = [open_rows(part.path, part.splits, part.columns, part.root) for part in recipe.data.sources]
-    for part, section in zip(parts, recipe.data.sources, strict=True):
-        if not section.splits and (held := [split for split in part.splits() if split.startswith(("val", "test"))]):
-            raise DataError(f"{part.name} has {', '.join(held)} in it. Say what to train on: splits = [...].")
-    return Pairs(parts[0] if len(parts) == 1 else Joined(parts), embedder.preprocess, recipe.data.cache)
-
-
-def open_validation_pairs(recipe: Recipe, embedder: Embedder) -> Pairs:
-    """Opens the validation pairs without broken samples, which are logged."""
+def open_pairs_of(recipe: Recipe, embedder: Embedder) -> tuple[Pairs, Pairs]:
+    """(to train on, to validate on).  Of the validation data what cannot be used is left out, and said."""
     data = recipe.data
-    if data.validation is None and not (isinstance(data.train, str) and data.validation_split):
-        raise RecipeError(
-            "say what to validate on: [data] validation = a folder or file, or validation_split = a split of train."
-        )
-    wanted = data.validation_source(data.train if isinstance(data.train, str) else "")
-    rows = open_rows(wanted.path, wanted.splits, wanted.columns, wanted.root)
-    pairs, broken = Pairs(rows, embedder.preprocess).sound()
+    if isinstance(data.train, str):
+        training, validation, said = divide(data, recipe.data.sources[0].path)
+        if said:
+            print(said, file=sys.stderr)
+    else:
+        training = Joined([open_training_rows(source) for source in data.sources])
+        if data.validation is None:
+            raise RecipeError("a mixture needs validation data of its own: set [data] validation = a folder or file.")
+        validation = open_validation_rows(data, "")
+    for remark in training.remarks():
+        print(remark, file=sys.stderr)
+    pairs, broken = Pairs(validation, embedder.preprocess).sound()
     if broken:
         print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)
     if not len(pairs):
-        raise DataError(f"{wanted.path} has no sample that can be used; the first: {broken[0]}")
-    return pairs
+        raise DataError(f"{validation.name} has no sample that can be used; the first: {broken[0]}")
+    return Pairs(training, embedder.preprocess, data.cache), pairs
 
 
 def open_order(recipe: Recipe, pairs: Pairs) -> Order:
     seed, window = recipe.run.seed, recipe.data.shuffle_window
-    if not isinstance(pairs.rows, Joined):
+    if len(recipe.data.sources) == 1 or not isinstance(pairs.rows, Joined):
         return Shuffled(len(pairs), seed, window)
     orders = [Shuffled(len(part), seed, window) for part in pairs.rows.parts]
     return Mixture(orders, [part.weight for part in recipe.data.sources], seed)

@@ -5,13 +5,22 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from vlm.errors import RecipeError
+from vlm.training.data.stream import NoSoundSample
 from vlm.training.engine.curves import draw_curves
 from vlm.training.engine.distributed import Processes, init_from_env
 from vlm.training.engine.loop import STOPPED, fit, rehearse
 from vlm.training.engine.parallel import whole_weights
 from vlm.training.engine.precision import with_precision
 from vlm.training.engine.quarantine import Quarantine
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, locked, place, recorded_recipe
+from vlm.training.engine.run_folder import (
+    begin_run,
+    changed_since,
+    check_run,
+    forecast,
+    locked,
+    place,
+    recorded_recipe,
+)
 from vlm.training.measure.card import push_to_hub
 from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
 from vlm.training.recipe.text import recipe_text
@@ -49,34 +58,40 @@ def train(
     """
     out, text = Path(out), recipe_text(recipe) if text is None else text
     processes = processes or init_from_env(None, recipe.run.timeout_minutes)
-    check_run(out, resume=resume, push=push)
+    check_run(out, resume=resume, push=push, data=recipe.paths)
     recipe = with_precision(recipe, processes.device, recorded_recipe(out) if resume else None)
     task = open_task(recipe, processes)
+    changed = changed_since(out, task.labels, task.data_hash) if resume else ""
     with locked(out) if processes.rank == 0 else nullcontext():
         if processes.rank == 0:
-            begin_run(out, text)
+            begin_run(out, text, labels=task.labels, data_hash=task.data_hash)
             task.prepare_folder(out)
-            print(task.summary, file=sys.stderr)
-        return _train(task, out, processes, resume=resume, push=push, text=text, profile=profile)
+            print(*filter(None, (task.summary, changed)), sep="\n", file=sys.stderr)
+        return _train(task, out, processes, text, resume=resume, push=push, profile=profile)
 
 
 def _train(
-    task: Task, out: Path, processes: Processes, *, resume: bool, push: str | None, text: str, profile: bool
+    task: Task, out: Path, processes: Processes, text: str, *, resume: bool, push: str | None, profile: bool
 ) -> int:
-    done = fit(
-        task.model,
-        task.backward,
-        task.stream,
-        task.evaluate,
-        task.recipe,
-        out,
-        processes=processes,
-        chance_loss=task.chance_loss,
-        resume=resume,
-        quarantine=Quarantine(out, task.samples, task.max_broken, processes, resume=resume),
-        work=task.work,
-        profile=profile,
-    )
+    quarantine = Quarantine(out, task.samples, task.max_broken, processes, resume=resume)
+    try:
+        done = fit(
+            task.model,
+            task.backward,
+            task.stream,
+            task.evaluate,
+            task.recipe,
+            out,
+            processes=processes,
+            chance_loss=task.chance_loss,
+            resume=resume,
+            quarantine=quarantine,
+            work=task.work,
+            profile=profile,
+        )
+    except NoSoundSample as error:
+        quarantine.list_all(error.broken)
+        raise
     if processes.rank == 0:
         draw_curves(out)
     if not done:

@@ -118,7 +118,8 @@ def test_a_sample_is_drawn_from_the_whole_set_in_its_order():
 
 
 def test_the_bar_ends_at_the_number_of_samples(capsys: pytest.CaptureFixture[str]):
-    seen = seen_in([*sound(), *sound()], 70)  # more than one chunk
+    again = [own | {"uid": f"again {n}"} for n, own in enumerate(sound())]
+    seen = seen_in([*sound(), *again], 70)  # more than one chunk
     assert (seen.looked, len(seen.facts)) == (70, 70)
     assert re.search(r"looking: 100%.*\b70/70 \[", capsys.readouterr().err)
 

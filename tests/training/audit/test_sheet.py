@@ -69,7 +69,7 @@ def test_three_rows_at_random_are_enough_and_none_is_shown_twice(tmp_path: Path)
 
 
 def test_a_image_keeps_its_shape_in_the_middle_of_a_grey_square(tmp_path: Path):
-    sheet = drawn([row(0, encoded(Image.new("RGB", (300, 100), "red")), "x")] * 2, tmp_path)
+    sheet = drawn([row(n, encoded(Image.new("RGB", (300, 100), "red")), "x") for n in range(2)], tmp_path)
     square = cell(sheet, 0, 1)[:SIDE]
     red = (square == (255, 0, 0)).all(-1)
     assert red[50:100].all()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.data_formats import only
 from tests.support.tiny_run import write_vit_recipe
 from tests.training.tasks.test_classification import batch, opened
 from vlm.training.data.class_stream import ClassStream
@@ -59,7 +60,7 @@ def test_a_sample_keeps_its_class_and_name_and_its_patches_until_the_dense_steps
     rows, numbers = training.rows, {training.rows.uid(i): i for i in range(len(training))}
     for step in range(6):
         some = stream[step]
-        assert [rows.label(numbers[uid]) for uid in some.uids] == [classes.keys[i] for i in some.targets]
+        assert [only(rows.labels(numbers[uid])) for uid in some.uids] == [classes.keys[i] for i in some.targets]
         assert torch.equal(some.images, torch.stack([training.pairs.pixels(numbers[uid]) for uid in some.uids]))
         assert (None if some.keep is None else some.keep.shape) == ((16, 12) if step < 3 else None)  # 4.8 of 16 go
     halves = [

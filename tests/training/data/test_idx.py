@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.data_formats import only
 from vlm.training.data.sources import open_rows
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 4, 7), dtype=np.uint8)  # n, H, W
@@ -40,7 +41,7 @@ def test_every_sample_is_its_image_and_class_in_its_split(tmp_path):
     assert [rows.uid(i) for i in range(5)] == ["train/0", "train/1", "train/2", "test/0", "test/1"]
     assert [rows.split(i) for i in range(5)] == ["train"] * 3 + ["test"] * 2
     assert rows.splits() == ["test", "train"]
-    assert [rows.label(i) for i in range(5)] == [rows.group(i) for i in range(5)] == ["2", "0", "1", "2", "0"]
+    assert [only(rows.labels(i)) for i in range(5)] == [rows.group(i) for i in range(5)] == ["2", "0", "1", "2", "0"]
     assert [rows.captions(i) for i in (0, 1)] == [{"": (["2"], [])}, {"": (["0"], [])}]
     for index in range(5):
         assert np.array_equal(np.asarray(rows.image(index)), PIXELS[index])
@@ -49,7 +50,7 @@ def test_every_sample_is_its_image_and_class_in_its_split(tmp_path):
 @pytest.mark.parametrize(("splits", "wanted"), [(["test"], [3, 4]), (["test", "train"], [3, 4, 0, 1, 2])])
 def test_splits_are_read_in_the_order_they_are_asked_for(splits, wanted, tmp_path):
     rows = open_rows(both(tmp_path), splits)
-    assert [rows.label(i) for i in range(len(rows))] == [str(LABELS[i]) for i in wanted]
+    assert [only(rows.labels(i)) for i in range(len(rows))] == [str(LABELS[i]) for i in wanted]
     assert np.array_equal(np.stack([np.asarray(rows.image(i)) for i in range(len(rows))]), PIXELS[wanted])
     assert rows.splits() == sorted(splits)
 
@@ -83,14 +84,14 @@ def test_classes_are_named_by_labels_txt_by_the_folder_or_are_digits(tmp_path):
     folder = tmp_path / "My-Fashion"
     write(folder, "train", PIXELS, [9, 0, 1, 2, 3])
     rows = open_rows(folder)
-    assert [rows.label(i) for i in (0, 1)] == ["ankle boots", "t-shirt or top"]
+    assert [only(rows.labels(i)) for i in (0, 1)] == ["ankle boots", "t-shirt or top"]
     assert rows.captions(0) == {"en": (["ankle boots"], []), "ja": (["ブーツ"], [])}
     with pytest.raises(ValueError, match=r"has no column concept: idx files have images and labels"):
         rows.column("concept")
     write(folder, "train", PIXELS, LABELS)
     (folder / "labels.txt").write_text("犬\n\n  cat \nbird\n", encoding="utf-8")
     rows = open_rows(folder)
-    assert [rows.label(i) for i in range(5)] == ["bird", "犬", "cat", "bird", "犬"]
+    assert [only(rows.labels(i)) for i in range(5)] == ["bird", "犬", "cat", "bird", "犬"]
     assert rows.captions(2) == {"": (["cat"], [])}
     (folder / "labels.txt").write_text("dog\ncat\n")
     with pytest.raises(ValueError, match=r"has 3 classes, and names for 2\. Write one name a line in .*labels\.txt\.$"):
@@ -99,7 +100,7 @@ def test_classes_are_named_by_labels_txt_by_the_folder_or_are_digits(tmp_path):
 
 def test_there_are_ten_digits(tmp_path):
     write(tmp_path, "train", PIXELS, [9, 8, 7, 6, 0])
-    assert [open_rows(tmp_path).label(i) for i in range(5)] == ["9", "8", "7", "6", "0"]
+    assert [open_rows(tmp_path).labels(i)[0] for i in range(5)] == ["9", "8", "7", "6", "0"]
     write(tmp_path, "train", PIXELS, [9, 10, 7, 6, 0])
     with pytest.raises(ValueError, match="has 11 classes, and names for 10"):
         open_rows(tmp_path)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.data_formats import only
 from vlm.config import PreprocessConfig
 from vlm.errors import DataError
 from vlm.images.preprocess import Preprocess
@@ -66,7 +67,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path):
         read_class_set(tmp_path, "listed")
     with pytest.raises(ValueError, match="neither the keys nor the names"):
         read_class_set(tmp_path, "both").in_order_of(("dog", "cow"))
-    with pytest.raises(ValueError, match=r"Two or more classes can be told apart, got 1: dog\."):
+    with pytest.raises(ValueError, match=r"Two or more classes are wanted, got 1: dog\."):
         ClassSet(keys=("dog",))
     letters = tuple("abcdefghi")
     with pytest.raises(
@@ -81,7 +82,7 @@ def test_samples_of_other_classes_are_left_out_and_said(run_folder: Path, capsys
     assert len(every.keys) == 12
     some = ClassSet(keys=every.keys[:3][::-1], column="concept")
     found = open_labelled(data, "validation", some)
-    assert [found.rows.label(i) for i in found.index] == [some.keys[t] for t in found.targets.tolist()]
+    assert [only(found.rows.labels(i)) for i in found.index] == [some.keys[t] for t in found.targets.tolist()]
     assert len(found.index) == 3
     assert found.left_out == {f"class {key} is not asked for": 1 for key in every.keys[3:]}
     lines = capsys.readouterr().err.splitlines()

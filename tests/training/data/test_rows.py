@@ -142,8 +142,14 @@ class Letters:
     def captions(self, index: int) -> Captions:
         return {"en": ([self.letters[index]], [])}
 
-    def label(self, index: int) -> str | None:
-        return None if self.letters[index].isupper() else f"class {self.letters[index]}"
+    def labels(self, index: int) -> list[str]:
+        return [] if self.letters[index].isupper() else [f"class {self.letters[index]}"]
+
+    def concept(self, index: int) -> str:
+        return f"concept {self.letters[index]}"
+
+    def remarks(self) -> list[str]:
+        return [f"remark {self.name}"]
 
     def group(self, index: int) -> str:
         return f"group {self.letters[index]}"
@@ -162,7 +168,7 @@ def check_letters(rows: Rows, letters: str) -> None:
     """All that is asked of `rows`, against the same letters in one piece."""
     truth = Letters(letters, "")
     assert len(rows) == len(letters)
-    for what in ("image", "captions", "label", "group", "split"):
+    for what in ("image", "captions", "labels", "concept", "group", "split"):
         assert [getattr(rows, what)(i) for i in range(len(rows))] == [getattr(truth, what)(i) for i in range(len(rows))]
     assert (rows.splits(), rows.column("x")) == (truth.splits(), truth.column("x"))
 
@@ -189,7 +195,7 @@ def test_joined_sets_are_one_after_the_other_whatever_their_lengths():
 
 def test_classes_are_those_of_all_samples_sorted():
     assert class_names(Letters("badab", "set")) == ["class a", "class b", "class d"]
-    for letters in ("", "aBc", "B"):
+    for letters in ("", "B"):
         with pytest.raises(ValueError, match=r"^set has samples without a class\. Wanted a folder per class"):
             class_names(Letters(letters, "set"))
 
@@ -225,8 +231,8 @@ def test_paths_may_not_leave_the_folder(tmp_path):
 
 
 def test_a_split_that_is_not_there_is_named_with_those_there_are(run_folder):
-    with pytest.raises(ValueError, match=r"has no split val. It has: train, validation"):
-        open_rows(run_folder / "data.parquet", ["val"])
+    with pytest.raises(ValueError, match=r"has no split test. It has: train, validation"):
+        open_rows(run_folder / "data.parquet", ["test"])
     assert len(open_rows(run_folder / "data.parquet", ["validation"])) == 12
     assert open_rows(run_folder / "data.parquet").splits() == ["train", "validation"]
 
@@ -243,7 +249,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, run_folder):
     pq.write_table(pq.read_table(run_folder / "data.parquet").slice(0, 0), tmp_path / "rowless.parquet")
     tarfile.open(tmp_path / "memberless.tar", "w").close()
     for name, words in {
-        "none.parquet": "There is no data .*none.parquet. Wanted a folder",
+        "none.parquet": "There is no data .*none.parquet: there is no such file. Wanted a folder",
         "bad.parquet": "cannot be read as parquet",
         "rowless.parquet": "has no rows",
         "memberless.tar": "has no rows",
@@ -269,7 +275,7 @@ def test_a_parquet_row_without_a_name_is_named_by_its_number(run_folder, tmp_pat
     rows = open_rows(tmp_path / "d.parquet")
     assert [rows.uid(index) for index in (0, 59)] == ["row 0", "row 59"]
     assert rows.captions(0) == {"en": (["a red dog"], [])}
-    assert rows.group(0) == "row 0"
+    assert rows.group(0) == "a red dog"
 
 
 def test_all_five_captions_are_drawn_equally_often(tmp_path, tiny_tokenizer):
@@ -322,7 +328,7 @@ def test_recall_counts_all_five_captions(tmp_path):
 
 def test_splits_are_asked_of_a_table_that_has_none(tmp_path):
     (tmp_path / "data.csv").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"has no column split\. It has: "):
+    with pytest.raises(ValueError, match="has no splits, and train was asked for"):
         open_rows(str(tmp_path / "data.csv"), ("train",))
 
 

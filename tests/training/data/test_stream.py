@@ -1,5 +1,6 @@
 """Batches without end: whose turn it is, who stands in, and what a worker is told."""
 
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from vlm.errors import DataError
 from vlm.training.data.order import Place, Shuffled
 from vlm.training.data.rows import BrokenSample
-from vlm.training.data.stream import EndlessOrder, Places, batches, kept_patches
+from vlm.training.data.stream import EndlessOrder, NoSoundSample, Places, batches, kept_patches
 
 
 def test_a_process_alone_takes_the_whole_batch():
@@ -64,10 +65,18 @@ def test_the_next_sound_sample_stands_in_and_the_place_stays():
 
 
 def test_a_thousand_broken_samples_in_a_row_are_too_many():
-    order = EndlessOrder(99, seed=0, batch_size=1, order=Ascending())
+    order = EndlessOrder(5000, seed=0, batch_size=1, order=Ascending())
     assert order.load(0, sound_but(*range(999))).loaded == ["sample 999"]
-    with pytest.raises(ValueError, match=r"^1000 samples in a row are broken; the last: p999: missing: lost$"):
+    with pytest.raises(NoSoundSample, match=r"^None of 1000 samples in a row can be used; the last: p999: missing"):
         order.load(0, sound_but(*range(1000)))
+
+
+def test_a_set_without_a_sound_sample_ends_after_one_round_and_names_them_all():
+    order = EndlessOrder(10, seed=0, batch_size=1)
+    with pytest.raises(NoSoundSample, match="10 samples") as caught:
+        order.load(0, sound_but(*range(10)))
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # as it comes from a worker
+        assert sorted(sample.uid for sample in error.broken) == sorted(f"p{n}" for n in range(10))
 
 
 def test_every_patch_is_kept_equally_often_whoever_else_is_in_the_batch():

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from tests.support.data_formats import only
+from vlm.training.data.formats.arrow_cache import generated, stamp
+from vlm.training.data.formats.cells import texts_of
 from vlm.training.data.formats.columns import Columns
-from vlm.training.data.formats.table import Table, generated, stamp, texts_of
+from vlm.training.data.formats.table import Table
 from vlm.training.data.rows import BrokenSample, Rows
 from vlm.training.data.sources import open_rows
 
@@ -46,9 +49,9 @@ def test_rows_of_one_file_are_one_sample_where_it_comes_first(tmp_path):
         {"": (["n5"], [])},
         {"": (["c6"], [])},
     ]
-    assert all_of(rows, "group") == ["B", "A", "N", "row 5", "c.png"]
+    assert all_of(rows, "group") == ["B", "A", "N", "n5", "c6"]
     assert all_of(rows, "split") == ["p", "q", "", "", "q"]
-    assert all_of(rows, "label") == ["u", "v", "w", None, None]
+    assert all_of(rows, "labels") == [["u", "x", "z"], ["v", "y"], ["w"], [], []]
     assert rows.splits() == ["p", "q", "r"]
     assert rows.column("number") == [0, 1, 2, 5, 6]
     assert [rows.image(i) for i in (0, 1, 4)] == [str(tmp_path.resolve() / f"{name}.png") for name in "bac"]
@@ -136,29 +139,29 @@ def test_keywords_alone_are_enough_for_a_sample(tmp_path):
 
 def test_classes_are_captions_only_where_there_are_no_others(tmp_path):
     rows = table(tmp_path, image=["1", "2", "3"], label=["guide_dog", None, "cat"], language=["en", "ja", None])
-    assert all_of(rows, "label") == ["guide_dog", None, "cat"]
+    assert all_of(rows, "labels") == [["guide_dog"], [], ["cat"]]
     assert [rows.captions(i) for i in (0, 2)] == [{"en": (["guide dog"], [])}, {"": (["cat"], [])}]
     with pytest.raises(BrokenSample, match="2: no caption: label, language: empty"):
         rows.captions(1)
-    assert all_of(rows, "group") == ["guide_dog", "2", "cat"]
+    assert all_of(rows, "group") == ["guide dog", "2", "cat"]
     both = table(tmp_path, image=["1", "2"], label=["cat", ""], caption=["x", "y"])
     assert all_of(both, "captions") == [{"": (["x"], [])}, {"": (["y"], [])}]
-    assert all_of(both, "group") == ["1", "2"]  # what a caption says is more than its class
-    assert all_of(both, "label") == ["cat", None]
+    assert all_of(both, "group") == ["x", "y"]  # what a caption says is more than its class
+    assert all_of(both, "labels") == [["cat"], []]
 
 
 def test_numbered_classes_have_the_names_that_datasets_keeps():
     features = Features({"image": Value("string"), "label": ClassLabel(names=["cat", "dog"])})
     stored = Dataset.from_dict({"image": list("abcd"), "label": [1, 0, -1, None]}, features)
     rows = Table("t", stored, Columns(image="image", label="label"))
-    assert all_of(rows, "label") == ["dog", "cat", None, None]
+    assert all_of(rows, "labels") == [["dog"], ["cat"], [], []]
     numbers = Dataset.from_dict({"image": list("abc"), "label": [1, 0, -1]})
-    assert all_of(Table("t", numbers, Columns(image="image", label="label")), "label") == ["1", "0", "-1"]
+    assert all_of(Table("t", numbers, Columns(image="image", label="label")), "labels") == [["1"], ["0"], ["-1"]]
 
 
 def test_a_table_without_splits_has_none(tmp_path):
     rows = table(tmp_path, image=["a.png"], caption=["a"])
-    assert (rows.split(0), rows.splits(), rows.label(0)) == ("", [], None)
+    assert (rows.split(0), rows.splits(), only(rows.labels(0))) == ("", [], None)
 
 
 def test_splits_are_chosen_by_name_in_the_order_of_the_rows(tmp_path):
@@ -179,18 +182,16 @@ def test_splits_are_chosen_by_name_in_the_order_of_the_rows(tmp_path):
     [
         ("['a dog', 'a pet']", ["a dog", "a pet"]),
         ('["a dog"]', ["a dog"]),
-        ("['a', 3, ' ', None, 'b']", ["a", "b"]),
-        ("['a', 'b", ["['a', 'b"]),
-        ("['a' 1]", ["['a' 1]"]),
-        ("['a', f(1)]", ["['a', f(1)]"]),
+        ("['a', 3, ' ', None, 'b']", ["a", "3", "b"]),
+        ("['a' 1]", ["a", "1"]),
         ("[a, b]", ["[a, b]"]),
-        ("[1]", ["[1]"]),
+        ("[1]", ["1"]),
         ("'a', 'b']", ["'a', 'b']"]),
-        (["a", "", 1, "b"], ["a", "b"]),
+        (["a", "", 1, "b"], ["a", "1", "b"]),
         (" a ", [" a "]),
         (" \n", []),
         (None, []),
-        (3, []),
+        (3, ["3"]),
     ],
 )
 def test_a_cell_holds_one_caption_or_a_list(cell, texts):
@@ -225,7 +226,7 @@ def test_what_a_reader_raises_is_one_line(tmp_path):
     features = Features({"text": Value("string")})
     with pytest.raises(ValueError, match=r"^t cannot be read \(three is too many\)\.$"):
         generated("t", yield_rows, features, file=stamp(tmp_path / "a.txt"), count=4)
-    with pytest.raises(ValueError, match=r"^t has no rows\.$"):
+    with pytest.raises(ValueError, match=r"^t has no rows\."):
         generated("t", yield_rows, features, file=stamp(tmp_path / "a.txt"), count=0)
 
 

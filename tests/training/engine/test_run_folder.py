@@ -1,13 +1,15 @@
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.messages import refused
 from vlm.checkpoint.load import load
 from vlm.embedder import Embedder
 from vlm.errors import RunFolderError
 from vlm.training.engine.loop import Rehearsal
-from vlm.training.engine.run_folder import begin_run, check_run, forecast, locked, place
+from vlm.training.engine.run_folder import begin_run, changed_since, check_run, forecast, locked, place
 from vlm.training.recipe.sections import RunSection
 
 
@@ -17,6 +19,53 @@ def test_an_earlier_run_is_gone_on_with_and_not_overwritten(tmp_path: Path):
     check_run(tmp_path, resume=True, push=None)
     with pytest.raises(ValueError, match=r"holds an earlier run's checkpoints\. Add --resume auto to go on"):
         check_run(tmp_path, resume=False, push=None)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "recipe.toml", "1.png", "model.safetensors"])
+def test_a_folder_that_is_not_a_runs_is_refused_and_stays_as_it_is(name: str, tmp_path: Path):
+    (tmp_path / name).write_text("mine")
+    for resume in (False, True):
+        with refused(RunFolderError, str(tmp_path), name):
+            check_run(tmp_path, resume=resume, push=None)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_logs_of_the_launcher_and_runs_of_earlier_versions_may_be_there(tmp_path: Path):
+    (tmp_path / "slurm.log").touch()
+    check_run(tmp_path, resume=False, push=None)
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "README.md").touch()
+    check_run(tmp_path, resume=False, push=None)
+
+
+@pytest.mark.parametrize("below", ["", "runs/one"])
+def test_a_run_does_not_write_among_its_data(below: str, tmp_path: Path):
+    with refused(RunFolderError, str(tmp_path)):
+        check_run(tmp_path / below, resume=False, push=None, data=[str(tmp_path)])
+    check_run(tmp_path / "run", resume=False, push=None, data=[str(tmp_path / "data"), "org/name"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path):
+    out = tmp_path / "run"
+    with locked(out):
+        begin_run(out, "")
+        for _ in range(2):
+            with refused(RunFolderError, f"process {os.getpid()}", str(out)), locked(out):
+                pass
+    with locked(out):
+        pass
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_changed_classes_are_refused_and_changed_data_are_said(tmp_path: Path):
+    begin_run(tmp_path, "", labels=["ant", "cat"], data_hash="a")
+    assert changed_since(tmp_path, ["ant", "cat"], "a") == ""
+    assert "data have changed" in changed_since(tmp_path, ["ant", "cat"], "b")
+    for labels, facts in ((["cat", "dog"], ["gone: ant", "new: dog"]), (["cat", "ant"], ["gone: none", "new: none"])):
+        with refused(RunFolderError, *facts):
+            changed_since(tmp_path, labels, "a")
+    assert changed_since(tmp_path / "of an earlier version", ["x"], "a") == ""
 
 
 def test_a_name_on_the_hub_is_an_organisation_and_a_name(tmp_path: Path):

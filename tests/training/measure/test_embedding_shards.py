@@ -284,7 +284,7 @@ def test_each_of_two_processes_does_its_part_and_the_first_one_shows_it(job, mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "nowhere"}, "vlm: error: There is no data nowhere."),
+        ({"data": "nowhere"}, "vlm: error: There is no data nowhere: "),
         ({"model": "nowhere"}, "vlm: error: "),
         ({"more": ["--workers", "-1"]}, "vlm: error: workers must be 0 or more, got -1."),
         ({"more": ["--split", "a", "b"]}, "vlm: error: "),

@@ -170,7 +170,7 @@ def test_the_zero_shot_row_is_what_classify_scores(
     (row,) = features.zero_shot()
     rows, index = validation.rows, validation.index
     answers = classify(tiny_embedder, [rows.image(i) for i in index], features.classes.names["en"])
-    targets = torch.tensor([features.classes.keys.index(rows.label(i) or "") for i in index])
+    targets = torch.tensor([features.classes.keys.index((rows.labels(i) or [""])[0]) for i in index])
     assert row.method == "zero-shot, en"
     assert row.top_1 == pytest.approx(float((answers.argmax(1) == targets).double().mean()))
     assert row.balanced == pytest.approx(balanced_accuracy(answers, targets))

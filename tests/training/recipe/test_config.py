@@ -85,6 +85,9 @@ NEW = {"size": "mini"}  # a model from nothing
         ({"model": {"source": "mini", "lora_rank": 2, "train_blocks": 0}}, ["lora_rank", "train_blocks = 0"]),
         ({"model": NEW | {"lora_rank": 2}}, ["lora_rank", "[model] source"]),
         ({"model": NEW | {"train_blocks": 0}}, ["train_blocks", "[model] source"]),
+        ({"run": {"batch_size": 1}}, ["batch_size is 1", "contrastive"]),
+        ({"data": {"train": [{"path": "a"}], "held_out": 5}}, ["mixture", "validation"]),
+        ({"data": {"held_out": 5, "validation": "y"}}, ["held_out", "validation"]),
         ({"task": "vit"}, ["task", "vit", "clip"]),
     ],
 )
@@ -101,9 +104,8 @@ NEW_VIT = {"vision": {"width": 64, "num_heads": 4}}
     ("changes", "facts"),
     [
         ({"data": {}}, ["[data] train"]),
-        ({"data": {"train": "x"}}, ["held_out", "validation_split"]),
-        ({"data": HELD_OUT | {"validation_split": "y"}}, ["held_out", "validation_split"]),
-        ({"data": HELD_OUT | {"validation": "y"}}, ["held_out", "validation_split"]),
+        ({"data": HELD_OUT | {"validation_split": "y"}}, ["held_out", "validation"]),
+        ({"data": HELD_OUT | {"validation": "y"}}, ["held_out", "validation"]),
         ({"model": NEW_VIT | {"head": "zero_shot"}}, ["head", "[model] source"]),
         ({"model": NEW_VIT | {"num_heads": 2}}, ["num_heads", "[model] source"]),
         ({"model": NEW_VIT | {"train_blocks": 0}}, ["train_blocks", "[model] source"]),
@@ -144,7 +146,7 @@ RANGES = {  # (refused, taken) at the ends
     "fraction": ([-0.01, 1.0], [0.0, 0.99]),
 }
 BOTH = [
-    ("run", "steps batch_size accumulate eval_every save_every keep log_every", "positive"),
+    ("run", "steps accumulate eval_every save_every keep log_every", "positive"),
     ("optim", "lr muon_lr clip_norm max_logit_scale", "positive"),
     ("optim", "warmup_steps weight_decay muon_decay", "at least 0"),
     ("optim", "final_lr", "share"),

@@ -8,7 +8,7 @@ import pytest
 
 from vlm.training.engine.distributed import SINGLE_PROCESS
 from vlm.training.recipe.reading import read_recipe
-from vlm.training.tasks.contrastive import open_embedder, open_stream, open_training_pairs
+from vlm.training.tasks.contrastive import open_embedder, open_pairs_of, open_stream
 
 ROOT = Path(__file__).parents[3]
 # sha256 of images, ids and sample names of steps 0, 1 and the first dense one, computed by the code that trained mini
@@ -21,7 +21,7 @@ def test_minis_batches_are_those_it_was_trained_on(path: str, monkeypatch: pytes
     recipe = read_recipe(Path(path))
     recipe = replace(recipe, data=replace(recipe.data, cache="none"))
     embedder = open_embedder(recipe, SINGLE_PROCESS)
-    pairs = open_training_pairs(recipe, embedder)
+    pairs = open_pairs_of(recipe, embedder)[0]
     stream, digest = open_stream(recipe, embedder, pairs, SINGLE_PROCESS), hashlib.sha256()
     for step in (0, 1, recipe.dense_from):
         batch = stream[step]

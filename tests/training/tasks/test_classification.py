@@ -234,7 +234,9 @@ def test_a_new_model_reads_images_as_the_data_say_and_starts_from_its_seed(run_f
     classes = ClassSet(keys=keys, names={"ja": ("赤犬", "灰日")}, column="concept")
     one, same, other = started(1), started(1), started(2)
     assert one.preprocess is not None
-    assert one.preprocess.config == PreprocessConfig(image_size=16, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    assert one.preprocess.config == PreprocessConfig(
+        image_size=16, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), to_srgb=True
+    )
     assert one.labels == ("赤犬", "灰日")
     qkv = [model.vision.blocks[0].get_parameter("attn.qkv.weight") for model in (one, same, other)]
     assert torch.equal(qkv[0], qkv[1]) and not torch.equal(qkv[0], qkv[2])

@@ -24,15 +24,13 @@ from vlm.training.recipe.reading import read_recipe
 from vlm.training.recipe.sections import ModelSection
 from vlm.training.tasks.contrastive import (
     _sizes,
-    chance_loss,
     choose_layers,
     contrastive,
     final_rows,
     open_embedder,
     open_order,
+    open_pairs_of,
     open_stream,
-    open_training_pairs,
-    open_validation_pairs,
     ordinary,
 )
 
@@ -166,7 +164,7 @@ def test_a_mixture_goes_on_from_part_to_part_and_is_drawn_by_weight(run_folder):
     values["data"] |= {"train": parts, "train_splits": [], "shuffle_window": 7}
     settings = Recipe.from_dict(values)
     embedder = open_embedder(settings, SINGLE_PROCESS)
-    pairs = open_training_pairs(settings, embedder)
+    pairs = open_pairs_of(settings, embedder)[0]
     assert len(pairs) == 60
     assert [pairs.rows.uid(i) for i in (0, 47, 48, 59)] == [f"{data}: image-{i}" for i in (0, 47, 48, 59)]
     samples = np.array([open_order(settings, pairs).place(number).sample for number in range(1000)])
@@ -175,7 +173,7 @@ def test_a_mixture_goes_on_from_part_to_part_and_is_drawn_by_weight(run_folder):
     assert stream[0].uids == [f"{data}: image-{i}" for i in samples[:16]]
     values["data"] |= {"train": data, "train_splits": ["train"]}
     settings = Recipe.from_dict(values)
-    pairs = open_training_pairs(settings, embedder)
+    pairs = open_pairs_of(settings, embedder)[0]
     places = [open_order(settings, pairs).place(number) for number in range(48)]
     assert sorted(place.sample for place in places) == list(range(48))
     assert len({place.sample // 7 for place in places[:14]}) <= 3  # windows of neighbours
@@ -183,8 +181,12 @@ def test_a_mixture_goes_on_from_part_to_part_and_is_drawn_by_weight(run_folder):
 
 def test_validation_data_are_not_trained_on_by_oversight(run_folder):
     settings = recipe(run_folder, data={"train_splits": []})
-    with pytest.raises(ValueError, match=r"data.parquet has validation in it\. Say what to train on: splits ="):
-        open_training_pairs(settings, open_embedder(settings, SINGLE_PROCESS))
+    embedder = open_embedder(settings, SINGLE_PROCESS)
+    assert len(open_pairs_of(settings, embedder)[0]) == 48  # those called train
+    asked = recipe(run_folder, data={"train_splits": ["train", "val"]})
+    assert len(open_pairs_of(asked, embedder)[0]) == 60
+    said_nothing = recipe(run_folder, data={"train_splits": [], "validation": None, "validation_split": None})
+    assert [len(pairs) for pairs in open_pairs_of(said_nothing, embedder)] == [48, 12]
 
 
 def test_validation_samples_that_cannot_be_used_are_counted_and_the_first_is_named(run_folder, tmp_path, capsys):
@@ -197,14 +199,14 @@ def test_validation_samples_that_cannot_be_used_are_counted_and_the_first_is_nam
         for name in ("some.csv", "none.csv")
     )
     embedder = open_embedder(some, SINGLE_PROCESS)
-    assert len(open_validation_pairs(some, embedder)) == 1
+    assert len(open_pairs_of(some, embedder)[1]) == 1
     assert capsys.readouterr().err.startswith("2 validation samples left out; the first: one.png")
     with pytest.raises(ValueError, match=r"none.csv has no sample that can be used; the first: one.png"):
-        open_validation_pairs(none, embedder)
+        open_pairs_of(none, embedder)[1]
     whole = recipe(run_folder, data={"validation_split": ""})
     capsys.readouterr()
-    assert len(open_validation_pairs(whole, embedder)) == 60
-    assert len(open_validation_pairs(recipe(run_folder), embedder)) == 12
+    assert len(open_pairs_of(whole, embedder)[1]) == 60
+    assert len(open_pairs_of(recipe(run_folder), embedder)[1]) == 12
     assert capsys.readouterr().err == ""
 
 
@@ -212,7 +214,7 @@ def test_steps_are_sparse_and_coarse_until_the_dense_ones(run_folder):
     data = {"coarse_size": 8, "dense_share": 0.5, "patch_dropout": 0.25, "captions_per_image": 2}
     settings = recipe(run_folder, data=data, augment=NOTHING)
     embedder = open_embedder(settings, SINGLE_PROCESS)
-    pairs = open_training_pairs(settings, embedder)
+    pairs = open_pairs_of(settings, embedder)[0]
     stream = open_stream(settings, embedder, pairs, SINGLE_PROCESS)
     for step in range(6):
         batch = stream[step]
@@ -232,7 +234,7 @@ def test_shares_of_the_recipe_choose_the_captions(run_folder):
     def words(**data: Any) -> list[str]:
         settings = recipe(run_folder, data={"keyword_share": 0.0} | data)
         embedder = open_embedder(settings, SINGLE_PROCESS)
-        stream = open_stream(settings, embedder, open_training_pairs(settings, embedder), SINGLE_PROCESS)
+        stream = open_stream(settings, embedder, open_pairs_of(settings, embedder)[0], SINGLE_PROCESS)
         return sentences(embedder, stream[0].ids)
 
     names, keywords, templates = words(), words(keyword_share=1.0), words(template_share=1.0)
@@ -251,7 +253,7 @@ def test_the_loss_of_a_step_is_that_of_all_its_captions_on_average(run_folder, l
     )
     embedder = open_embedder(settings, SINGLE_PROCESS)
     clip = embedder.model.eval()
-    batch = open_stream(settings, embedder, open_training_pairs(settings, embedder), SINGLE_PROCESS)[0]
+    batch = open_stream(settings, embedder, open_pairs_of(settings, embedder)[0], SINGLE_PROCESS)[0]
     assert len(set(batch.groups.tolist())) < 16  # some images show the same
     pixels = embedder.preprocess.normalize(batch.images).double()
     losses = []
@@ -270,15 +272,10 @@ def test_the_loss_of_a_step_is_that_of_all_its_captions_on_average(run_folder, l
         torch.testing.assert_close(p.grad, 8 * gradient, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_of_one_pair_chance_is_right(run_folder, loss):
-    assert chance_loss(recipe(run_folder, model={"loss": loss}, run={"batch_size": 1})) == 0
-
-
 def test_a_cards_numbers_are_those_of_the_validation_data(run_folder):
     settings = recipe(run_folder)
     embedder = open_embedder(settings, SINGLE_PROCESS)
-    pairs = open_validation_pairs(settings, embedder)
+    pairs = open_pairs_of(settings, embedder)[1]
     rows = {(row.task, row.language): row for row in final_rows(settings, embedder, pairs)}
     for name, value in retrieval_recall(embedder, pairs).items():
         _, k, language = name.split()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import vlm
+from tests.support.data_formats import only
 from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_vit_recipe
 from vlm.checkpoint.load import load_classifier
@@ -66,7 +67,7 @@ def test_the_numbers_of_the_card_are_those_of_the_saved_model_on_the_images_them
     with torch.no_grad():
         for i in range(len(rows)):
             pixels = classifier.preprocess(rows.image(i))
-            right += classifier.labels[int(classifier(pixels[None]).argmax())] == rows.label(i)
+            right += classifier.labels[int(classifier(pixels[None]).argmax())] == only(rows.labels(i))
     assert read_metrics(finished / "metrics.jsonl")["val top-1"][-1][1] == pytest.approx(right / len(rows))
 
 

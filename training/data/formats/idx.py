@@ -10,7 +10,8 @@ import numpy as np
 
 from vlm.errors import DataError
 from vlm.images.open import ImageSource
-from vlm.training.data.rows import Captions
+from vlm.training.data.formats.splits import matching
+from vlm.training.data.rows import Captions, text_group
 
 FILES = {"train": "train", "test": "t10k"}  # split -> how its files begin
 MNIST = [str(digit) for digit in range(10)]
@@ -34,9 +35,7 @@ class IdxRows:
     def __init__(self, folder: Path, splits: Sequence[str] = ()):
         self.name = str(folder)
         there = [split for split, begin in FILES.items() if _find(folder, begin, "images-idx3-ubyte")]
-        if missing := [split for split in splits if split not in there]:
-            raise DataError(f"{folder} has no split {', '.join(missing)}. It has: {', '.join(there)}.")
-        chosen = list(splits) or there
+        chosen = [there[number] for number in matching(self.name, splits, there)] or there
         images, labels = zip(*(_read_split(folder, FILES[split]) for split in chosen), strict=True)
         self._splits = np.repeat(chosen, [len(part) for part in images])
         self._numbers = np.concatenate([np.arange(len(part)) for part in images])
@@ -57,14 +56,20 @@ class IdxRows:
         return self._images[index]
 
     def captions(self, index: int) -> Captions:
-        name = self.label(index)
+        name = self._name(index)
         return {"en": ([name], []), "ja": ([FASHION[name]], [])} if name in FASHION else {"": ([name], [])}
 
-    def label(self, index: int) -> str:
+    def _name(self, index: int) -> str:
         return self._names[self._labels[index]]
 
+    def labels(self, index: int) -> list[str]:
+        return [self._name(index)]
+
+    def concept(self, index: int) -> None:
+        return None
+
     def group(self, index: int) -> str:
-        return self.label(index)
+        return text_group(self, index)
 
     def split(self, index: int) -> str:
         return str(self._splits[index])
@@ -74,6 +79,9 @@ class IdxRows:
 
     def column(self, name: str) -> list[str]:
         raise DataError(f"{self.name} has no column {name}: idx files have images and labels.")
+
+    def remarks(self) -> list[str]:
+        return []
 
 
 def _class_names(folder: Path, count: int) -> list[str]:

@@ -1,8 +1,8 @@
-"""`Table`: the samples of an Arrow table, memory-mapped by `datasets`.  Every format becomes one."""
+"""`Table`: the samples of an Arrow table, memory-mapped by `datasets`.  Every format but idx becomes one."""
 
-import ast
-import os
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,35 @@ import numpy as np
 
 from vlm.errors import DataError, ImageReason
 from vlm.images.open import ImageSource
+from vlm.training.data.formats.cells import CellError, texts_of
 from vlm.training.data.formats.columns import Columns
-from vlm.training.data.rows import BrokenSample, Captions
-
-VERSION = 1  # raise it when a reader changes what it yields
+from vlm.training.data.formats.files import file_below
+from vlm.training.data.formats.labels import labels_of
+from vlm.training.data.formats.splits import matching
+from vlm.training.data.rows import BrokenSample, Captions, text_group
 
 
 class Table:
-    """`rows` is a `datasets.Dataset`.  Paths begin at `root`, and may not lead out of it.
+    """A data set whose rows are those of `rows`, a `datasets.Dataset`.
 
-    Rows that name the same file are one sample with several captions.  A row may carry `problem_reason` and
-    `problem_detail`, written by whoever read it.
+    Rows that name the same file, or have the same id and the same image, are one sample with several captions.  A row
+    may carry `problem_reason` and `problem_detail`, written by whoever read it.
+
+    Args:
+        name: the source, for messages.
+        rows: the table.
+        columns: which of its columns is what.
+        root: where its paths begin; None: it holds no paths that may be followed, but those in `within`.
+        within: folders that links and paths may lead to; default: `root`.
     """
 
-    def __init__(self, name: str, rows: Any, columns: Columns, root: Path | None = None):
+    def __init__(
+        self, name: str, rows: Any, columns: Columns, root: Path | None = None, within: Sequence[Path] | None = None
+    ):
         self.name, self.columns = name, columns
         self.root = None if root is None else root.resolve()
+        own = [] if self.root is None else [self.root]
+        self.within = own if within is None else [folder.resolve() for folder in within]
         self.rows = _undecoded(rows, columns)
         present = self.rows.column_names
         self._problem = "problem_reason" in present
@@ -35,25 +48,70 @@ class Table:
         self._names = self.rows.select_columns(list(dict.fromkeys(singles))).with_format("arrow")
         self._image = self.rows.select_columns([columns.image, *more] if columns.image else more).with_format("arrow")
         self._path_named = columns.image is not None and _is_string(self.rows.features[columns.image])
-        self._class_names = getattr(self.rows.features[columns.label], "names", None) if columns.label else None
+        self._class_names = _class_names(self.rows.features[columns.label]) if columns.label else None
         self._members = self._rows_of_each_image() if self._path_named else None
+        self._suffixes: dict[int, int] = {}  # row -> which of the images of its id it has, from 2
+        if columns.uid is not None:
+            self._separate_repeated_ids(columns.uid)
 
     def _rows_of_each_image(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(row numbers, where each sample's begin), samples in order of first appearance; None: one row each."""
         (paths,) = self._image.select_columns([self.columns.image or ""])[:].columns
-        paths = paths.combine_chunks()
-        codes = paths.dictionary_encode()
-        distinct = len(codes.dictionary)
-        if distinct == len(codes) - codes.null_count:
-            return None
-        numbers = np.asarray(codes.indices.fill_null(-1))
-        nameless = np.flatnonzero(numbers < 0)  # each stays a sample of its own
-        numbers = numbers.astype(np.int64)
-        numbers[nameless] = distinct + np.arange(len(nameless))
-        first = np.full(distinct + len(nameless), len(numbers))
-        np.minimum.at(first, numbers, np.arange(len(numbers)))
-        order = np.lexsort((np.arange(len(numbers)), first[numbers]))
-        return order, np.append(np.flatnonzero(np.diff(first[numbers][order], prepend=-1)), len(order))
+        codes = paths.combine_chunks().dictionary_encode()
+        return _grouped(np.asarray(codes.indices.fill_null(-1)).astype(np.int64))
+
+    def _separate_repeated_ids(self, column: str) -> None:
+        """Rows of one id: with the same image they are one sample; with another image they get another name."""
+        names = self._names.select_columns([column])[:][column].combine_chunks().dictionary_encode()
+        codes = np.asarray(names.indices.fill_null(-1)).astype(np.int64)
+        firsts = np.arange(len(codes)) if self._members is None else self._members[0][self._members[1][:-1]]
+        own = codes[firsts]
+        counts = np.bincount(own[own >= 0], minlength=1)
+        again = firsts[(own >= 0) & (counts[own] > 1)] if len(own) else firsts
+        if not len(again):
+            return
+        seen: dict[int, dict[bytes | str, int]] = {}  # id -> image -> first row that has it
+        same = np.arange(len(codes))
+        for row in again.tolist():
+            images = seen.setdefault(int(codes[row]), {})
+            image = self._identity(row)
+            if image in images:
+                same[row] = images[image]
+            else:
+                images[image] = row
+                if len(images) > 1:
+                    self._suffixes[row] = len(images)
+        if self._members is None and (same != np.arange(len(codes))).any():
+            self._members = _grouped(same)
+
+    def _identity(self, row: int) -> bytes | str:
+        """What tells the image of a row from others."""
+        value = self._row(self._image, row).get(self.columns.image or "")
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return hashlib.blake2b(value, digest_size=16).digest()
+        return value if isinstance(value, str) else f"row {row}"
+
+    def remarks(self) -> list[str]:
+        """What a user should know about the set as a whole, a line each."""
+        found = []
+        if self._suffixes:
+            first = self._id_of(next(iter(self._suffixes)))
+            found.append(
+                f"{self.name}: {len(self._suffixes)} rows have the {self.columns.uid} of another image; "
+                f"they are named apart, like '{first} (2)'. Give each image an id of its own."
+            )
+        if self._problem:
+            reasons = self._image.select_columns(["problem_reason"])[:]["problem_reason"].to_pylist()
+            links = [row for row, reason in enumerate(reasons) if reason == "outside the folder"]
+            if links and self.columns.image:
+                first = self._row(self._image, links[0])[self.columns.image]
+                found.append(
+                    f"{self.name}: {len(links)} links lead outside and are passed over, like {first}. Name the folder "
+                    "they lead to as root, or put copies in their place."
+                )
+        return found
 
     def _row_numbers(self, index: int) -> Sequence[int]:
         if self._members is None:
@@ -75,10 +133,15 @@ class Table:
         number = self._row_numbers(index)[0]
         name = None
         if self.columns.uid is not None:
-            name = self._row(self._names, number)[self.columns.uid]
+            name = self._id_of(number)
         elif self._path_named and self.columns.image is not None:
             name = self._row(self._image, number)[self.columns.image]
-        return f"row {number}" if name is None else str(name)
+        if name is None:
+            return f"row {number}"
+        return f"{name} ({self._suffixes[number]})" if number in self._suffixes else str(name)
+
+    def _id_of(self, number: int) -> Any:
+        return self._row(self._names, number)[self.columns.uid or ""]
 
     def image(self, index: int) -> ImageSource:
         row = self._row(self._image, self._row_numbers(index)[0])
@@ -86,7 +149,7 @@ class Table:
         value = row[self.columns.image] if self.columns.image else None
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value.strip():
             return self._file(index, value)
         if isinstance(value, bytes) and value:
             return value
@@ -95,23 +158,25 @@ class Table:
         raise BrokenSample(self.uid(index), "missing", "the row names no image")
 
     def _file(self, index: int, name: str) -> str:
-        """The path, if it stays below the root, links followed."""
-        path, root = name, self.root
-        if root is None:
-            return path
+        """The path, if it stays below the roots, links followed."""
         if "\0" in name:
             raise BrokenSample(self.uid(index), "missing", "no file can have this name (NUL)")
-        inside = os.path.realpath(root / name)
-        if not Path(inside).is_relative_to(root):
-            raise BrokenSample(self.uid(index), "outside the folder", f"{inside} is not below {root}")
-        return inside
+        path, inside = file_below(name, self.root, self.within)
+        if not inside:
+            allowed = " or ".join(map(str, self.within)) or "the data set, which brings no files"
+            raise BrokenSample(self.uid(index), "outside the folder", f"{path} is not below {allowed}")
+        return path
 
     def captions(self, index: int) -> Captions:
         found: Captions = {}
         for number in self._row_numbers(index):
             row = self._row(self._texts, number)
             self._raise_problem(index, row)
-            for language, (captions, keywords) in self._of_row(row).items():
+            try:
+                of_row = self._of_row(row)
+            except CellError as error:
+                raise BrokenSample(self.uid(index), "bad row", str(error)) from None
+            for language, (captions, keywords) in of_row.items():
                 own = found.setdefault(language, ([], []))
                 own[0].extend(text for text in captions if text not in own[0])
                 own[1].extend(text for text in keywords if text not in own[1])
@@ -127,37 +192,49 @@ class Table:
             for code, names in part.items():
                 texts = [text for name in names for text in texts_of(row[name])]
                 both.setdefault(code or language, ([], []))[which].extend(texts)
-        if not columns.captions and columns.label is not None and (label := self._label(row)):
-            both.setdefault(language, ([], []))[0].append(label.replace("_", " "))
+        if not columns.captions:
+            both.setdefault(language, ([], []))[0].extend(label.replace("_", " ") for label in self._labels(row))
         return {code: texts for code, texts in both.items() if texts[0] or texts[1]}
 
-    def label(self, index: int) -> str | None:
+    def labels(self, index: int) -> list[str]:
         if self.columns.label is None:
-            return None
-        return self._label(self._row(self._names, self._row_numbers(index)[0]))
+            return []
+        rows = (self._row(self._names, number) for number in self._row_numbers(index))
+        try:
+            return list(dict.fromkeys(label for row in rows for label in self._labels(row)))
+        except CellError as error:
+            raise BrokenSample(self.uid(index), "bad row", str(error)) from None
 
-    def _label(self, row: Mapping[str, Any]) -> str | None:
-        value = row[self.columns.label] if self.columns.label else None
-        if self._class_names is not None and isinstance(value, int):
-            return self._class_names[value] if 0 <= value < len(self._class_names) else None
-        return None if value is None or value == "" else str(value)
+    def _labels(self, row: Mapping[str, Any]) -> list[str]:
+        if self.columns.label is None:
+            return []
+        value, names = row[self.columns.label], self._class_names
+        if names is None:
+            return labels_of(value)
+        numbers = value if isinstance(value, list) else [value]
+        return [names[number] for number in numbers if isinstance(number, int) and 0 <= number < len(names)]
+
+    def concept(self, index: int) -> str | None:
+        if self.columns.concept is None:
+            return None
+        return str(self._row(self._names, self._row_numbers(index)[0])[self.columns.concept] or "") or None
 
     def group(self, index: int) -> str:
-        if self.columns.concept is not None:
-            concept = self._row(self._names, self._row_numbers(index)[0])[self.columns.concept]
-            if concept:
-                return str(concept)
-        return (None if self.columns.captions else self.label(index)) or self.uid(index)
+        return self.concept(index) or text_group(self, index)
 
     def split(self, index: int) -> str:
         if self.columns.split is None:
             return ""
         return str(self._row(self._names, self._row_numbers(index)[0])[self.columns.split] or "")
 
-    def splits(self) -> list[str]:
+    @cached_property
+    def _splits(self) -> list[str]:
         if self.columns.split is None:
             return []
         return sorted(str(value) for value in self._names[:][self.columns.split].unique().to_pylist() if value)
+
+    def splits(self) -> list[str]:
+        return self._splits
 
     def column(self, name: str) -> list[Any]:
         """One value per sample of any column."""
@@ -172,23 +249,31 @@ class Table:
             raise BrokenSample(self.uid(index), reason, row["problem_detail"] or "")
 
 
-def texts_of(value: Any) -> list[str]:
-    """A cell -> its captions, blank ones left out.
+def _grouped(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows with the same code together, in order of first appearance; -1 stays a row of its own.
 
-    pandas and json write a list into a CSV cell as "['a dog', 'a pet']".
+    (row numbers, where each group begins), None where every row is a group of its own.
     """
-    if isinstance(value, str) and value.startswith(("['", '["')) and value.endswith("]"):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return [value]
-    if isinstance(value, list):
-        return [text for text in value if isinstance(text, str) and text.strip()]
-    return [value] if isinstance(value, str) and value.strip() else []
+    alone = np.flatnonzero(codes < 0)
+    codes = codes.copy()
+    codes[alone] = codes.max(initial=0) + 1 + np.arange(len(alone))
+    _, codes = np.unique(codes, return_inverse=True)
+    distinct = int(codes.max(initial=-1)) + 1
+    if distinct == len(codes):
+        return None
+    first = np.full(distinct, len(codes))
+    np.minimum.at(first, codes, np.arange(len(codes)))
+    order = np.lexsort((np.arange(len(codes)), first[codes]))
+    return order, np.append(np.flatnonzero(np.diff(first[codes][order], prepend=-1)), len(order))
 
 
 def _is_string(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Of a ClassLabel, or a list of them."""
+    return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
 
 
 def _undecoded(rows: Any, columns: Columns) -> Any:
@@ -201,40 +286,15 @@ def _undecoded(rows: Any, columns: Columns) -> Any:
 
 
 def with_splits(source: str, rows: Any, column: str | None, splits: Sequence[str]) -> Any:
-    """The rows of these splits; all if none is named."""
+    """The rows of these splits, under their own names or a synonym (val is validation); all if none is named."""
     if not splits:
         return rows
     if column is None:
-        raise DataError(f"{source} has no column split. It has: {', '.join(rows.column_names)}.")
+        raise DataError(
+            f"{source} has no splits, and {', '.join(splits)} was asked for. Leave the split out, or add a column "
+            f"split. It has: {', '.join(rows.column_names)}."
+        )
     values = rows.select_columns([column]).with_format("arrow")[:][column].combine_chunks().dictionary_encode()
     there = [str(value) for value in values.dictionary.to_pylist()]
-    if missing := [split for split in splits if split not in there]:
-        raise DataError(f"{source} has no split {', '.join(missing)}. It has: {', '.join(sorted(there))}.")
-    wanted = [there.index(split) for split in splits]
-    return rows.select(np.flatnonzero(np.isin(np.asarray(values.indices.fill_null(-1)), wanted)))
-
-
-def generated(source: str, generator: Any, features: Any, **kwargs: Any) -> Any:
-    """Returns the rows of `generator(**kwargs)` as a memory-mapped `datasets.Dataset`, cached by kwargs."""
-    from datasets import Dataset, disable_progress_bars
-    from datasets.exceptions import DatasetGenerationError
-
-    disable_progress_bars()
-    whole = {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
-    whole |= {"version": VERSION}  # no lists: datasets would call the generator for every element of one
-    try:
-        rows: Any = Dataset.from_generator(generator, features=features, gen_kwargs=whole)
-    except DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        raise DataError(f"{source} cannot be read ({' '.join(str(cause).split())}).") from error
-    except ValueError as error:
-        if "no data" not in str(error):
-            raise
-        raise DataError(f"{source} has no rows.") from error
-    return rows
-
-
-def stamp(path: str | Path) -> tuple[str, int, int]:
-    """Path, size and time of change: a table that was read from the file is good as long as these stay."""
-    info = os.stat(path)
-    return (os.path.abspath(path), info.st_size, info.st_mtime_ns)
+    chosen = matching(source, splits, there)
+    return rows.select(np.flatnonzero(np.isin(np.asarray(values.indices.fill_null(-1)), chosen)))

@@ -6,22 +6,26 @@ anything else.  Nothing is unpacked to disk, and members of other kinds (a pickl
 
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from vlm.errors import ImageReason
+from vlm.errors import DataError, ImageReason
 from vlm.images.open import MAX_BYTES, ImageSource
 from vlm.images.signatures import IMAGE_SUFFIXES
-from vlm.training.data.formats.columns import CAPTION, KEYWORDS, Columns, by_language
-from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
+from vlm.training.data.formats.arrow_cache import generated, stamp
+from vlm.training.data.formats.cells import texts_of
+from vlm.training.data.formats.columns import CAPTION, KEYWORDS, LABEL, Columns, by_language
+from vlm.training.data.formats.encodings import likely_encoding
+from vlm.training.data.formats.labels import labels_of
+from vlm.training.data.formats.splits import splits_of_files
+from vlm.training.data.formats.table import Table, with_splits
 from vlm.training.data.rows import BrokenSample, Captions, ColumnNames
 
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key, ending: WebDataset splits at the first dot of the file's name
 _TEXT_BYTES = 1 << 20  # of one .txt or .json: more is no caption
+_TEXTS = ("txt", "json", "cls")
 
 
 @dataclass(kw_only=True)
@@ -32,22 +36,39 @@ class _Sample:
     image: tuple[int, int] | None = None  # offset and size
     captions: dict[str, list[str]] = field(default_factory=dict)  # language -> texts
     keywords: dict[str, list[str]] = field(default_factory=dict)
-    label: str | None = None
+    labels: list[str] = field(default_factory=list)
     endings: list[str] = field(default_factory=list)
     problem: tuple[ImageReason, str] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that stands elsewhere in the tar can be missing."""
+        return self.problem is not None or (self.image is not None and any(ending in _TEXTS for ending in self.endings))
+
+    def take(self, other: "_Sample") -> None:
+        """The members of the same key from another place in the tar."""
+        self.image = self.image or other.image
+        for language, texts in other.captions.items():
+            _append(self.captions, language, texts)
+        for language, texts in other.keywords.items():
+            _append(self.keywords, language, texts)
+        self.labels = self.labels or other.labels
+        self.endings += other.endings
+        self.problem = self.problem or other.problem
 
 
 class Tars(Table):
     """A `Table` of the shards' members."""
 
     def __init__(self, name: str, rows: Any, columns: Columns, shards: Sequence[Path]):
+        self._places = rows.select_columns(["shard", "offset", "size"]).with_format("arrow")
         super().__init__(name, rows, columns)
         self.shards = list(shards)
-        self._places = rows.select_columns(["shard", "offset", "size"]).with_format("arrow")
 
     def image(self, index: int) -> ImageSource:
-        self._raise_problem(index, self._row(self._image, index))
-        shard, offset, size = self._row(self._places, index).values()
+        number = self._row_numbers(index)[0]
+        self._raise_problem(index, self._row(self._image, number))
+        shard, offset, size = self._row(self._places, number).values()
         path = self.shards[shard]
         if size > MAX_BYTES:
             raise BrokenSample(self.uid(index), "too many bytes", f"{size:,}; the limit is {MAX_BYTES:,}")
@@ -60,42 +81,90 @@ class Tars(Table):
             raise BrokenSample(self.uid(index), "truncated", f"{path} ends within this image")
         return data
 
+    def _identity(self, row: int) -> str:
+        return "{shard} {offset}".format(**self._row(self._places, row))
+
     def _of_row(self, row: Mapping[str, Any]) -> Captions:
         found: Captions = {}
         for which, part in enumerate(("captions", "keywords")):
             for item in row[part]:
                 found.setdefault(item["language"], ([], []))[which].append(item["text"])
-        if not found and row["label"]:
-            found[""] = ([row["label"].replace("_", " ")], [])
+        if not found and (labels := self._labels(row)):
+            found[""] = ([label.replace("_", " ") for label in labels], [])
         return found
 
 
 def open_tars(name: str, shards: Sequence[Path], splits: Sequence[str], named: ColumnNames) -> Tars:
+    """Open one tar or several.
+
+    Args:
+        name: of the data set, for messages.
+        shards: the files.  Their names may give splits: train-00000.tar.
+        splits: only these; empty takes all.
+        named: keys of the .json members that would not be recognised.
+
+    Raises:
+        DataError: a shard is packed, or has none of the splits.
+    """
     from datasets import Features, List, Value
 
+    for shard in shards:
+        with shard.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                raise DataError(f"{shard} is packed with gzip. Unpack it (gunzip): its parts are read in random order.")
     text, number = Value("string"), Value("int64")
     texts = List({"language": text, "text": text})
-    features = {"uid": text, "shard": number, "offset": number, "size": number, "label": text, "problem_reason": text,
-                "problem_detail": text, "captions": texts, "keywords": texts}  # fmt: skip
+    features = {"uid": text, "shard": number, "offset": number, "size": number, "label": List(text), "split": text,
+                "problem_reason": text, "problem_detail": text, "captions": texts, "keywords": texts}  # fmt: skip
     chosen = {role: [names] if isinstance(names, str) else list(names) for role, names in named.items()}
-    rows = generated(name, _read, Features(features), shards=[stamp(shard) for shard in shards], named=chosen)
-    columns = Columns(captions={"": ["captions"]}, keywords={"": ["keywords"]}, uid="uid", label="label")
-    return Tars(name, with_splits(name, rows, None, splits), columns, shards)
+    above = Path(os.path.commonpath([shard.parent for shard in shards]))
+    below = [shard.relative_to(above) for shard in shards]
+    of_files = splits_of_files(below)
+    rows = generated(
+        name, _read, Features(features), shards=[stamp(shard) for shard in shards], names=[str(path) for path in below],
+        splits=of_files, named=chosen,
+    )  # fmt: skip
+    columns = Columns(captions={"": ["captions"]}, keywords={"": ["keywords"]}, uid="uid", label="label",
+                      split="split" if any(of_files) else None)  # fmt: skip
+    return Tars(name, with_splits(name, rows, columns.split, splits), columns, shards)
 
 
 def _read(
-    shards: Sequence[tuple[str, int, int]], named: dict[str, list[str]], version: int
+    shards: Sequence[tuple[str, int, int]],
+    names: Sequence[str],
+    splits: Sequence[str],
+    named: dict[str, list[str]],
+    version: int,
 ) -> Iterator[dict[str, Any]]:
-    for number, (path, size, _) in enumerate(shards):
-        name = os.path.basename(path)
+    for number, ((path, size, _), name, split) in enumerate(zip(shards, names, splits, strict=True)):
         count = 0
         problem = _Problem()
-        for sample in _samples(path, size, problem, named):
+        for sample in _joined(_samples(path, size, problem, named)):
             count += 1
-            yield _row(number, f"{name}/{sample.key}", sample)
+            yield _row(number, f"{name}/{sample.key}", sample) | {"split": split}
         if problem.reason:  # a sample that is always broken, so that the shard is on the list
             detail = f"{problem.detail}; {count} samples were found before"
-            yield _row(number, name, _Sample(key=name, problem=(problem.reason, detail)))
+            sample = _Sample(key=name, problem=(problem.reason, detail))
+            yield _row(number, name, sample) | {"split": split}
+
+
+def _joined(samples: Iterator[_Sample]) -> Iterator[_Sample]:
+    """Samples whose members stand apart (all images, then all texts) put together; those that stay incomplete last."""
+    waiting: dict[str, _Sample] = {}
+    for sample in samples:
+        if sample.complete:
+            yield sample
+            continue
+        other = waiting.get(sample.key)
+        if other is None or set(other.endings) & set(sample.endings):
+            if other is not None:
+                yield waiting.pop(sample.key)
+            waiting[sample.key] = sample
+            continue
+        other.take(sample)
+        if other.complete:
+            yield waiting.pop(sample.key)
+    yield from waiting.values()
 
 
 def _row(shard: int, uid: str, sample: _Sample) -> dict[str, Any]:
@@ -105,7 +174,7 @@ def _row(shard: int, uid: str, sample: _Sample) -> dict[str, Any]:
         reason, detail = "missing", f"no image among its members ({endings})"
     offset, size = sample.image or (0, 0)
     return {
-        "uid": _printable(uid), "shard": shard, "offset": offset, "size": size, "label": sample.label,
+        "uid": _printable(uid), "shard": shard, "offset": offset, "size": size, "label": sample.labels,
         "problem_reason": reason, "problem_detail": detail,
         "captions": _pairs(sample.captions), "keywords": _pairs(sample.keywords),
     }  # fmt: skip
@@ -133,18 +202,33 @@ def _samples(path: str, size: int, problem: _Problem, named: dict[str, list[str]
     current: _Sample | None = None
     with open(path, "rb") as file:
         for member in _members(path, file, size, problem):
-            parts = _NAME.fullmatch(member.name)
-            if parts is None or member.isdir():
+            key, ending = _key_and_ending(member.name)
+            if not key or member.isdir():
                 continue
-            key, ending = parts.groups()
-            if current is None or current.key != key or ending.lower() in current.endings:
+            if current is None or current.key != key or ending in current.endings:
                 if current is not None:
                     yield current
                 current = _Sample(key=key)
-            current.endings.append(ending.lower())
-            _add(current, member, ending.lower(), file, size, named)
+            current.endings.append(ending)
+            _add(current, member, ending, file, size, named)
     if current is not None:
         yield current
+
+
+def _key_and_ending(name: str) -> tuple[str, str]:
+    """a/1.jpg -> a/1, jpg; photo.v2.jpg -> photo.v2, jpg; but 1.seg.png -> 1, seg.png, as WebDataset has it."""
+    folder, _, last = name.rpartition("/")
+    key, _, ending = last.partition(".")
+    if "." in ending:
+        begin, _, final = last.rpartition(".")
+        middle = ending.rpartition(".")[0]
+        if _is_ours(final) and not middle.isalpha():  # a word between the dots names a kind of member
+            key, ending = begin, final
+    return (f"{folder}/{key}" if folder else key) if key and ending else "", ending.lower()
+
+
+def _is_ours(ending: str) -> bool:
+    return ending.lower() in _TEXTS or f".{ending.lower()}" in IMAGE_SUFFIXES
 
 
 def _members(path: str, file: BinaryIO, size: int, problem: _Problem) -> Iterator[tarfile.TarInfo]:
@@ -177,7 +261,7 @@ def _add(
     sample: _Sample, member: tarfile.TarInfo, ending: str, file: BinaryIO, size: int, named: dict[str, list[str]]
 ) -> None:
     image = f".{ending}" in IMAGE_SUFFIXES
-    if not image and ending not in ("txt", "json", "cls"):
+    if not image and ending not in _TEXTS:
         return
     parts = PurePosixPath(member.name).parts
     if ".." in parts or member.name.startswith("/"):
@@ -194,7 +278,13 @@ def _add(
         try:
             _add_text(sample, ending, os.pread(file.fileno(), member.size, member.offset_data), named)
         except (ValueError, RecursionError) as error:
-            sample.problem = ("bad row", f"{member.name} cannot be read ({error})")
+            sample.problem = ("bad row", _why(member.name, error))
+
+
+def _why(name: str, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"{name} is not UTF-8: it looks like {likely_encoding(error.object)}"
+    return f"{name} cannot be read ({error})"
 
 
 def _add_text(sample: _Sample, ending: str, data: bytes, named: dict[str, list[str]]) -> None:
@@ -202,7 +292,7 @@ def _add_text(sample: _Sample, ending: str, data: bytes, named: dict[str, list[s
     if ending == "txt":
         _append(sample.captions, "", [text])
     elif ending == "cls":
-        sample.label = text
+        sample.labels = labels_of(text)
     else:
         row = json.loads(text)
         if not isinstance(row, dict):
@@ -213,8 +303,10 @@ def _add_text(sample: _Sample, ending: str, data: bytes, named: dict[str, list[s
                 _append(
                     into, language or of_row, [text for name in names if name in row for text in texts_of(row[name])]
                 )
-        if isinstance(row.get("label"), (str, int)):
-            sample.label = str(row["label"])
+        for name in named.get("label", LABEL):
+            if row.get(name) is not None:
+                sample.labels = labels_of(row[name])
+                break
 
 
 def _append(into: dict[str, list[str]], language: str, texts: Sequence[str]) -> None:

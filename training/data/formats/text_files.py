@@ -1,53 +1,100 @@
-"""Tables people write by hand or with pandas: .csv and .tsv (separator found out), .jsonl.
+"""Tables people write by hand or with pandas: .csv and .tsv (separator found out), .jsonl, .json, captions.txt.
 
-A line that cannot be used stays a sample, and says why when it is asked for its image: one bad row ends nothing.
+A row that cannot be used stays a sample, and says why when it is asked for its image: one bad row ends nothing.
 """
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, NamedTuple
 
 from vlm.errors import DataError
 from vlm.images.signatures import IMAGE_SUFFIXES
+from vlm.training.data.formats.arrow_cache import generated, stamp
+from vlm.training.data.formats.cells import CellError, single_of, texts_of
 from vlm.training.data.formats.columns import Columns, recognise
-from vlm.training.data.formats.table import Table, generated, stamp, texts_of, with_splits
+from vlm.training.data.formats.csv_rows import csv_rows
+from vlm.training.data.formats.encodings import check_encoding, encodes
+from vlm.training.data.formats.json_rows import json_document, json_lines, keys_of_lines
+from vlm.training.data.formats.labels import labels_of
+from vlm.training.data.formats.table import Table, with_splits
 from vlm.training.data.rows import ColumnNames
 
+TEXT_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _HEAD = 1 << 20  # bytes looked at to find out encoding, separator and columns
-_MAX_LINE = 1 << 24  # characters; a longer one is no line
+_PROBLEMS = ("line", "problem_reason", "problem_detail")
+
+Kind = Literal["csv", "lines", "document", "captions"]
+
+
+class _Layout(NamedTuple):
+    """How a file is to be read."""
+
+    kind: Kind
+    separator: str
+    present: list[str]  # columns
 
 
 def open_text_file(path: Path, splits: Sequence[str], named: ColumnNames, root: Path | None) -> Table:
+    """Open one file.
+
+    Args:
+        path: the file.
+        splits: only these values of the column split; empty takes all.
+        named: columns that would not be recognised.
+        root: where its paths begin; default: its folder.
+
+    Raises:
+        DataError: it is not UTF-8, has no header or no rows, or none of its first rows can be used.
+    """
     source = str(path)
-    head = _head(path)
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        separator, present = "", _json_keys(source, head)
-    else:
-        separator, present = _header(source, head)
-    columns = recognise(source, present, named)
-    rows = generated(source, _read, _features(columns), file=stamp(path), separator=separator, columns=asdict(columns))
-    if all(reason == "bad row" for reason in rows[:100]["problem_reason"]):
-        raise DataError(f"{source}: none of the first {len(rows[:100]['line'])} rows is right; {_first_problem(rows)}.")
+    layout = _layout(path, source)
+    columns = recognise(source, layout.present, named)
+    rows = generated(
+        source, _read, _features(columns), file=stamp(path), kind=layout.kind, separator=layout.separator,
+        columns=asdict(columns),
+    )  # fmt: skip
+    first = rows[:100]
+    if all(reason == "bad row" for reason in first["problem_reason"]):
+        raise DataError(
+            f"{source}: none of the first {len(first['line'])} rows can be used; {first['problem_detail'][0]}."
+        )
     return Table(source, with_splits(source, rows, columns.split, splits), columns, root or path.parent)
 
 
-def _first_problem(rows: Any) -> str:
-    return rows[0]["problem_detail"]
+def _layout(path: Path, source: str) -> _Layout:
+    head, suffix = _head(path), path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        if head.lstrip().startswith("[") or (suffix == ".json" and not _first_line_is_json(head)):
+            keys = dict.fromkeys(key for _, row, _ in json_document(source) for key in row)
+            return _Layout("document", "", list(keys))
+        return _Layout("lines", "", keys_of_lines(source, head))
+    if (
+        suffix == ".txt"
+        and Path(_first_row(head, ",")[0].split("#")[0].split("\t")[0]).suffix.lower() in IMAGE_SUFFIXES
+    ):
+        return _Layout("captions", "\t" if "\t" in head.split("\n", 1)[0] else ",", ["image", "caption"])
+    separator, present = _header(source, head, suffix)
+    return _Layout("csv", separator, present)
 
 
 def _features(columns: Columns) -> Any:
     from datasets import Features, List, Value
 
     text = Value("string")
-    listed = {name for part in (columns.captions, columns.keywords) for names in part.values() for name in names}
-    single = {columns.image, columns.label, columns.language, columns.uid, columns.concept, columns.split} - {None}
+    listed = _listed(columns)
+    single = {columns.image, columns.language, columns.uid, columns.concept, columns.split} - {None}
     kinds = {name: List(text) if name in listed else text for name in sorted(single | listed)}  # type: ignore[type-var]
     return Features(kinds | {"line": Value("int64"), "problem_reason": text, "problem_detail": text})
+
+
+def _listed(columns: Columns) -> set[str]:
+    """Columns that may hold several texts."""
+    names = {name for part in (columns.captions, columns.keywords) for names in part.values() for name in names}
+    return names | ({columns.label} if columns.label else set())
 
 
 def _head(path: Path) -> str:
@@ -55,35 +102,21 @@ def _head(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(_HEAD)
     if not data.strip():
-        raise DataError(f"{path} has no rows.")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:200].count(0) > len(data[:200]) // 4:
-        raise _encoding(path, "UTF-16", "UTF-16")
+        raise DataError(f"{path} has no rows. Name another file.")
+    check_encoding(path, data, whole=len(data) < _HEAD)
     whole = data if len(data) < _HEAD else data[: data.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    wrong = [line for line in lines if not _decodes(line, "utf-8")]
-    if len(wrong) * 2 >= len(lines) > 0:  # fewer are bad rows of a sound file
-        if all(_decodes(line, "cp932") for line in wrong):
-            raise _encoding(path, "Shift-JIS", "CP932")
-        raise DataError(f"{path} is not UTF-8 (a line has the bytes {wrong[0][:20]!r}). Save it as UTF-8.")
     return whole.decode("utf-8-sig", "replace")
 
 
-def _decodes(line: bytes, encoding: str) -> bool:
-    try:
-        line.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
+def _header(source: str, head: str, suffix: str) -> tuple[str, list[str]]:
+    """(separator, names of the columns), off the first line: the separator that gives most columns.
 
-
-def _encoding(path: Path, seen: str, name: str) -> DataError:
-    return DataError(f"{path} is {seen}, wanted UTF-8. Convert it: iconv -f {name} -t UTF-8 {path} > utf8{path.suffix}")
-
-
-def _header(source: str, head: str) -> tuple[str, list[str]]:
-    """(separator, names of the columns), off the first line: the separator that gives most columns."""
+    A .tsv file has tabs where its first line has any: its names and captions may hold commas.
+    """
     rows = {separator: _first_row(head, separator) for separator in _SEPARATORS}
     separator = max(rows, key=lambda separator: len(rows[separator]))
+    if suffix == ".tsv" and len(rows["\t"]) > 1:
+        separator = "\t"
     names = [name.strip() for name in rows[separator]]
     if len(names) < 2:
         shown = (names[0] if names else "")[:80]
@@ -101,96 +134,65 @@ def _header(source: str, head: str) -> tuple[str, list[str]]:
 
 def _first_row(head: str, separator: str) -> list[str]:
     try:
-        return next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])
+        return next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), None) or [""]
     except csv.Error:
-        return []
+        return [""]
 
 
-def _json_keys(source: str, head: str) -> list[str]:
-    keys: dict[str, None] = {}
-    problem = ""
-    for number, line in enumerate(head.splitlines()[:1000], start=1):
-        try:
-            keys |= dict.fromkeys(_json_row(line)) if line.strip() else {}
-        except ValueError as error:
-            problem = problem or f"line {number}: {error}"
-    if not keys:
-        raise DataError(f"{source} has no JSON objects, one a line ({problem or 'nothing in it'}).")
-    return list(keys)
-
-
-def _json_row(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON ({' '.join(str(error).split())[:80]})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON {type(row).__name__}, wanted an object")
-    return row
+def _first_line_is_json(head: str) -> bool:
+    """Whether a .json file has an object a line."""
+    first, _, more = head.lstrip().partition("\n")
+    return first.rstrip().endswith("}") and more.lstrip().startswith("{")
 
 
 def _read(
-    file: tuple[str, int, int], separator: str, columns: dict[str, Any], version: int
+    file: tuple[str, int, int], kind: Kind, separator: str, columns: dict[str, Any], version: int
 ) -> Iterator[dict[str, Any]]:
     wanted = Columns(**columns)
-    listed = {name for part in (wanted.captions, wanted.keywords) for names in part.values() for name in names}
-    names = [name for name in _features(wanted) if name not in ("line", "problem_reason", "problem_detail")]
-    newline = "" if separator else "\n"  # a value of a CSV may hold line ends, as they are
-    with open(file[0], encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
-        for line, row, problem in _csv_rows(stream, separator) if separator else _json_rows(stream):
-            values: dict[str, Any] = {}
+    listed = _listed(wanted)
+    names = [name for name in _features(wanted) if name not in _PROBLEMS]
+    for line, row, problem in _rows(file[0], kind, separator, wanted):
+        values: dict[str, Any] = {name: [] if name in listed else None for name in names}
+        if not problem:
             for name in names:
-                value = row.get(name)
-                values[name] = texts_of(value) if name in listed else _single(value)
-            if any(not _encodes(value) for value in values.values()):
+                try:
+                    values[name] = _value(row.get(name), name in listed, name == wanted.label)
+                except CellError as error:
+                    problem = problem or str(error)
+            if not all(encodes(value) for value in values.values()):
                 values, problem = {name: [] if name in listed else None for name in names}, "not UTF-8"
-            reason = "bad row" if problem else None
-            yield values | {
-                "line": line,
-                "problem_reason": reason,
-                "problem_detail": f"line {line}: {problem}" if problem else None,
-            }
+        yield values | {
+            "line": line,
+            "problem_reason": "bad row" if problem else None,
+            "problem_detail": f"line {line}: {problem}" if problem else None,
+        }
 
 
-def _csv_rows(stream: TextIO, separator: str) -> Iterator[tuple[int, dict[str, Any], str]]:
+def _value(value: Any, listed: bool, label: bool) -> Any:
+    if label:
+        return labels_of(value)
+    return texts_of(value) if listed else single_of(value)
+
+
+def _rows(path: str, kind: Kind, separator: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any], str]]:
     """(line, values by column, what is wrong)."""
-    reader = csv.reader(stream, delimiter=separator)
-    names = [name.strip() for name in next(reader)]
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num, {}, f"no row of a table ({error})"
-            continue
-        if len(row) == len(names):
-            yield reader.line_num, dict(zip(names, row, strict=True)), ""
-        elif row:
-            yield reader.line_num, {}, f"{len(row)} values, the first line names {len(names)} columns"
+    if kind == "document":
+        yield from json_document(path)
+        return
+    newline = "" if kind == "csv" else "\n"  # a value of a CSV may hold line ends, as they are
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
+        if kind == "lines":
+            yield from json_lines(stream)
+        elif kind == "captions":
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    name, found, caption = line.strip().partition(separator)
+                    problem = "" if found else "no caption behind the file name"
+                    yield number, {"image": name.partition("#")[0], "caption": caption.strip()}, problem
+        else:
+            yield from csv_rows(stream, separator, lambda values: _names_an_image(values, columns.image))
 
 
-def _json_rows(stream: TextIO) -> Iterator[tuple[int, dict[str, Any], str]]:
-    number = 0
-    while line := stream.readline(_MAX_LINE):
-        number += 1
-        if line.strip():
-            try:
-                yield number, _json_row(line), ""
-            except ValueError as error:
-                yield number, {}, str(error)
-
-
-def _single(value: Any) -> str | None:
-    """Numbers become text; nested values are not for us."""
-    if value is None or isinstance(value, (dict, list)):
-        return None
-    return str(value) or None
-
-
-def _encodes(value: str | list[str] | None) -> bool:
-    try:
-        "".join(value or "").encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _names_an_image(values: dict[str, str], column: str | None) -> bool:
+    name = values.get(column or "", "")
+    return "\n" not in name and Path(name.strip().replace("\0", "")).suffix.lower() in IMAGE_SUFFIXES

@@ -1,0 +1,45 @@
+"""What a path that leads nowhere was meant to be."""
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+
+
+def near_miss(path: str) -> str:
+    """Why there is no such file, as far as that can be seen, and what to write instead; one line."""
+    if re.search(r"(^|/)(https?|s3|gs|ftp):/", path):
+        return "this is an address, not a file; fetch the images first: img2dataset"
+    for other, why in _other_ways(path):
+        if other != path and os.path.lexists(other):
+            return f"there is no such file; there is {os.path.basename(other)} ({why}): correct the name"
+    folder, last = os.path.split(path)
+    if not os.path.isdir(folder or "."):
+        return f"there is no such file, and no folder {folder}; say where the paths begin: root = ..."
+    there = _names(folder or ".")
+    close = difflib.get_close_matches(last, there.values(), 1, 0.85)
+    alike = there.get(last.lower().strip()) or next(iter(close), None)
+    return f"there is no such file; did you mean {alike}?" if alike else "there is no such file"
+
+
+def _other_ways(path: str) -> Iterator[tuple[str, str]]:
+    plain = "/".join(part.strip() for part in path.split("/"))
+    yield plain, "without the space before or behind it"
+    yield "/".join(part.strip().strip("'\"`").strip() for part in path.split("/")), "without the quotes"
+    yield path.replace("\\", "/"), "with / in place of \\"
+    yield unicodedata.normalize("NFC", path), "in Unicode's form NFC"
+    yield unicodedata.normalize("NFD", path), "in Unicode's form NFD"
+
+
+@lru_cache(maxsize=64)
+def _names(folder: str) -> dict[str, str]:
+    """Lower case -> name, of the first 10,000 files."""
+    found: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number == 10_000:
+                break
+            found.setdefault(entry.name.lower(), entry.name)
+    return found
