@@ -373,6 +373,16 @@ def test_the_worked_example_finds_each_patch_of_a_image_in_its_copy(
         assert laid.tobytes() == one.tobytes()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("size, heads", [((128, 16), 12), ((16, 128), 12), ((8, 8), 2)])
+def test_every_figure_is_drawn_of_narrow_images_and_of_a_single_patch(size: tuple[int, int], heads: int):
+    config = VisionConfig(image_size=size, patch_size=8, width=24, depth=1, num_heads=heads, mlp_dim=32)
+    vision, image = VisionTransformer(config).eval(), Image.new("RGB", size[::-1], "red")
+    scores = {"x": lambda features: features[:, 0]}
+    drawn = figures.draw_all(vision, torch.zeros(1, 3, *size), image, scores, choose_lettering("en"))
+    assert sorted(drawn) == sorted(QUESTIONS)
+
+
 @pytest.mark.parametrize("page", ["features.md", "features.ja.md"])
 def test_every_image_of_the_page_is_there(page: str):
     docs = Path(__file__).parents[2] / "docs"

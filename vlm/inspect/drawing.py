@@ -166,7 +166,7 @@ def sheet(
     draw.text((16, 14), lettering.words[name], fill=INK, font=title)
     draw.text((16, 46), lettering.words[f"{name} note"], fill=GREY, font=note)
     for column, text in enumerate(columns):
-        while label.getlength(text) > width:
+        while len(text) > 1 and label.getlength(text) > width:  # a narrow tile may be narrower than the ellipsis
             text = text[:-2] + "…"
         draw.text((left + column * (width + _GAP) + width / 2, top - 9), text, fill=INK, font=label, anchor="ms")
     for row, text in enumerate(rows):

@@ -81,7 +81,7 @@ def draw_distance(vision: VisionTransformer, images: Tensor, lettering: Letterin
     width, height, left, bottom = 480, 300, 48, 40
     plot = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(plot), lettering.font(13)
-    depth, top = distances.shape[0], float(patch_distances(vision.config).max())
+    depth, top = distances.shape[0], float(patch_distances(vision.config).max()) or 1.0  # one patch has no distance
     step = max(1, round(top / 5))
 
     def place(block: float, pixels: float) -> tuple[float, float]:
