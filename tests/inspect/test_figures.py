@@ -212,7 +212,7 @@ def test_dots_stand_at_their_block_and_as_high_as_their_head_looks(monkeypatch: 
     vision, images, _ = uneven()
     top = math.hypot(8, 24)  # from corner to corner
     far = torch.tensor([[0.2, 0.8], [0.4, 0.8], [0.6, 0.8]]) * top
-    monkeypatch.setattr(figures, "attention_distance", lambda maps, config: far)
+    monkeypatch.setattr(figures, "attention_distance", lambda maps, config, grid: far)
     page = np.asarray(figures.draw_distance(vision, images, choose_lettering("en"))).astype(int)
     dots = (page == (0xB7, 0x37, 0x79)).all(-1)
     columns = np.flatnonzero(dots.any(0))

@@ -9,13 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.config import VisionConfig
-from vlm.inspect.attention import attention_distance, attention_maps, attention_read, reading_weights
+from vlm.inspect.attention import (
+    attention_distance,
+    attention_maps,
+    attention_read,
+    image_grid,
+    reading_weights,
+)
 from vlm.inspect.parameters import patch_filters, position_similarity
 from vlm.inspect.relevance import label_score, relevance, text_score, windows
 from vlm.inspect.rollout import rollout, rollout_map
 from vlm.models.clip import CLIP
 from vlm.models.layers import Attention, AttentionPool, Block
-from vlm.models.vision import VisionTransformer, ViTClassifier
+from vlm.models.vision import VisionTransformer, ViTClassifier, resize_pos_embed
 
 TINY = VisionConfig(image_size=(16, 24), patch_size=8, width=12, depth=3, num_heads=2, mlp_dim=16)  # a grid of 2 x 3
 POOLS = {
@@ -318,3 +324,31 @@ def test_a_labels_score_is_its_logit_and_an_unknown_label_is_an_error():
     torch.testing.assert_close(scores, classifier(images)[:, 1])
     with pytest.raises(ValueError, match="'魚' is none of the classifier's 3 labels: 犬, 猫, 鳥"):
         label_score(classifier, "魚")
+
+
+# ---- images of another size than the model's -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (8, 16)], ids=["larger", "smaller"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_maps_of_images_of_another_size_are_those_of_a_model_made_for_that_size(pool: str, shape: tuple[int, int]):
+    config = POOLS[pool]
+    vision = vit(config)
+    vision.any_size = True
+    fitting = VisionTransformer(dataclasses.replace(config, image_size=shape)).eval()
+    weights = vision.state_dict() | {"pos_embed": resize_pos_embed(vision.pos_embed, config, shape)}
+    fitting.load_state_dict(weights)
+    images = random_images(2, fitting.config)
+    torch.testing.assert_close(reading_weights(vision, images), reading_weights(fitting, images))
+    torch.testing.assert_close(attention_read(vision, images), attention_read(fitting, images))
+    torch.testing.assert_close(rollout_map(vision, images), rollout_map(fitting, images))
+    maps = attention_maps(vision, images)
+    grid = image_grid(config, images)
+    torch.testing.assert_close(attention_distance(maps, config, grid), attention_distance(maps, fitting.config))
+
+    def score(features: Tensor) -> Tensor:
+        return features.sin().sum(1)
+
+    found = relevance(vision, images, score)
+    assert found.shape == (2, shape[0] // 8, shape[1] // 8)
+    torch.testing.assert_close(found, relevance(fitting, images, score))

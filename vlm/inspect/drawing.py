@@ -133,7 +133,8 @@ def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
 def enlarged(image: Image.Image, side: int) -> Image.Image:
     """The image, resized so that its longer side has `side` pixels."""
     scale = side / max(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def sheet(
@@ -166,8 +167,8 @@ def sheet(
     draw.text((16, 14), lettering.words[name], fill=INK, font=title)
     draw.text((16, 46), lettering.words[f"{name} note"], fill=GREY, font=note)
     for column, text in enumerate(columns):
-        while len(text) > 1 and label.getlength(text) > width:  # a narrow tile may be narrower than the ellipsis
-            text = text[:-2] + "…"
+        while text and label.getlength(text) > width:
+            text = text[:-2] + "…" if len(text) > 2 else ""  # nothing where even one letter is too wide
         draw.text((left + column * (width + _GAP) + width / 2, top - 9), text, fill=INK, font=label, anchor="ms")
     for row, text in enumerate(rows):
         y = top + row * (height + _GAP) + height / 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vlm.inspect.attention import attention_distance, attention_maps, attention_read, patch_distances
+from vlm.inspect.attention import attention_distance, attention_maps, attention_read, image_grid, patch_distances
 from vlm.inspect.drawing import GREY, HEAT, INK, LINE, SIGNED, Lettering, colours, enlarged, overlay, sheet, tint
 from vlm.inspect.parameters import patch_filters, position_similarity
 from vlm.inspect.relevance import Score, relevance
@@ -77,11 +77,12 @@ def draw_filters(vision: VisionTransformer, lettering: Lettering) -> Image.Image
 
 def draw_distance(vision: VisionTransformer, images: Tensor, lettering: Lettering) -> Image.Image:
     """x: blocks, y: pixels."""
-    distances = attention_distance(attention_maps(vision, images), vision.config)  # (L, h)
+    grid = image_grid(vision.config, images)
+    distances = attention_distance(attention_maps(vision, images), vision.config, grid)  # (L, h)
     width, height, left, bottom = 480, 300, 48, 40
     plot = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(plot), lettering.font(13)
-    depth, top = distances.shape[0], float(patch_distances(vision.config).max()) or 1.0  # one patch has no distance
+    depth, top = distances.shape[0], float(patch_distances(vision.config, grid).max()) or 1.0  # one patch: no distance
     step = max(1, round(top / 5))
 
     def place(block: float, pixels: float) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.errors import InputError
+from vlm.inspect.attention import image_grid
 from vlm.models.vision import VisionTransformer, ViTClassifier
 
 Score = Callable[[Tensor], Tensor]  # features (B, D) -> one number per image (B,)
@@ -31,15 +32,16 @@ def relevance(vision: VisionTransformer, images: Tensor, score: Score, *, batch_
     Returns:
         (B, H/P, W/P), signed, in units of the score.
     """
-    maps = images.new_zeros(images.shape[0], vision.config.num_patches)
+    grid = image_grid(vision.config, images)
+    maps = images.new_zeros(images.shape[0], math.prod(grid))
     for parts in (4, 2):
-        seen = windows(vision.config.grid, parts).to(images.device)
+        seen = windows(grid, parts).to(images.device)
         inside = images.new_zeros(len(seen), maps.shape[1]).scatter(1, seen, 1)  # 1 where the window has the patch
-        for image, grid in zip(images, maps, strict=True):
+        for image, total in zip(images, maps, strict=True):
             batches = torch.split(seen, batch_size)
             scores = torch.cat([score(vision(image.expand(len(keep), -1, -1, -1), keep)) for keep in batches])
-            grid += (scores - scores.mean()) @ inside / inside.sum(0) / 2
-    return torch.unflatten(maps, 1, vision.config.grid)
+            total += (scores - scores.mean()) @ inside / inside.sum(0) / 2
+    return torch.unflatten(maps, 1, grid)
 
 
 def windows(grid: tuple[int, int], parts: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vlm.inspect.attention import attention_maps, patch_grid, reading_weights
+from vlm.inspect.attention import attention_maps, image_grid, patch_grid, reading_weights
 from vlm.models.vision import VisionTransformer
 
 
@@ -22,4 +22,5 @@ def rollout(maps: Tensor) -> Tensor:
 def rollout_map(vision: VisionTransformer, images: Tensor) -> Tensor:
     """The rollout from the pooled image features to each patch, (B, H/P, W/P)."""
     followed = rollout(attention_maps(vision, images))
-    return patch_grid(vision.config, torch.einsum("bn,bnm->bm", reading_weights(vision, images), followed))
+    read = torch.einsum("bn,bnm->bm", reading_weights(vision, images), followed)
+    return patch_grid(vision.config, read, image_grid(vision.config, images))
