@@ -163,7 +163,8 @@ def test_the_import_reader_sees_all_three_kinds(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files(*OURS)}
+    code = [path for path in files(*OURS) if "tests" not in path.relative_to(ROOT).parts]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in code}
     assert not {str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines > 400}
 
 

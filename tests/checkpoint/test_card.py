@@ -20,7 +20,7 @@ def test_a_model_saved_without_a_card_gets_one_that_says_what_it_is_and_how_to_o
     assert "\npipeline_tag: image-classification\n" in vit
     assert 'vlm.load("both")' in clip
     assert 'vlm.load_classifier("eyes")' in vit
-    assert "A ViT that tells 3 classes apart, " in vit
+    assert "A ViT classifier of 3 classes, " in vit
 
 
 def test_the_size_in_the_card_is_the_number_of_weights():

@@ -234,7 +234,7 @@ def test_a_damaged_database_is_one_line_that_says_how_to_go_on(
 def test_a_second_run_in_a_folder_is_one_line_and_touches_nothing(place: Place, capsys: pytest.CaptureFixture[str]):
     words = place.words("train")
     with locked(place.folder / "run"):
-        (place.folder / "run" / "recipe.toml").write_text("the first run's")
+        (place.folder / "run" / "metrics.jsonl").write_text("the first run's")
         for more in ([], ["--resume", "auto"]):
             one_line(main([*words, *more]), capsys, "another process", "--out")
         assert [path.read_text() for path in (place.folder / "run").iterdir()] == ["the first run's"]

@@ -1,4 +1,4 @@
-"""What is trained on and what is validated on: splits that the data have, or samples held out of them."""
+"""Divides data into training and validation: by their splits, or by samples held out."""
 
 import math
 from collections import defaultdict

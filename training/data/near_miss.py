@@ -1,4 +1,4 @@
-"""What a path that leads nowhere was meant to be."""
+"""Suggests the file that a missing path was meant to name."""
 
 import difflib
 import os

@@ -32,7 +32,7 @@ class BrokenSample(ImageError, DataError):
 
 
 def broken_sample(uid: str, error: ImageError) -> BrokenSample:
-    """What is wrong with the image of a sample; of a file that is missing, what its name may mean."""
+    """Describes the error of a sample's image; for a missing file, the file its name may mean."""
     if isinstance(error, BrokenSample):
         return error
     return BrokenSample(uid, error.reason, near_miss(error.name) if error.reason == "missing" else error.detail)
@@ -70,7 +70,7 @@ class Rows(Protocol):
         ...
 
     def concept(self, index: int) -> str | None:
-        """What the image shows, where the data set has a column concept."""
+        """Returns the concept of an image, if the data set has a column concept."""
         ...
 
     def group(self, index: int) -> str:
@@ -90,7 +90,7 @@ class Rows(Protocol):
         ...
 
     def remarks(self) -> list[str]:
-        """What a user should know about the set as a whole, a line each: repeated ids, links passed over."""
+        """Returns remarks about the data set as a whole, one line each: repeated ids, skipped links."""
         ...
 
 

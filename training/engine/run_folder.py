@@ -62,7 +62,7 @@ def check_run(out: Path, *, resume: bool, push: str | None, data: Sequence[str] 
 
 
 def is_run(out: Path) -> bool:
-    """Whether a training run has written the folder."""
+    """Returns True if a training run has written the folder."""
     return (out / MARKER).exists() or any((out / name).exists() for name in _OF_OLD_RUNS)
 
 
@@ -106,7 +106,7 @@ def begin_run(out: Path, recipe: str, *, labels: Sequence[str] | None = None, da
 
 
 def changed_since(out: Path, labels: Sequence[str] | None, data_hash: str) -> str:
-    """What has changed since the run in `out` began, one line; "" where nothing has or the run does not say it.
+    """Returns one line about changes since the run in `out` began; "" if there are none or none are recorded.
 
     Raises:
         RunFolderError: the classes are others, or in another order.

@@ -40,7 +40,7 @@ class LoopRecipe(StrictConfig, ABC):
     @property
     @abstractmethod
     def paths(self) -> list[str]:
-        """Where the training and validation data are."""
+        """Paths of the training and validation data."""
 
     @property
     def dense_from(self) -> int:

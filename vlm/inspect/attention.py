@@ -67,7 +67,7 @@ def patch_grid(config: VisionConfig, tokens: Tensor, grid: tuple[int, int] | Non
 
 
 def attention_distance(maps: Tensor, config: VisionConfig, grid: tuple[int, int] | None = None) -> Tensor:
-    """How far each head looks, in pixels, (L, B, h, N, N) -> (L, h).  ViT paper, figure 7 right.
+    """Mean attention distance of each head in pixels, (L, B, h, N, N) -> (L, h).  ViT paper, figure 7 right.
 
     The distance between the centres of two patches, weighted by attention, mean over all patches and images.  Patches
     only: the class token has no place, so each row is made to sum to 1 without it.  `grid`: (H/P, W/P) of the images;

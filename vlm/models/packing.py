@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from vlm.models.layers import Attention, join_heads, split_heads
 
@@ -100,6 +99,8 @@ class PackedRows:
 
     def _variable_length(self, attention: Attention, qkv: Tensor) -> Tensor:
         """(S, 3 D) -> (S, D), without padding; half precision on GPUs alone."""
+        from torch.nn.attention.varlen import varlen_attn  # imports torch._dynamo, which takes more than a second
+
         q, k, v = qkv.unflatten(1, (3, attention.num_heads, -1)).unbind(1)  # each (S, h, Dh)
         starts, longest, window = self.packing.starts, self.packing.longest, (-1, 0) if attention.causal else (-1, -1)
         out = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=window)

@@ -69,11 +69,11 @@ def test_the_line_is_the_one_the_guide_promises():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scale": 0.0, "bias": 0.0}, "scale is 0.0: a higher cosine must make"),
-        ({"scale": -0.5, "bias": 0.0}, "scale is -0.5: a higher cosine must make"),
-        ({"scale": 1.0, "bias": 0.0, "line": 0.0}, "line is a probability between 0 and 1, got 0.0"),
-        ({"scale": 1.0, "bias": 0.0, "line": -0.1}, "line is a probability between 0 and 1, got -0.1"),
-        ({"scale": 1.0, "bias": 0.0, "line": 1.0}, "line is a probability between 0 and 1, got 1.0"),
+        ({"scale": 0.0, "bias": 0.0}, "scale is 0.0; it must be positive"),
+        ({"scale": -0.5, "bias": 0.0}, "scale is -0.5; it must be positive"),
+        ({"scale": 1.0, "bias": 0.0, "line": 0.0}, "line is 0.0; it must be"),
+        ({"scale": 1.0, "bias": 0.0, "line": -0.1}, "line is -0.1; it must be"),
+        ({"scale": 1.0, "bias": 0.0, "line": 1.0}, "line is 1.0; it must be"),
         ({"scale": 1.0, "bias": 0.0, "lines": 0.1}, "Did you mean 'line'"),
     ],
 )

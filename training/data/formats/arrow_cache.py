@@ -13,7 +13,7 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def generated(source: str, generator: Any, features: Any, **kwargs: Any) -> Any:
-    """What `generator(**kwargs)` yields, as a memory-mapped `datasets.Dataset`; kept until kwargs change.
+    """Returns the rows of `generator(**kwargs)` as a memory-mapped `datasets.Dataset`, cached by kwargs.
 
     Raises:
         DataError: the generator fails, yields nothing, or the cache cannot be written.

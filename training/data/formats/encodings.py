@@ -1,4 +1,4 @@
-"""Whether a file is UTF-8, and what it is otherwise."""
+"""Recognises text encodings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def check_encoding(path: Path, data: bytes, *, whole: bool) -> None:
 
 
 def likely_encoding(data: bytes) -> str:
-    """What bytes that are not UTF-8 may be: UTF-16, Shift-JIS or Latin-1."""
+    """Guesses the encoding of bytes that are not UTF-8: UTF-16, Shift-JIS or Latin-1."""
     if looks_like_utf16(data):
         return "UTF-16"
     if decodes(data, "cp932") and any("\u3040" <= letter <= "\u9fff" for letter in data.decode("cp932")):
@@ -40,7 +40,7 @@ def looks_like_utf16(data: bytes) -> bool:
 
 
 def decodes(data: bytes, encoding: str) -> bool:
-    """Whether the bytes are text in this encoding."""
+    """Returns True if the bytes are text in this encoding."""
     try:
         data.decode(encoding)
     except UnicodeDecodeError:
@@ -49,7 +49,7 @@ def decodes(data: bytes, encoding: str) -> bool:
 
 
 def encodes(value: str | Sequence[str] | None) -> bool:
-    """Whether a text read with surrogateescape was UTF-8."""
+    """Returns True if a text read with surrogateescape was UTF-8."""
     try:
         "".join(value or "").encode()
     except UnicodeEncodeError:

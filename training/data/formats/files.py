@@ -52,7 +52,7 @@ def _walk(folder: str, below: str, roots: tuple[str, ...], above: tuple[str, ...
 
 
 def is_below(path: str, roots: Sequence[str]) -> bool:
-    """Whether a real path is one of the folders or inside one."""
+    """Returns True if a real path is one of the folders or inside one."""
     return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 

@@ -22,7 +22,7 @@ _CAPTION_BYTES = 1 << 20
 
 
 def has_images(folder: Path, root: Path | None = None) -> bool:
-    """Whether any image lies below, or a link that may be to one."""
+    """Returns True if there is an image below, or a link that may be to one."""
     return any(_is_image(found) for found in files_below(folder, roots_of(folder, root)))
 
 

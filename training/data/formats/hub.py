@@ -22,7 +22,7 @@ _SECONDS = 3.0  # to wait for the hub's answer before anything is asked of it
 
 
 def open_saved(source: str, splits: Sequence[str], named: ColumnNames) -> Table:
-    """What `datasets` wrote with save_to_disk; `DataError` where it cannot be read."""
+    """Opens what `datasets` wrote with save_to_disk; raises `DataError` if it cannot be read."""
     from datasets import load_from_disk
 
     try:
@@ -69,7 +69,7 @@ def open_hub(source: str, splits: Sequence[str], named: ColumnNames) -> Table:
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether somebody listens there, or a proxy is to be asked in its place."""
+    """Returns True if the host accepts connections, or a proxy is configured."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
         return True
     place = urlsplit(endpoint)

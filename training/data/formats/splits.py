@@ -21,7 +21,7 @@ def canonical_split(name: str) -> str | None:
 
 
 def is_held_out(split: str) -> bool:
-    """Whether a split is there to measure on: validation, test, their synonyms, val_style ..."""
+    """Returns True for validation and test splits, their synonyms, val_style ..."""
     words = re.split(r"[^a-z]+", split.lower())
     return any(_CANONICAL.get(word) in HELD_OUT for word in words)
 

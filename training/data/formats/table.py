@@ -85,7 +85,7 @@ class Table:
             self._members = _grouped(same)
 
     def _identity(self, row: int) -> bytes | str:
-        """What tells the image of a row from others."""
+        """Returns the identity of a row's image."""
         value = self._row(self._image, row).get(self.columns.image or "")
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -94,7 +94,7 @@ class Table:
         return value if isinstance(value, str) else f"row {row}"
 
     def remarks(self) -> list[str]:
-        """What a user should know about the set as a whole, a line each."""
+        """Returns remarks about the data set as a whole, one line each."""
         found = []
         if self._suffixes:
             first = self._id_of(next(iter(self._suffixes)))
@@ -272,7 +272,7 @@ def _is_string(feature: Any) -> bool:
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    """Of a ClassLabel, or a list of them."""
+    """Returns the class names of a ClassLabel, or of a list of them."""
     return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
 
 

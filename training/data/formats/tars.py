@@ -42,7 +42,7 @@ class _Sample:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing that stands elsewhere in the tar can be missing."""
+        """Returns True if no member elsewhere in the tar can be missing."""
         return self.problem is not None or (self.image is not None and any(ending in _TEXTS for ending in self.endings))
 
     def take(self, other: "_Sample") -> None:

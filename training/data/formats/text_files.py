@@ -31,7 +31,7 @@ Kind = Literal["csv", "lines", "document", "captions"]
 
 
 class _Layout(NamedTuple):
-    """How a file is to be read."""
+    """Layout of a text file."""
 
     kind: Kind
     separator: str
@@ -140,7 +140,7 @@ def _first_row(head: str, separator: str) -> list[str]:
 
 
 def _first_line_is_json(head: str) -> bool:
-    """Whether a .json file has an object a line."""
+    """Returns True if a .json file has an object a line."""
     first, _, more = head.lstrip().partition("\n")
     return first.rstrip().endswith("}") and more.lstrip().startswith("{")
 
