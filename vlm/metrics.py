@@ -82,7 +82,7 @@ def embedding_hits(
     first = torch.searchsorted(ordered, query_groups)
     count = torch.searchsorted(ordered, query_groups, right=True) - first  # (Q,), correct items
     _check_all_found(count > 0)
-    parts = []
+    parts: list[Tensor] = []
     for rows, scores in _score_blocks(queries, gallery):
         starts, own = first[rows], count[rows]
         row = torch.repeat_interleave(own)  # (P,), the query of each correct pair of the block
@@ -117,7 +117,7 @@ def _hits(scores: Tensor, best: Tensor, correct_at_best: Tensor, ks: Sequence[in
         ks: the values of k.
     """
     above, tied = _count(scores > best), _count(scores == best)  # (Q,)
-    hits = []
+    hits: list[Tensor] = []
     for k in ks:
         draws = (min(k, scores.shape[1]) - above).clamp(min=0).minimum(tied)
         hits.append(-torch.expm1(_log_chance_of_no_hit(tied, correct_at_best, draws)))
