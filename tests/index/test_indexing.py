@@ -107,12 +107,13 @@ def test_refused_files_are_read_again_by_a_newer_reader_and_when_asked(
 def test_everything_is_embedded_again_by_force(index: EmbeddingIndex, image_folder: Path):
     shutil.copy(image_folder / "a.png", image_folder / "copy.png")
     index.add_folder(image_folder, workers=0)
-    before = [(hit.path, hit.score) for hit in index.search("犬", 99)]
+    before = {hit.path: hit.score for hit in index.search("犬", 99)}
     store = index._store  # pyright: ignore[reportPrivateUsage]
     for batch_size in (32, 2):  # copies in one batch, and in several
         added = index.add_folder(image_folder, workers=0, force=True, batch_size=batch_size)
         assert (added.found, added.unchanged) == (7, 0)
-        assert [(hit.path, hit.score) for hit in index.search("犬", 99)] == before
+        after = {hit.path: hit.score for hit in index.search("犬", 99)}
+        assert after == pytest.approx(before, abs=1e-3)  # float16 vectors; another batch size rounds differently
     assert store.rows(1) > 6  # until prune
     index.prune()
     assert store.rows(1) == 6
