@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_thirteen_bands_are_read_as_they_were_written(kind: str, dtype: str, tmp
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_band_is_resized_as_pillow_resizes_it(bits: int):
+def test_a_band_is_resized_as_pillow_resizes_it(bits: Literal[8, 16]):
     array = noise(13, "uint16", (40, 40))
     config = PreprocessConfig(image_size=16, resize="squash", mean=(0.5,) * 13, std=(0.25,) * 13, bits=bits)
     pixels = Preprocess(config).pixels(array)
@@ -70,7 +71,7 @@ def test_a_band_is_resized_as_pillow_resizes_it(bits: int):
 
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
-def test_one_channel_of_a_grey_image_is_each_of_its_three(resize: str, tmp_path: Path):
+def test_one_channel_of_a_grey_image_is_each_of_its_three(resize: Literal["crop", "pad", "squash"], tmp_path: Path):
     Image.fromarray(noise(1)[..., 0]).save(tmp_path / "grey.png")
     three = PreprocessConfig(image_size=16, resize=resize)
     one = PreprocessConfig(image_size=16, resize=resize, mean=(0.5,), std=(0.25,))

@@ -4,6 +4,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,10 +168,10 @@ def test_rows_of_attention_are_blocks_and_columns_heads():
 
 def test_blocks_and_heads_are_counted_from_1(monkeypatch: pytest.MonkeyPatch):
     vision, images, image = uneven()
-    monkeypatch.setattr(figures, "sheet", lambda name, lettering, tiles, columns, rows: (columns, rows))
-    columns, rows = figures.draw_attention(vision, images, image, choose_lettering("en"))
-    assert [word.split()[-1] for word in columns] == ["1", "2"]
-    assert [word.split()[-1] for word in rows] == ["1", "2", "3"]
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "sheet", lambda name, lettering, tiles, columns, rows: drawn.extend((columns, rows)))
+    figures.draw_attention(vision, images, image, choose_lettering("en"))
+    assert [[word.split()[-1] for word in words] for words in drawn] == [["1", "2"], ["1", "2", "3"]]
 
 
 def test_each_position_is_reddest_at_its_own_place_and_blue_where_it_is_the_opposite():
@@ -377,7 +378,7 @@ def test_the_worked_example_finds_each_patch_of_a_image_in_its_copy(
 @pytest.mark.parametrize("size, heads", [((128, 16), 12), ((16, 128), 12), ((8, 8), 2)])
 def test_every_figure_is_drawn_of_narrow_images_and_of_a_single_patch(size: tuple[int, int], heads: int):
     config = VisionConfig(image_size=size, patch_size=8, width=24, depth=1, num_heads=heads, mlp_dim=32)
-    vision, image = VisionTransformer(config).eval(), Image.new("RGB", size[::-1], "red")
+    vision, image = VisionTransformer(config).eval(), Image.new("RGB", (size[1], size[0]), "red")
     scores = {"x": lambda features: features[:, 0]}
     drawn = figures.draw_all(vision, torch.zeros(1, 3, *size), image, scores, choose_lettering("en"))
     assert sorted(drawn) == sorted(QUESTIONS)

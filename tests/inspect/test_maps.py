@@ -274,7 +274,7 @@ def hand_made_vit() -> VisionTransformer:
     with torch.no_grad():
         for weight in vision.parameters():
             weight.zero_()
-        vision.norm.weight.fill_(1)
+        vision.norm.get_parameter("weight").fill_(1)
         vision.patch_embed.proj.weight[0, 0] = vision.patch_embed.proj.weight[1, 2] = 1 / 64
     return vision
 

@@ -18,8 +18,8 @@ from vlm.errors import OtherKind
 _SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
 }  # fmt: skip
-_MLP = _SIZES | {"intermediate_size": 64}
-_DINO = _SIZES | {"mlp_ratio": 2, "layerscale_value": 0.7}
+_MLP: dict[str, Any] = _SIZES | {"intermediate_size": 64}
+_DINO: dict[str, Any] = _SIZES | {"mlp_ratio": 2, "layerscale_value": 0.7}
 HUGGING_FACE: dict[str, Any] = {
     "DINOv2": (transformers.Dinov2Config(**_DINO), transformers.Dinov2Model),
     "DINOv2 with registers": (
@@ -91,7 +91,7 @@ def test_timms_backbones_give_timms_features(tmp_path: Path, name: str, grow: in
     randomise(theirs)
     side = theirs.patch_embed.patch_size[0] * 3
     timm.models.save_for_hf(  # writes config.json as timm's own repositories have it
-        theirs, tmp_path, model_args=sizes | {"img_size": side}
+        theirs, str(tmp_path), model_args=sizes | {"img_size": side}
     )
     backbone = vlm.load_backbone(tmp_path, image_size=side + grow * side // 3 if grow else None)
     images = pixels(side + grow * side // 3)

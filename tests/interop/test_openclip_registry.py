@@ -87,11 +87,14 @@ def check_set(fake_hub: FakeHub, name: str, tag: str) -> None:
         size=224, **{k: known[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in known}
     )
     ours = to_preprocess(found.info["preprocess_cfg"] or {}, 224)
-    resize = {"shortest": "crop", "longest": "pad", "squash": "squash"}[theirs.resize_mode]
-    assert ours == PreprocessConfig(
-        image_size=224, mean=theirs.mean, std=theirs.std, fill=theirs.fill_color, resize=resize,
-        interpolation=theirs.interpolation,
-    )  # fmt: skip
+    wanted_settings: dict[str, Any] = {
+        "mean": theirs.mean,
+        "std": theirs.std,
+        "fill": theirs.fill_color,
+        "resize": {"shortest": "crop", "longest": "pad", "squash": "squash"}[theirs.resize_mode],
+        "interpolation": theirs.interpolation,
+    }
+    assert ours == PreprocessConfig(image_size=224, **wanted_settings)
     if config["text_cfg"].get("hf_tokenizer_name"):
         assert found.tokenizer is not None and (found.tokenizer / "tokenizer.json").is_file()
 
@@ -127,7 +130,6 @@ def check_architecture(hub: FakeHub, folder: Path, name: str) -> tuple[str, floa
         embedder = vlm.load("hf:org/model")
     paths = images(folder)
     model = embedder.model
-    native = not isinstance(model, vlm.ExternalModel)
     size = theirs.visual.image_size
     side = size if isinstance(size, int) else size[0]
     if embedder.parts()[1] is None:  # of CLIPA and SigLIP without preprocess_cfg
@@ -136,7 +138,7 @@ def check_architecture(hub: FakeHub, folder: Path, name: str) -> tuple[str, floa
         pixels = torch.stack([embedder.preprocess(path) for path in paths])
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder / 'theirs'}")
     if name.startswith("nllb"):
-        tokenizer.tokenizer.src_lang = None
+        tokenizer.tokenizer.src_lang = None  # pyright: ignore[reportAttributeAccessIssue]  # an HFTokenizer
     with torch.inference_mode():
         image, text = (
             F.normalize(theirs.encode_image(pixels), dim=-1),
@@ -144,7 +146,7 @@ def check_architecture(hub: FakeHub, folder: Path, name: str) -> tuple[str, floa
         )
         ours = model.eval().encode_image(pixels[..., :side, :side])
     texts = embedder.embed_texts(TEXTS) if embedder.parts()[0] is not None else text
-    library = "native" if native else embedder.model.library  # type: ignore[union-attr]
+    library = str(model.library) if isinstance(model, vlm.ExternalModel) else "native"
     return library, float((ours - image).abs().max()), float((texts - text).abs().max())
 
 

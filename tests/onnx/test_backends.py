@@ -190,7 +190,7 @@ def test_changed_weights_are_another_model_of_the_cache(
     monkeypatch.setattr(backends, "open_session", lambda path, backend: path)
     vlm.load(saved, backend="onnx")
     with torch.no_grad():
-        tiny_embedder.model.vision.norm.bias[0] += 1
+        tiny_embedder.model.vision.norm.get_parameter("bias")[0] += 1
     vlm.save(tiny_embedder, saved)
     vlm.load(saved, backend="onnx")
     assert len(list(empty_cache.iterdir())) == 2

@@ -55,7 +55,7 @@ def test_the_file_alone_classifies_any_batch_as_the_model_does(tmp_path: Path):
     session = onnxruntime.InferenceSession(path)
     for count in (1, 5):
         (logits,) = session.run(None, {"pixels": np.stack([pixels] * count)})
-        answers = [told["labels"][i] for i in logits.argmax(1)]
+        answers = [told["labels"][i] for i in np.asarray(logits).argmax(1)]
         assert answers == [model.predict(image, top=1)[0][0][0]] * count
 
 

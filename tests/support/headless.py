@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +20,7 @@ from transformers import (
     ViTModel,
 )
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "image_size": 32, "patch_size": 8,
 }  # fmt: skip
@@ -75,9 +76,9 @@ def deit(folder: Path) -> Features:
 
 def timm_vit(folder: Path, name: str = "vit_base_patch16_224") -> Features:
     """timm with num_classes = 0."""
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     model = _random(timm.create_model(name, num_classes=0, **sizes))
-    save_for_hf(model, folder)
+    save_for_hf(model, str(folder))
     return model.forward_features  # type: ignore[return-value]
 
 

@@ -26,7 +26,8 @@ def shallow_timm() -> Iterator[None]:
     def shallow(name: str, **settings: Any) -> nn.Module:
         for cut in _SHALLOW:
             try:
-                return create(name, **(settings | {"pretrained": False} | cut))
+                arguments: dict[str, Any] = settings | {"pretrained": False} | cut
+                return create(name, **arguments)
             except (TypeError, AssertionError, ValueError, IndexError):  # this architecture has other arguments
                 continue
         raise AssertionError(name)

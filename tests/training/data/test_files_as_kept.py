@@ -4,7 +4,7 @@ import json
 import os
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,14 +40,12 @@ def test_a_missing_file_is_looked_for_under_the_name_it_may_have(written: str, h
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_classes_are_the_same_in_both_forms_of_unicode(form: str, tmp_path: Path):
+def test_classes_are_the_same_in_both_forms_of_unicode(form: Literal["NFC", "NFD"], tmp_path: Path):
     images(tmp_path, unicodedata.normalize(form, "é/1.png"), "x/2.png")
     assert classes_of(str(tmp_path)).keys == ("x", "é")
     table = tmp_path / "d.jsonl"
-    table.write_text(
-        "\n".join(json.dumps({"image": "1", "label": unicodedata.normalize(f, "é")}) for f in ("NFC", form))
-        + '\n{"image": "2", "label": "x"}'
-    )
+    labels = [unicodedata.normalize("NFC", "é"), unicodedata.normalize(form, "é"), "x"]
+    table.write_text("\n".join(json.dumps({"image": "1", "label": label}) for label in labels))
     assert classes_of(str(table)).keys == ("x", "é")
 
 

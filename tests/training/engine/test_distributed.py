@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -205,7 +205,11 @@ def check_sharded_accumulation(processes: Processes) -> None:
 
     single = Processes(rank=0, size=1, device=processes.device)
     expected = gradients_by_name(truth, whole, 1, single)
-    for precision, dtype, tolerance in (("float64", torch.float64, 1e-9), ("bfloat16", torch.float32, 0.05)):
+    cases: list[tuple[Literal["float64", "bfloat16"], torch.dtype, float]] = [
+        ("float64", torch.float64, 1e-9),
+        ("bfloat16", torch.float32, 0.05),
+    ]
+    for precision, dtype, tolerance in cases:
         model = small_clip().to(dtype)
         prepare(model, RunSection(precision=precision, shard=True), processes)
         found = gradients_by_name(model, small_batch(processes.share(ROWS)), 3, processes)

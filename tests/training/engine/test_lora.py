@@ -42,8 +42,10 @@ def recipe_from(source: Path, run_folder: Path, model: dict[str, Any], **section
     return write_recipe(run_folder, model={"source": str(source), **NEW, **model}, **sections)
 
 
-def opened(source: Path, run_folder: Path, **model: Any) -> Embedder:
-    return open_embedder(read_recipe(recipe_from(source, run_folder, model)), SINGLE_PROCESS)
+def opened(source: Path, run_folder: Path, **model: Any) -> CLIP:
+    clip = open_embedder(read_recipe(recipe_from(source, run_folder, model)), SINGLE_PROCESS).model
+    assert isinstance(clip, CLIP)
+    return clip
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -78,12 +80,14 @@ def disturb(clip: CLIP) -> None:
 
 
 def test_before_the_first_step_a_model_with_adapters_is_the_source_exactly(source, run_folder):
-    truth, ours = embeds(vlm.load(source).model), embeds(opened(source, run_folder, lora_rank=3).model)
+    saved = vlm.load(source).model
+    assert isinstance(saved, CLIP)
+    truth, ours = embeds(saved), embeds(opened(source, run_folder, lora_rank=3))
     assert all(torch.equal(a, b) for a, b in zip(truth, ours, strict=True))
 
 
 def test_merged_adapters_give_what_they_gave_beside_the_weights(source, run_folder):
-    clip = opened(source, run_folder, lora_rank=3).model
+    clip = opened(source, run_folder, lora_rank=3)
     start = embeds(clip)
     disturb(clip)
     beside = embeds(clip)
@@ -95,7 +99,7 @@ def test_merged_adapters_give_what_they_gave_beside_the_weights(source, run_fold
 
 
 def test_a_merged_matrix_is_w_plus_alpha_over_rank_b_a(source, run_folder):
-    clip = opened(source, run_folder, lora_rank=4, lora_alpha=6).model
+    clip = opened(source, run_folder, lora_rank=4, lora_alpha=6)
     disturb(clip)
     state = {name: weight.clone() for name, weight in clip.state_dict().items()}
     merge_adapters(clip)
@@ -145,7 +149,7 @@ def test_adapters_follow_train_and_lock_vision(source, run_folder):
         ({"train_blocks": 1}, ("vision.blocks.1.", "text.blocks.0.")),
         ({"lock_vision": True}, ("text.blocks.0.",)),
     ):
-        clip = opened(source, run_folder, lora_rank=2, **model).model
+        clip = opened(source, run_folder, lora_rank=2, **model)
         learning = {name for name, p in clip.named_parameters() if p.requires_grad}
         assert all(".lora_" in name for name in learning)
         assert {name.split("attn")[0].split("mlp")[0] for name in learning} == set(places)

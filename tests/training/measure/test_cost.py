@@ -113,7 +113,7 @@ def test_flops_of_muon_are_those_torch_counts():
         assert muon_flops(rows, columns) == counted(lambda n=rows, m=columns: orthogonalise(torch.randn(1, n, m)))
 
 
-def kept_bytes(block: torch.nn.Module, z: torch.Tensor, *args: torch.Tensor) -> int:
+def kept_bytes(block: torch.nn.Module, z: torch.Tensor, *args: PackedRows) -> int:
     """Of all storages that autograd holds, weights left out."""
     weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
     held: dict[int, int] = {}

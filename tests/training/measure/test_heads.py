@@ -1,5 +1,7 @@
 """training/measure/heads.py, against scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,8 @@ def test_c_has_the_lowest_mean_log_loss_on_validation_images():
 def test_nearest_neighbours_vote_as_scikit_learns_do(k: int):
     features, targets = problem(4, n=200)
     train, rest = slice(0, 100), slice(100, 200)
-    theirs = KNeighborsClassifier(min(k, 100), metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
+    weights: Any = lambda far: np.exp((1 - far) / 0.07)  # noqa: E731  # scikit-learn's types know strings only
+    theirs = KNeighborsClassifier(min(k, 100), metric="cosine", weights=weights)
     theirs.fit(features[train].double().numpy(), targets[train].numpy())
     expected = theirs.predict_proba(features[rest].double().numpy())
     found = nearest_neighbours(features[train].double(), targets[train], features[rest].double(), 4, k=k)

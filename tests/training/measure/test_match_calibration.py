@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +160,10 @@ class Recording(Embedder):
 
     asked: list[str]
 
-    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        self.asked = [*getattr(self, "asked", []), *texts]
-        return super().embed_texts(texts, batch_size)
+    def embed_texts(self, texts: str | Iterable[str], batch_size: int = 256) -> torch.Tensor:
+        listed = [*texts]
+        self.asked = [*getattr(self, "asked", []), *listed]
+        return super().embed_texts(listed, batch_size)
 
 
 def test_each_half_of_the_concepts_is_asked_for_in_a_gallery_of_its_own(

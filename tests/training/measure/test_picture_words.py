@@ -1,6 +1,7 @@
 """The numbers against models that know everything or nothing, on the real validation data."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ def test_who_knows_all_concepts_scores_1(tiny_embedder, both):
 
 def test_who_knows_nothing_scores_chance_exactly(tiny_embedder, both):
     class Blind(Embedder):
-        def embed_texts(self, texts, batch_size: int = 256) -> Tensor:
-            return torch.ones(len(texts), 4) / 2
+        def embed_texts(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
+            return torch.ones(len([*texts]), 4) / 2
 
     blind = Blind(tiny_embedder.model, *tiny_embedder.parts())
     for row in measure_retrieval(blind, both, torch.ones(len(both), 4) / 2, "val_both", ""):

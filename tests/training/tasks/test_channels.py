@@ -81,9 +81,8 @@ def test_a_model_of_thirteen_channels_is_exported_to_onnx(tmp_path: Path):
     images = torch.randn(3, 13, 16, 16)
     with torch.no_grad():
         expected = model(images).numpy()
-    np.testing.assert_allclose(
-        session.run(None, {session.get_inputs()[0].name: images.numpy()})[0], expected, atol=1e-5
-    )
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5)
 
 
 def train_nothing(channels: int) -> vlm.ViTClassifier:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import vlm
 from tests.support.data_formats import only
@@ -73,7 +74,7 @@ def test_the_numbers_of_the_card_are_those_of_the_saved_model_on_the_images_them
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_path, monkeypatch, number):
-    def stop_and_measure(*arguments: Any) -> dict[str, float]:
+    def stop_and_measure(*arguments: Any) -> tuple[Tensor, Tensor]:
         os.kill(os.getpid(), number)
         return measure(*arguments)
 
