@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+import vlm
 from tests.support.demo_pages import (
     DOG,
     LOCALES,
@@ -33,6 +34,7 @@ pytestmark = [*browser_tests, needs_mini]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("mini")
     save_classifier(folder / "runs" / "groups", ["an animal or plant", "a place, vehicle or weather", "food", "a sign"])
+    vlm.save(vlm.load("mini"), folder / "runs" / "second")  # with one model there is no comparison
     with serving("mini", folder, "--models", str(folder / "runs")) as running:
         yield running
     quiet(running)

@@ -15,12 +15,24 @@ VARIANTS = {  # pattern of a variant -> the glossary's term
     r"エンコーダ(?!ー)": "エンコーダー",
     r"トークナイザ(?!ー)": "トークナイザー",
     r"アテンション": "自己注意",
+    r"自己注意・?ロールアウト|アテンション・?ロールアウト": "注意ロールアウト",
+    r"フィルタ(?!ー|リング)": "フィルター",
+    r"サーバ(?!ー)": "サーバー",
+    r"パラメーター": "パラメータ",
     r"索引": "インデックス",
     r"当て推量|偶然なら": "チャンスレベル",
     r"ファイン・?チューン(?!ング)": "ファインチューニング",
     r"コントラスト学習": "対照学習",
 }
 PAGES = sorted({*ROOT.glob("*.ja.md"), *DOCS.rglob("*.ja.md"), *(DOCS / "guide" / "ja").glob("*.md")})
+PROGRAMS = [  # what programs print, draw or show in Japanese
+    *sorted((ROOT / "demo").rglob("*.json")),
+    *sorted((DOCS / "notebooks").glob("*.ipynb")),
+    ROOT / "vlm" / "assets" / "models" / "catalog.json",
+    ROOT / "vlm" / "inspect" / "drawing.py",
+    ROOT / "training" / "audit" / "sheet.py",
+    DOCS / "draw_diagrams.py",
+]
 _CODE = re.compile(r"^```.*?^```\n|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
@@ -42,5 +54,14 @@ def test_every_variant_has_its_term_in_the_glossary() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_japanese_page_uses_the_glossarys_spelling(page: Path) -> None:
-    text = _CODE.sub("", page.read_text(encoding="utf-8"))
-    assert not {found: term for pattern, term in VARIANTS.items() for found in re.findall(pattern, text)}
+    assert not variants(_CODE.sub("", page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_the_demo_figures_and_notebooks_use_the_glossarys_spelling(file: Path) -> None:
+    assert not variants(file.read_text(encoding="utf-8"))
+
+
+def variants(text: str) -> dict[str, str]:
+    """{variant found: the glossary's term}."""
+    return {found: term for pattern, term in VARIANTS.items() for found in re.findall(pattern, text)}

@@ -29,7 +29,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "long": "最も細長いもの",
         "uniform": "最も単調なもの",
         "same file": "同じファイル",
-        "same pixels": "同じ画素",
+        "same pixels": "同じピクセル",
         "nearly the same": "ほぼ同じ",
     },
 }

@@ -58,7 +58,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "positions": "位置埋め込みは何を知っているか",
         "positions note": "小さな図はパッチごとの、全パッチとのコサイン類似度。青 -1、白 0、赤 1",
         "filters": "パッチ射影は最初に何を見るか",
-        "filters note": "フィルタの主成分。色は図ごとの最大値が基準",
+        "filters note": "フィルターの主成分。色は図ごとの最大値が基準",
         "image": "画像",
         "block": "ブロック",
         "head": "ヘッド",

@@ -55,6 +55,11 @@ function nameParts() {
     title.id = `${group.id}-title`;
     group.setAttribute("aria-labelledby", title.id);
   }
+  for (const outer of document.querySelectorAll("main button:has(button)")) {
+    // Gradio's upload sign: only the inner button does anything, and a button must not hold another one
+    setAttribute(outer, "role", "group");
+    setAttribute(outer, "tabindex", "-1");
+  }
   for (const drawing of document.querySelectorAll("svg:not([aria-hidden])")) drawing.setAttribute("aria-hidden", "true");
   for (const part of document.querySelectorAll("[data-name-en]"))
     setAttribute(part, "aria-label", language === "ja" ? part.dataset.nameJa : part.dataset.nameEn);
