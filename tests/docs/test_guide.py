@@ -1,17 +1,14 @@
 """docs/guide: the code of a page is the source's, its commands run, and both languages say the same."""
 
 import ast
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from docs.include_code import GUIDE, MARKED, code, filled, pages
+from docs.page_blocks import Block, blocks, printed
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = (
@@ -23,19 +20,8 @@ LEFT_BEHIND = (".git", ".venv*", "runs", "site", "__pycache__", "*.index", "*.eg
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
-class Block(NamedTuple):
-    """One fenced block of a page that is not included from the source."""
-
-    kind: str  # sh, python, text, ...
-    body: str
-
-
 def read(language: str, name: str) -> str:
     return (GUIDE / language / name).read_text(encoding="utf-8")
-
-
-def blocks(page: str) -> list[Block]:
-    return [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", MARKED.sub("", page), re.M | re.S)]
 
 
 def same_in_both_languages(block: Block) -> str:
@@ -145,18 +131,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("guide") / "checkout"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
     return copy
-
-
-def printed(block: Block, checkout: Path) -> str:
-    """Standard output of a block, as a reader's shell would run it from the root of the checkout."""
-    interpreter = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{interpreter}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(checkout)}
-    command = ["bash", "-e"] if block.kind == "sh" else ["python", "-"]
-    done = subprocess.run(
-        command, input=block.body, cwd=checkout, env=environment, capture_output=True, encoding="utf-8", check=False
-    )
-    assert done.returncode == 0, f"{block.body}\n{done.stderr[-2000:]}"
-    return done.stdout
 
 
 @pytest.mark.long

@@ -65,7 +65,7 @@ def opened(browser: "Browser") -> Iterator[Opener]:
             locale=language, viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         )
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(240_000)  # the first search embeds the gallery
         page = context.new_page()
 
         def route(asked: Any) -> None:
