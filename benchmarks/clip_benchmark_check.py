@@ -24,7 +24,7 @@ from vlm.images.open import open_image
 from vlm.metrics import top_k_accuracy
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import Selected
-from vlm.training.measure.picture_words import PICTURE_WORDS
+from vlm.training.measure.drawings import PICTURE_WORDS
 from vlm.training.measure.retrieval import embed_all_images, measure_retrieval
 from vlm.zero_shot import ZeroShotClassifier, label_sentences
 

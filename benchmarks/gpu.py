@@ -207,7 +207,7 @@ def loader() -> None:
     from vlm.training.recipe.reading import read_recipe
     from vlm.training.tasks.contrastive import open_embedder, open_pairs_of, open_stream
 
-    recipe = read_recipe(Path("training/recipes/mini.toml"))
+    recipe = read_recipe(Path("training/recipes/mini-picture-words.toml"))
     processes = Processes(rank=0, size=1, device=DEVICE)
     embedder = open_embedder(recipe, processes)
     stream = open_stream(recipe, embedder, open_pairs_of(recipe, embedder)[0], processes)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.machine import about
 
-RECIPE = Path(__file__).parents[1] / "training/recipes/mini.toml"
+RECIPE = Path(__file__).parents[1] / "training/recipes/mini-picture-words.toml"
 WIDTH = 50  # letters of the time line
 
 

@@ -25,7 +25,7 @@ from benchmarks.machine import about
 from benchmarks.open_clip_run import Settings
 from vlm.embedder import Embedder
 from vlm.training.engine.distributed import SINGLE_PROCESS
-from vlm.training.measure.picture_words import open_unseen
+from vlm.training.measure.drawings import open_unseen
 from vlm.training.measure.retrieval import embed_all_images, measure_retrieval
 
 SPLIT = "val_style"

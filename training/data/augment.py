@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlm.training.recipe.augmentation import AugmentConfig
 
-_DRAWS = 32  # uniform numbers a sample uses, some spare
+_DRAWS = 32  # uniform numbers a sample uses
+_ONE_COLOUR = 0.12  # largest distance between two channels of a drawing of one colour
 
 
 def uniform_draws(seed: int, stream: int, epochs: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
@@ -32,13 +33,18 @@ def augment(
     images: Tensor, config: AugmentConfig, seed: int, stream: int, epochs: np.ndarray, positions: np.ndarray
 ) -> Tensor:
     """uint8 (B, 3, H, W) on white -> uint8 (B, 3, H, W)."""
-    u = iter(torch.from_numpy(uniform_draws(seed, stream, epochs, positions, _DRAWS)).float().T)  # each (B,)
+    draws = torch.from_numpy(uniform_draws(seed, stream, epochs, positions, _DRAWS)).float().T  # (_DRAWS, B)
+    u, v = iter(draws[:26]), draws[26:]  # each (B,); v: of drawings of one colour
     ink = (255 - images).float().div_(255)  # white is 0, so that what is moved in from outside is paper
+    one_colour = (ink.amax(1) - ink.amin(1)).amax((1, 2)) < _ONE_COLOUR
     ink = _warp(ink, config, u)
+    _stroke(ink, config, one_colour, v[0])
     _blur(ink, config, u)
     _outline(ink, config, u)
     _erase(ink, config, u)
     coloured = _colour(ink, config, u).clamp_(0, 1)
+    _ink(coloured, config, one_colour, v[1], v[2:5])
+    _invert(coloured, config, one_colour, v[5])
     return coloured.mul_(255 * _paper(config, u)).round_().to(torch.uint8)
 
 
@@ -86,6 +92,15 @@ def _blur(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
     flat = F.conv2d(flat, kernel[:, None, :, None], padding=(3, 0), groups=len(kernel))
     flat = F.conv2d(flat, kernel[:, None, None, :], padding=(0, 3), groups=len(kernel))
     ink[chosen] = flat[0].unflatten(0, (-1, ink.shape[1]))
+
+
+def _stroke(ink: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor) -> None:
+    """Lines grow towards the largest ink of each pixel's neighbours, or shrink towards the smallest."""
+    strength = _between(u, -config.stroke, config.stroke)
+    for chosen, sign in ((one_colour & (strength > 0), 1), (one_colour & (strength < 0), -1)):
+        if bool(chosen.any()):
+            body = ink[chosen]
+            ink[chosen] = torch.lerp(body, sign * _largest_near(sign * body), _each(strength[chosen].abs())[:, None])
 
 
 def _outline(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
@@ -136,6 +151,20 @@ def _colour(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
     matrix = rotation @ (gray + _each(saturation) * (eye - gray))
     matrix = matrix * _each(contrast * (0.5 + 0.5 * brightness))
     return torch.baddbmm(torch.ones(1), matrix, ink.flatten(2), alpha=-1).view_as(ink)  # 1 - matrix @ ink
+
+
+def _ink(coloured: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor, channels: Tensor) -> None:
+    """Another colour for the chosen drawings: black becomes (0, 0, 0) to (0.8, 0.8, 0.8), white stays white."""
+    chosen = one_colour & (u < config.ink)
+    if bool(chosen.any()):
+        density = 1 - coloured[chosen].mean(1, keepdim=True)  # (b, 1, H, W)
+        coloured[chosen] = 1 - density * (1 - 0.8 * channels.T[chosen])[:, :, None, None]
+
+
+def _invert(coloured: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor) -> None:
+    """Light on dark for the chosen drawings."""
+    chosen = one_colour & (u < config.invert)
+    coloured[chosen] = 1 - coloured[chosen]
 
 
 def _paper(config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:

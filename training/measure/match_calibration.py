@@ -1,13 +1,15 @@
 """Calibration of a CLIP's similarities: the probability that an image matches a text, fitted on validation pairs.
 
-The concepts of the three validation splits of picture-words are shuffled and divided in two halves.  Each half is a
-gallery; the first captions of its concepts are the queries, in each language.  The best 10 images of each query give
-pairs (cosine, correct or not), and their logistic regression (Platt 1999) gives P = sigmoid(scale cos + bias).  That
-holds for the hits that a search shows, not for all pairs.  Its reliability is measured on the half that it was not
-fitted to, each way.  The stored numbers are fitted to both halves.  Test splits are never read.
+The concepts of the validation splits of picture-words, and of those of icon-words, are shuffled and divided in two
+halves.  Each half is a gallery; the first captions of its concepts are the queries, in each language.  The best 10
+images of each query give pairs (cosine, correct or not), and their logistic regression (Platt 1999) gives P =
+sigmoid(scale cos + bias).  That holds for the hits that a search shows, not for all pairs.  Its reliability is measured
+on the half that it was not fitted to, each way.  The stored numbers are fitted to both halves.  Test splits are never
+read.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +24,13 @@ from vlm.checkpoint.save import save_calibration
 from vlm.embedder import Embedder
 from vlm.errors import DataError
 from vlm.metrics import calibration_bins, calibration_error
-from vlm.training.measure.picture_words import VALIDATION, open_unseen
+from vlm.training.data.pairs import Pairs
+from vlm.training.measure.drawings import VALIDATION, data_of_split, open_unseen
 from vlm.training.measure.retrieval import concept_texts, embed_all_images
 
 SHOWN = 10  # K, images that a search shows
 BINS = 10
+DATA = "picture-words and icon-words"
 HEADING = "## How probable a match is"
 
 
@@ -84,8 +88,18 @@ def calibrate(embedder: Embedder) -> tuple[Calibration, list[MatchReliability]]:
 
 
 def validation_hits(embedder: Embedder) -> list[QueryHits]:
-    """The hits of all queries, one entry for each language.  Each half of the concepts is a gallery of its own."""
-    pairs = open_unseen(embedder, VALIDATION)
+    """The hits of all queries, one entry for each language."""
+    joined: dict[str, QueryHits] = {}
+    for _, splits in groupby(VALIDATION, data_of_split):
+        for hits in hits_of_halves(embedder, open_unseen(embedder, tuple(splits))):
+            before = joined.get(hits.language)
+            parts = hits[1:] if before is None else map(torch.cat, zip(before[1:], hits[1:], strict=True))
+            joined[hits.language] = QueryHits(hits.language, *parts)
+    return list(joined.values())
+
+
+def hits_of_halves(embedder: Embedder, pairs: Pairs) -> list[QueryHits]:
+    """The hits in one data set, one entry for each language.  Each half of the concepts is a gallery of its own."""
     images = embed_all_images(embedder, pairs)
     concepts = sorted(set(pairs.groups.tolist()))
     shuffled = np.random.default_rng(0).permutation(concepts)
@@ -134,7 +148,7 @@ def fit(hits: Sequence[QueryHits]) -> Calibration:
     fitted = LogisticRegression(C=1e6, max_iter=1000).fit(cosines[:, None], correct)  # practically no penalty
     scale, bias = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     queries = sum(len(one.cosines) for one in hits)
-    return Calibration(scale=scale, bias=bias, data=f"{queries} captions of the validation splits of picture-words")
+    return Calibration(scale=scale, bias=bias, data=f"{queries} captions of the validation splits of {DATA}")
 
 
 def match_reliability(hits: QueryHits, probabilities: Tensor, wrong: Tensor, line: float) -> MatchReliability:

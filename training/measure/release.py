@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
+from vlm.training.measure.attribution import write_attribution
 from vlm.training.measure.card import minutes_of_steps
+from vlm.training.measure.drawings import ICON_WORDS, PICTURE_WORDS, TEST, VALIDATION, evaluate_drawings
 from vlm.training.measure.match_calibration import calibrate, section
 from vlm.training.measure.measurement import Measurement, markdown_table
-from vlm.training.measure.picture_words import PICTURE_WORDS, VALIDATION, evaluate_picture_words
-
-TEST = ("test_style", "test_concept", "test_both", "test_oca_artist", "test_photo_gc")
 
 
 def release(out: Path, run: Path) -> None:
@@ -35,7 +34,7 @@ def release(out: Path, run: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(trained, Path(folder) / out.name, dtype=torch.float16)
         packed = load(Path(folder) / out.name)
-        measured = evaluate_picture_words(packed, [*VALIDATION, *TEST])
+        measured = evaluate_drawings(packed, [*VALIDATION, *TEST])
         trained.calibration, reliable = calibrate(packed)
     parameters = sum(p.numel() for p in trained.model.parameters())
     (run / "evaluation.json").write_text(
@@ -43,6 +42,7 @@ def release(out: Path, run: Path) -> None:
     )
     text = card(out.name, run, parameters, measured) + "\n" + section(trained.calibration, reliable)
     save(trained, out, text, dtype=torch.float16)
+    write_attribution(out)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
 
@@ -55,7 +55,7 @@ def card(name: str, run: Path, parameters: int, measured: Sequence[Measurement])
         parameters: number of the model's weights.
         measured: what the card reports.
     """
-    images = parquet.read_metadata(PICTURE_WORDS / "train.parquet").num_rows
+    drawn, icons = (parquet.read_metadata(folder / "train.parquet").num_rows for folder in (PICTURE_WORDS, ICON_WORDS))
     recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
     return f"""---
 library_name: vlm
@@ -66,12 +66,13 @@ license: mit
 
 # {name}
 
-A CLIP of {parameters / 1e6:.1f} million parameters for English and Japanese, trained from scratch on picture-words.
+A CLIP of {parameters / 1e6:.1f} million parameters for English and Japanese, trained on picture-words and icon-words.
 
-**It knows drawings, not photographs:** six artists' emoji and Open Clip Art on a white background. For photographs use
-a bigger model (`vlm.load("openclip:...")`, `vlm.load("hf:...")`).
+**It knows drawings, not photographs:** emoji, icons, pictograms and clip art. For photographs use a model of
+`vlm models`.
 
-絵(絵文字とクリップアート)だけから、日本語と英語で学習した小さな CLIP です。**写真は知りません。**
+絵（絵文字、アイコン、ピクトグラム、クリップアート）だけから日本語と英語で学習した小さな CLIP です。
+**写真は知りません。** 写真には `vlm models` のモデルを使ってください。
 
 ```python
 import vlm
@@ -82,9 +83,10 @@ vlm.classify(embedder, ["dog.png"], labels=["犬", "猫"])
 
 ## Data
 
-`training/picture_words`: {images:,} images of the `train` file, each with names and keywords in English and
-Japanese. Nothing else was seen in training. Choices were made on val_style only; the test splits were scored for this
-card, and nothing was chosen by them. Authors and licences: `training/picture_words/README.md`.
+The `train` files of `training/picture_words` ({drawn:,} drawings: emoji and clip art) and `training/icon_words`
+({icons:,} icons), with names and keywords in English and Japanese. Nothing else was seen in training. Choices were made
+on validation splits only; the test splits were scored for this card, and nothing was chosen by them. Authors and
+licences: `ATTRIBUTION.md` and `LICENSES.txt` beside this card.
 
 ## Recipe
 
@@ -99,8 +101,9 @@ recipe; `make train` runs it again:
 
 Chance is the value of a ranking that gives every pair the same score. R@k: share of queries with a correct answer
 among the first k; a text query is the first caption of a concept, and every image of that concept is correct.
-`val_style`: an artist not in training, concepts seen; `*_concept`: concepts not seen; `*_both`: neither. Images whose
-pixels also occur in training are left out.
+Texts that are the same are one query. `*_style`: artists or icon sets not in training; `*_concept`: concepts not in
+training; `*_both`: neither; `*_icon_*`: icon-words, the others picture-words. Images whose pixels also occur in
+training are left out.
 
 {markdown_table(measured)}
 """

@@ -26,10 +26,15 @@ class AugmentConfig(StrictConfig):
     blur: float = 0.1  # probability
     background: float = 0.0  # probability that a white background becomes coloured (for drawings on white)
     erase: float = 0.0  # probability of a blank rectangle
+    # for drawings of one colour on white, such as icons; drawings of several colours stay as they are
+    ink: float = 0.0  # probability of another colour
+    invert: float = 0.0  # probability of light on dark
+    stroke: float = 0.0  # thicker or thinner lines, up to this share of a pixel's neighbourhood either way
 
     def __post_init__(self) -> None:
         check_not_negative(self, "stretch", "rotate", "shear", "shift")
         check_share(self, "flip", "colour", "hue", "gray", "line", "blur", "background", "erase")
+        check_share(self, "ink", "invert", "stroke")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise RecipeError(f"zoom is {self.zoom}; wanted two positive factors, the smaller one first.")
 

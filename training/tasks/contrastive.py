@@ -28,8 +28,8 @@ from vlm.training.engine.precision import autocast
 from vlm.training.engine.step import Backward
 from vlm.training.measure.card import clip_card
 from vlm.training.measure.cost import step_work
+from vlm.training.measure.drawings import data_of_split, evaluate_drawings
 from vlm.training.measure.measurement import Measurement
-from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words
 from vlm.training.measure.retrieval import embed_all_images, measure_retrieval, retrieval_recall
 from vlm.training.recipe.config import Recipe
 from vlm.training.recipe.sections import ModelSection
@@ -227,6 +227,6 @@ def _sizes(clip: CLIP) -> str:
 def final_rows(recipe: Recipe, embedder: Embedder, validation: Pairs) -> list[Measurement]:
     """Returns the measurements of the model card, made on the validation split."""
     split = recipe.data.validation_split
-    if Path(recipe.data.validation or "").resolve() == (PICTURE_WORDS / "validation.parquet").resolve():
-        return evaluate_picture_words(embedder, [split])
+    if Path(recipe.data.validation or "").resolve() == (data_of_split(split) / "validation.parquet").resolve():
+        return evaluate_drawings(embedder, [split])
     return measure_retrieval(embedder, validation, embed_all_images(embedder, validation), split)

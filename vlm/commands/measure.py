@@ -12,7 +12,7 @@ def evaluate(parser: ArgumentParser) -> Run:
     """Measure retrieval and zero-shot classification of a CLIP, in each language.
 
         vlm evaluate mini --data photos --split validation     your own data, in any format of docs/data.md
-        vlm evaluate mini                        the validation splits of picture-words (in the repository)
+        vlm evaluate mini                        the validation splits of mini's data (in the repository)
         vlm evaluate mini --split val_style      one split, for tuning
         vlm evaluate mini --split test_style     test splits only by name: once per released model
 
@@ -24,20 +24,20 @@ def evaluate(parser: ArgumentParser) -> Run:
     """
     parser.add_argument("model", metavar="MODEL", help="mini, a folder, openclip:NAME/TAG or hf:ORG/NAME")
     parser.add_argument(
-        "--split", nargs="+", metavar="SPLIT", help="default: the three of validation; with --data all rows"
+        "--split", nargs="+", metavar="SPLIT", help="default: those of validation; with --data all rows"
     )
-    parser.add_argument("--data", help=f"other than picture-words, for retrieval: {DATA_HELP}")
+    parser.add_argument("--data", help=f"other than that of mini, for retrieval: {DATA_HELP}")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
     def run(args: Namespace) -> None:
         from vlm.checkpoint.load import load
+        from vlm.training.measure.drawings import VALIDATION, evaluate_drawings
         from vlm.training.measure.measurement import text_table
-        from vlm.training.measure.picture_words import VALIDATION, evaluate_picture_words
         from vlm.training.measure.retrieval import evaluate_pairs
 
         embedder = load(args.model)
         if args.data is None:
-            rows = evaluate_picture_words(embedder, args.split or VALIDATION)
+            rows = evaluate_drawings(embedder, args.split or VALIDATION)
         else:
             rows = evaluate_pairs(embedder, args.data, args.split or ())
         if args.json:

@@ -9,11 +9,11 @@ from vlm.commands.options import Run
 def calibrate(parser: ArgumentParser) -> Run:
     """Fit the probability that an image matches a text, and write it into a model folder.
 
-    All three validation splits of picture-words, concepts shuffled and cut in two: each half is a gallery, the first
-    captions of its concepts are the queries, in each language. The best 10 images of each query are pairs (cosine, is
-    it correct), and a logistic regression of them (Platt 1999) gives P = sigmoid(scale cos + bias): for what a search
-    shows, not for all pairs. Its reliability is measured on the half that it was not fitted to, each way. The numbers
-    stored come from both halves. Test splits are never read.
+    The validation splits of picture-words and of icon-words, concepts shuffled and cut in two: each half is a gallery,
+    the first captions of its concepts are the queries, in each language. The best 10 images of each query are pairs
+    (cosine, is it correct), and a logistic regression of them (Platt 1999) gives P = sigmoid(scale cos + bias): for
+    what a search shows, not for all pairs. Its reliability is measured on the half that it was not fitted to, each way.
+    The numbers stored come from both halves. Test splits are never read.
     """
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder of ours, which is written to")
 

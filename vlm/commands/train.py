@@ -7,7 +7,7 @@ from pathlib import Path
 from vlm.commands.options import Run, positive
 from vlm.errors import InputError
 
-PICTURE_WORDS = "training/picture_words"  # as recipes name it
+REPOSITORY_DATA = ("training/picture_words", "training/icon_words")  # as recipes name it
 
 
 def train(parser: ArgumentParser) -> Run:
@@ -66,11 +66,13 @@ def train(parser: ArgumentParser) -> Run:
 
         resume = args.resume == "auto" and not args.dry_run
         recipe = read_any_recipe(args.recipe, recorded_recipe(out) if resume else None)
-        if PICTURE_WORDS in args.recipe.read_text(encoding="utf-8") and not Path(PICTURE_WORDS).exists():
-            raise InputError(
-                f"{args.recipe} needs picture-words, which is not in the package but in the repository: there is no "
-                f"folder {PICTURE_WORDS} here. Run the command in a checkout of the repository."
-            )
+        text = args.recipe.read_text(encoding="utf-8")
+        for folder in REPOSITORY_DATA:
+            if folder in text and not Path(folder).exists():
+                raise InputError(
+                    f"{args.recipe} needs {folder}, which is not in the package but in the repository: there is no "
+                    "such folder here. Run the command in a checkout of the repository."
+                )
         if args.gpus is not None:
             from vlm.training.measure.cost import print_plan
 

@@ -238,3 +238,42 @@ def test_probabilities_are_shares_of_the_images() -> None:
     black = torch.zeros(400, 3, 8, 8, dtype=torch.uint8)
     erased = run(black, only(erase=0.3)).flatten(1).any(1)
     assert abs(float(erased.float().mean()) - 0.3) < 5 * (0.3 * 0.7 / 400) ** 0.5
+
+
+def one_colour_drawings(count: int = 64) -> Tensor:
+    """Dark discs on white, uint8 (B, 3, 32, 32)."""
+    at = torch.arange(SIDE) - SIDE / 2
+    disc = (at[:, None].square() + at.square()).sqrt() < 9
+    return torch.where(disc, 40, 255).to(torch.uint8).expand(count, 3, -1, -1).clone()
+
+
+@pytest.mark.parametrize("part", ["ink", "invert", "stroke"])
+def test_drawings_of_several_colours_keep_them(part: str) -> None:
+    assert torch.equal(run(drawings(), only(**{part: 1.0})), drawings())
+
+
+def test_another_ink_keeps_the_white_and_the_shape() -> None:
+    images = one_colour_drawings()
+    drawn = run(images, only(ink=1.0))
+    assert bool((drawn[images == 255] == 255).all())
+    inside = drawn[(images == 40).all(1)[:, None].expand_as(images)].view(-1).float()
+    assert 40 - 1 <= float(inside.min()) < float(inside.max()) <= 255 - 215 * 0.2 + 1  # ink of 0.2 to 1 in a channel
+    assert len({tuple(image[:, SIDE // 2, SIDE // 2].tolist()) for image in drawn}) > 50
+    chosen = (run(images, only(ink=0.5)) != images).flatten(1).any(1).float().mean()
+    assert 0.25 < float(chosen) < 0.75
+
+
+def test_inverted_is_light_on_dark() -> None:
+    images = one_colour_drawings()
+    assert torch.equal(run(images, only(invert=1.0)), 255 - images)
+
+
+def test_strokes_grow_and_shrink_within_the_drawings_neighbours() -> None:
+    images = one_colour_drawings()
+    ink, drawn = 255 - images.float(), 255 - run(images, only(stroke=1.0)).float()
+    grown = (drawn - ink).mean((1, 2, 3))
+    assert bool((grown > 1).any())
+    assert bool((grown < -1).any())
+    largest, smallest = F.max_pool2d(ink, 3, 1, 1), -F.max_pool2d(-ink, 3, 1, 1)
+    assert bool((drawn <= largest + 1).all())
+    assert bool((drawn >= smallest - 1).all())

@@ -174,6 +174,7 @@ def test_each_half_of_the_concepts_is_asked_for_in_a_gallery_of_its_own(
     monkeypatch.setattr(
         "vlm.training.measure.match_calibration.open_unseen", lambda _, splits: opened.append(splits) or pairs
     )
+    monkeypatch.setattr("vlm.training.measure.match_calibration.VALIDATION", ("val_style", "val_concept", "val_both"))
     embedder = Recording(tiny_embedder.model, *tiny_embedder.parts())
     answers = validation_hits(embedder)
     assert opened == [("val_style", "val_concept", "val_both")]

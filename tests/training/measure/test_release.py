@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyarrow.parquet import read_table
 
 from vlm.calibration import Calibration
 from vlm.checkpoint.load import load
@@ -14,9 +15,9 @@ from vlm.cli import run_alone
 from vlm.commands.release import release as declare
 from vlm.embedder import Embedder
 from vlm.training.measure import release as module
+from vlm.training.measure.drawings import ICON_WORDS, PICTURE_WORDS, evaluate_drawings
 from vlm.training.measure.match_calibration import section
 from vlm.training.measure.measurement import Measurement, markdown_table
-from vlm.training.measure.picture_words import evaluate_picture_words
 
 SPLITS = ("val_both", "test_both")
 CALIBRATION = Calibration(scale=20.5, bias=-12.25, data="what a model that knows something would get")
@@ -57,7 +58,7 @@ def test_what_is_packed_is_the_run_in_float16_and_its_card_says_what_exactly_tha
     for name, weight in packed.model.state_dict().items():
         rounded = trained[name] if name == "logit_scale" else trained[name].half().float()
         assert torch.equal(weight, rounded), name
-    rows = evaluate_picture_words(packed, SPLITS)
+    rows = evaluate_drawings(packed, SPLITS)
     assert [
         Measurement(**row) for row in json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     ] == rows
@@ -83,3 +84,19 @@ def test_a_run_that_is_not_there_is_one_line_and_writes_nothing(
     assert error.startswith("vlm: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_authors_and_licences_of_the_data_lie_beside_the_weights(release: Release, finished: Path, tmp_path: Path):
+    assert release(tmp_path / "small", finished) == 0
+    attribution = (tmp_path / "small" / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    icons = read_table(ICON_WORDS / "train.parquet", columns=["source", "author", "license"]).to_pylist()
+    for source, author, license in {tuple(row.values()) for row in icons}:
+        package, version = source.removeprefix("npm:").split()
+        (line,) = (line for line in attribution.splitlines() if line.startswith(f"| {package} |"))
+        assert [version, license, author] == [cell.strip() for cell in line.split("|")[2:5]]
+    for artist in ("Noto Emoji", "Twemoji", "Fluent Emoji", "Emoji One", "Open Clip Art"):
+        assert artist in attribution
+    texts = (tmp_path / "small" / "LICENSES.txt").read_text(encoding="utf-8")
+    for folder in (PICTURE_WORDS, ICON_WORDS):
+        for path in (folder / "LICENSES").glob("*.txt"):
+            assert path.read_text(encoding="utf-8").strip() in texts, path.name

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 BEFORE = "299f9bc725a578e5883c30b6dfa9aa7f9d73aac50979311e8f19ed1af11fde39"
 
 
-@pytest.mark.parametrize("path", ["tests/fixtures/mini.toml", "training/recipes/mini.toml"])
+@pytest.mark.parametrize("path", ["tests/fixtures/mini.toml", "training/recipes/mini-picture-words.toml"])
 def test_minis_batches_are_those_it_was_trained_on(path: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     recipe = read_recipe(Path(path))

@@ -1,10 +1,13 @@
-"""The evaluation of a CLIP on picture-words: retrieval and zero-shot classification by its splits."""
+"""The evaluation of a CLIP on picture-words and icon-words: retrieval and zero-shot classification by their splits."""
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
+from pyarrow.parquet import read_table  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from vlm.embedder import Embedder
@@ -16,21 +19,26 @@ from vlm.training.measure.retrieval import embed_all_images, measure_retrieval
 from vlm.zero_shot import ZeroShotClassifier
 
 PICTURE_WORDS = Path(__file__).parents[1] / "picture_words"
-VALIDATION = ("val_style", "val_concept", "val_both")
+ICON_WORDS = Path(__file__).parents[1] / "icon_words"
+VALIDATION = ("val_style", "val_concept", "val_both", "val_icon_style", "val_icon_concept")
+TEST = (
+    "test_style", "test_concept", "test_both", "test_oca_artist", "test_photo_gc", "test_icon_style",
+    "test_icon_concept",
+)  # fmt: skip
 
 
-def evaluate_picture_words(embedder: Embedder, splits: Sequence[str] = VALIDATION) -> list[Measurement]:
-    """Measure retrieval and zero-shot classification on splits of picture-words.
+def evaluate_drawings(embedder: Embedder, splits: Sequence[str] = VALIDATION) -> list[Measurement]:
+    """Measure retrieval and zero-shot classification on splits of picture-words and icon-words.
 
     Args:
         embedder: the model.
-        splits: names of its validation or test splits.
+        splits: names of validation or test splits.
 
     Returns:
         All measurements, split by split.
 
     Raises:
-        DataError: picture-words is not installed here, or has no such split.
+        DataError: the data is not installed here, or has no such split.
     """
     measured = []
     for split in splits:
@@ -40,33 +48,58 @@ def evaluate_picture_words(embedder: Embedder, splits: Sequence[str] = VALIDATIO
         plain = [i for i, subgroup in enumerate(pairs.rows.column("subgroup")) if "flag" not in (subgroup or "")]
         if len(plain) < len(pairs):
             measured += measure_retrieval(embedder, pairs.select(plain), images[plain], split, ", no flags")
-        unknown = [bool(flag) for flag in pairs.rows.column("novel_words")]
-        if any(unknown) and not all(unknown):
-            for novel, label in ((True, ", words never trained on"), (False, ", only words trained on")):
-                half = [i for i, flag in enumerate(unknown) if flag is novel]
-                measured += measure_retrieval(embedder, pairs.select(half), images[half], split, label)
+        novel = novel_words(pairs)
+        if any(novel) and not all(novel):
+            for wanted, label in ((True, ", words never trained on"), (False, ", only words trained on")):
+                part = [i for i, flag in enumerate(novel) if flag is wanted]
+                measured += measure_retrieval(embedder, pairs.select(part), images[part], split, label)
         measured += measure_classification(embedder, pairs, images, split)
     return measured
 
 
-def open_unseen(embedder: Embedder, splits: tuple[str, ...]) -> Pairs:
-    """Open splits of one file of picture-words, without the images whose pixels also occur in the training data.
+def data_of_split(split: str) -> Path:
+    """The folder of the data set that has a split: icon-words for the names with "icon", else picture-words."""
+    return ICON_WORDS if "icon" in split else PICTURE_WORDS
+
+
+def open_unseen(embedder: Embedder, splits: Sequence[str]) -> Pairs:
+    """Open splits of one data set, without the images whose pixels also occur in the training data.
 
     Args:
         embedder: its preprocessing reads the images.
-        splits: validation splits, or test splits.
+        splits: validation splits, or test splits, of picture-words or of icon-words.
 
     Raises:
-        DataError: picture-words is not installed here.
+        DataError: the data is not installed here.
     """
-    path = PICTURE_WORDS / f"{'test' if splits[0].startswith('test') else 'validation'}.parquet"
+    folder = data_of_split(splits[0])
+    path = folder / f"{'test' if splits[0].startswith('test') else 'validation'}.parquet"
     if not path.is_file():
         raise DataError(
-            f"There is no {path}: picture-words is part of the repository, not of the installed package. "
-            "Measure on data of your own (vlm evaluate MODEL --data DATA), or use a checkout."
+            f"There is no {path}: picture-words and icon-words are part of the repository, not of the installed "
+            "package. Measure on data of your own (vlm evaluate MODEL --data DATA), or use a checkout."
         )
-    pairs = open_pairs(path, embedder.preprocess, splits)
+    pairs = open_pairs(path, embedder.preprocess, tuple(splits))
     return pairs.select(_unseen(pairs))
+
+
+def novel_words(pairs: Pairs) -> list[bool]:
+    """Whether the first English caption of each image has a word that no training text of either data set has."""
+    known = _training_words()
+    first = [own[0] if own else "" for own in pairs.texts("en")]
+    return [not known.issuperset(_words(caption)) for caption in first]
+
+
+@cache
+def _training_words() -> frozenset[str]:
+    columns = ["captions_en", "keywords_en"]
+    tables = [read_table(folder / "train.parquet", columns=columns) for folder in (PICTURE_WORDS, ICON_WORDS)]
+    texts = (text for table in tables for name in columns for own in table[name].to_pylist() for text in own or ())
+    return frozenset(word for text in texts for word in _words(text))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall("[a-z0-9]+", text.lower())
 
 
 def measure_classification(embedder: Embedder, pairs: Pairs, images: Tensor, split: str) -> list[Measurement]:
@@ -79,7 +112,8 @@ def measure_classification(embedder: Embedder, pairs: Pairs, images: Tensor, spl
         split: name of the split, for the results.
     """
     measured = []
-    for name, classes in json.loads((PICTURE_WORDS / "classes.json").read_text(encoding="utf-8")).items():
+    sets = json.loads((data_of_split(split) / "classes.json").read_text(encoding="utf-8"))
+    for name, classes in sets.items():
         truth = _true_classes(pairs, classes)
         present = {key for key in truth if key is not None}
         if len(present) < 2:

@@ -17,9 +17,9 @@ from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.measure import picture_words as module
+from vlm.training.measure import drawings as module
+from vlm.training.measure.drawings import ICON_WORDS, PICTURE_WORDS, evaluate_drawings, novel_words, open_unseen
 from vlm.training.measure.measurement import Measurement, markdown_table
-from vlm.training.measure.picture_words import PICTURE_WORDS, evaluate_picture_words, open_unseen
 from vlm.training.measure.retrieval import concept_texts, embed_all_images, measure_retrieval, retrieval_recall
 from vlm.zero_shot import classify
 
@@ -103,7 +103,7 @@ def test_images_that_were_trained_on_are_left_out():
 
 
 def test_all_numbers_of_a_split_have_chance_and_count(tiny_embedder):
-    rows = evaluate_picture_words(tiny_embedder, ["val_both"])
+    rows = evaluate_drawings(tiny_embedder, ["val_both"])
     sets = [row for row in rows if row.task.startswith("top-1")]
     assert {row.language for row in sets} == {"en", "ja"}
     for row in sets:
@@ -132,7 +132,7 @@ def test_the_command_reads_a_model_folder(tiny_embedder, tmp_path, capsys, monke
     code, out, _ = run(capsys, monkeypatch, str(tmp_path / "model"), "--split", "val_both", "--json")
     assert code == 0
     rows = [Measurement(**entry) for entry in json.loads(out)]
-    assert rows == evaluate_picture_words(tiny_embedder, ["val_both"])
+    assert rows == evaluate_drawings(tiny_embedder, ["val_both"])
     code, out, _ = run(capsys, monkeypatch, str(tmp_path / "model"), "--split", "val_both")
     assert code == 0
     assert out.count("\n") == len(rows) + 1
@@ -214,6 +214,8 @@ def words(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     (tmp_path / "classes.json").write_text(json.dumps(SETS))
     (tmp_path / "seen_pixels.json").write_text('["p0", "q1"]')
     monkeypatch.setattr(module, "PICTURE_WORDS", tmp_path)
+    monkeypatch.setattr(module, "VALIDATION", ("val_style", "val_concept", "val_both"))
+    monkeypatch.setattr(module, "novel_words", lambda pairs: [bool(flag) for flag in pairs.rows.column("novel_words")])
     return rows
 
 
@@ -238,7 +240,7 @@ def test_each_class_set_is_asked_as_a_user_would_ask_it(tiny_embedder, words, sp
                 answers = classify(tiny_embedder, [image for image, _ in asked], labels).argmax(1).tolist()
                 right = sum(keys[answer] == key for answer, (_, key) in zip(answers, asked, strict=True)) / len(asked)
                 expected.append((split, f"top-1 of {len(keys)}, {name}", language, right, 1 / len(keys), len(asked)))
-    found = [row for row in evaluate_picture_words(tiny_embedder, [split]) if row.task.startswith("top-1")]
+    found = [row for row in evaluate_drawings(tiny_embedder, [split]) if row.task.startswith("top-1")]
     assert found == [Measurement(*row[:3], pytest.approx(row[3]), *row[4:]) for row in expected]  # type: ignore[arg-type]
     assert len({task for _, task, *_ in expected}) >= 4
 
@@ -261,7 +263,7 @@ def test_rows_without_flags_and_by_novel_words_are_those_of_these_images_alone(t
             )
         ]
         assert [
-            row for row in evaluate_picture_words(tiny_embedder, [split]) if not row.task.startswith("top-1")
+            row for row in evaluate_drawings(tiny_embedder, [split]) if not row.task.startswith("top-1")
         ] == expected
         assert {len(part) for part in parts.values()} == ({7, 5} if split == "val_style" else {8, 6, 3, 5})
 
@@ -269,7 +271,7 @@ def test_rows_without_flags_and_by_novel_words_are_those_of_these_images_alone(t
 def test_where_no_image_is_a_flag_or_all_words_are_new_there_is_no_such_row(tiny_embedder, words, tmp_path):
     rows = [row | {"subgroup": "a", "novel_words": row["split"] == "val_both"} for row in words]
     Dataset.from_list(rows).to_parquet(tmp_path / "validation.parquet")
-    found = evaluate_picture_words(tiny_embedder, ["val_concept", "val_both"])
+    found = evaluate_drawings(tiny_embedder, ["val_concept", "val_both"])
     assert not [row for row in found if "flags" in row.task or "trained on" in row.task]
     assert {row.split for row in found} == {"val_concept", "val_both"}
 
@@ -300,13 +302,27 @@ def test_images_are_embedded_as_always_in_any_batch(tiny_embedder, words):
         torch.testing.assert_close(embed_all_images(tiny_embedder, pairs, batch_size=size), expected)
 
 
-def test_all_three_validation_splits_are_the_default_and_people_get_a_table(
+def test_novel_words_are_in_no_training_text_of_either_data_set(tiny_embedder):
+    """Second truth: icon-words' own flags, which its authors computed over both data sets."""
+    pairs = open_pairs(ICON_WORDS / "validation.parquet", tiny_embedder.preprocess, cache="none")
+    assert novel_words(pairs) == [bool(flag) for flag in pairs.rows.column("novel_words")]
+
+
+def test_icon_splits_are_measured_with_their_own_classes(tiny_embedder):
+    rows = evaluate_drawings(tiny_embedder, ["val_icon_style"])
+    assert {row.split for row in rows} == {"val_icon_style"}
+    sets = [row for row in rows if row.task.startswith("top-1")]
+    assert [(row.task.split(", ")[1], row.language) for row in sets] == [("icons", "en"), ("icons", "ja")]
+    assert {row.n for row in rows if row.task == "image->text R@1"} == {684}
+
+
+def test_the_validation_splits_are_the_default_and_people_get_a_table(
     tiny_embedder, words, tmp_path, capsys, monkeypatch
 ):
     save(tiny_embedder, tmp_path / "model")
     code, out, _ = run(capsys, monkeypatch, str(tmp_path / "model"))
     head, *lines = out.splitlines()
-    rows = evaluate_picture_words(tiny_embedder, ["val_style", "val_concept", "val_both"])
+    rows = evaluate_drawings(tiny_embedder, ["val_style", "val_concept", "val_both"])
     assert (code, len(lines)) == (0, len(rows))
     assert head.split() == ["split", "task", "value", "chance", "n"]
     for line, row in zip(lines, rows, strict=True):
