@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from vlm.training.audit.numbers import LEVELS, LONG, TINY
+from vlm.training.audit.reading import Finding, reading_findings
 from vlm.training.audit.scan import LONGEST
 
 _SCRIPT_OF = {
@@ -14,15 +15,11 @@ _SCRIPT_OF = {
 }  # fmt: skip
 
 
-class Finding(NamedTuple):
-    name: str
-    text: str
-
-
 def findings(found: dict[str, Any], listed: str) -> list[Finding]:
     """Returns one line for each problem.  `listed` is appended to lines about listed samples."""
     return [
         *_broken(found),
+        *reading_findings(found, listed),
         *_twice(found, listed),
         *_texts(found, listed),
         *_languages(found["captions"]["scripts"]),
@@ -83,7 +80,7 @@ def _texts(found: dict[str, Any], listed: str) -> Iterator[Finding]:
     if count := doubts.get("markup in caption"):
         yield Finding("markup", f"{count:,} captions hold HTML or web addresses. Take these out{listed}.")
     top = next(iter(found["captions"]["on_several_images"]), None)
-    if top and top["images"] >= 3 and top["share"] > 0.01:
+    if top and found["captions"]["distinct"] > 1 and top["images"] >= 3 and top["share"] > 0.01:
         yield Finding(
             "same caption",
             f'"{top["caption"][:60]}" is the caption of {top["images"]:,} different images ({top["share"]:.1%}): '
@@ -182,7 +179,7 @@ def summary_table(found: dict[str, Any]) -> str:
             f"{(found['looked_at'] / found['rows']) ** 2:.2%} can be seen"
         )
     lines["splits"] = _listing(found["splits"])
-    lines["broken"] = _listing(found["broken"])
+    lines["broken"] = _broken_listing(found)
     lines["duplicates"] = _listing(found["duplicates"])
     lines["leaks"] = (
         "; ".join(f"{leak['of']} in {leak['also_in']}: {_levels(leak)}" for leak in found["leaks"]) or "none"
@@ -209,6 +206,20 @@ def summary_table(found: dict[str, Any]) -> str:
     lines["suggested"] = f"context_length = {tokens['suggested_context_length']} (holds 99.5%)"
     lines["tokens without a piece"] = f"{tokens['lost_share']:.2%}  {' '.join(tokens['lost_letters'])}".strip()
     return "\n".join(f"{name:<23} {text}" for name, text in lines.items())
+
+
+def _broken_listing(found: dict[str, Any]) -> str:
+    """The reasons, how often each, and the first samples of each by name."""
+    parts = []
+    for reason, count in found["broken"].items():
+        first = [_printable(sample["uid"]) for sample in found["first_broken"].get(reason, [])]
+        more = ", ..." if len(first) < count else ""
+        parts.append(f"{reason} {count:,}" + (f" ({', '.join(first)}{more})" if first else ""))
+    return ", ".join(parts) or "none"
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def _listing(counts: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Statistics of a scan: duplicates, leaks, sizes, captions, tokens."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from vlm.index.near_duplicates import group_near
 from vlm.training.audit.scan import Counts, Doubt, Seen
+from vlm.training.data.rows import BrokenSample
 
 NEAR = 0.995  # cosine of two thumbnails
 UNIFORM = 2.0  # levels of spread
@@ -44,7 +46,10 @@ def numbers(seen: Seen, twins: Twins, context_length: int) -> dict[str, Any]:
         "looked_at": seen.looked,
         "sound": len(facts),
         "splits": dict(zip(seen.split_names, of_split, strict=True)),
+        "remarks": [remark._asdict() for remark in seen.rows.remarks()],
         "broken": dict(Counter(sample.reason for sample in seen.broken).most_common()),
+        "first_broken": _first_broken(seen.broken),
+        "encodings": _encodings(seen.broken),
         "duplicates": _duplicates(seen, twins),
         "leaks": _leaks(seen, twins),
         "images": _images(facts),
@@ -53,6 +58,21 @@ def numbers(seen: Seen, twins: Twins, context_length: int) -> dict[str, Any]:
         "classes": dict(counts.get("class", Counter()).most_common()),
         "doubts": dict(Counter(doubt.what for doubt in seen.doubts).most_common()),
     }
+
+
+def _first_broken(broken: Sequence[BrokenSample], most: int = 3) -> dict[str, list[dict[str, str]]]:
+    """The first broken samples of each reason."""
+    first: dict[str, list[dict[str, str]]] = {}
+    for sample in broken:
+        if len(own := first.setdefault(sample.reason, [])) < most:
+            own.append({"uid": sample.uid, "detail": sample.detail})
+    return first
+
+
+def _encodings(broken: Sequence[BrokenSample]) -> dict[str, int]:
+    """The encodings that bad texts look like -> how many."""
+    seen = (re.search(r"looks like (UTF-16|Shift-JIS|Latin-1)", sample.detail) for sample in broken)
+    return dict(Counter(match[1] for match in seen if match).most_common())
 
 
 def _duplicates(seen: Seen, twins: Twins) -> dict[str, int]:

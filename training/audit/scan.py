@@ -26,6 +26,7 @@ from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.rows import BrokenSample, Joined, Rows, broken_sample
 
 SIDE = 8  # of the thumbnail that says what is nearly the same
+NO_SPLIT = "no split"  # name of the samples without a split, where others have one
 LONGEST = 1024  # ids; longer texts count as this long
 FACTS = np.dtype(
     [
@@ -61,6 +62,13 @@ _SCRIPTS = {
 }
 _MARKUP = regex.compile(r"</?[a-z]+[^<>]*>|&(?:[a-z]{2,8}|#\d+);|https?://", regex.IGNORECASE)
 
+# values of programs that are no list and no empty cell to a reader: {"text": ...}, (1, 2), tensor(...), b'...', N/A
+_PRINTED = regex.compile(
+    r"""\{\s*['"].*\}|\(\s*['"\d].*,.*\)|\[\s*['"{(\[].*|(?:tensor|array|Series|DataFrame|OrderedDict)\(.*|b(?:'.*'|".*")
+    |<[\w.]+\ (?:object\ at|'[\w.]+').*|(?:n/?a|nil|undefined|\#n/a|\#ref!|-?inf|true|false)""",
+    regex.VERBOSE | regex.DOTALL | regex.IGNORECASE,
+)
+
 
 class Doubt(NamedTuple):
     """A sample that somebody should look at."""
@@ -92,7 +100,7 @@ class Divided(Joined):
 
     def split(self, index: int) -> str:
         part, own = self._find(index)
-        return part.split(own) or Path(part.name).stem
+        return part.split(own) or (NO_SPLIT if part.splits() else Path(part.name).stem)
 
 
 class _Part(NamedTuple):
@@ -219,6 +227,8 @@ def _oddities(text: str, uid: str) -> Iterator[str]:
         yield "garbled caption"
     if _MARKUP.search(text):
         yield "markup in caption"
+    if _PRINTED.match(text.strip()):
+        yield "caption is a printed value"
 
 
 def _facts(source: ImageSource) -> tuple[Any, ...]:

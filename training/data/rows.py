@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from vlm.errors import DataError, ImageError
 from vlm.images.open import ImageSource
@@ -17,6 +17,13 @@ from vlm.training.data.near_miss import near_miss
 Captions = dict[str, tuple[list[str], list[str]]]
 # what a column is -> its name or names: {"image": "filepath", "caption": ["title", "alt"]}
 ColumnNames = Mapping[str, str | Sequence[str]]
+
+
+class Remark(NamedTuple):
+    """Something a reader noticed about a data set as a whole."""
+
+    kind: Literal["repeated ids", "links"]
+    text: str  # one line
 
 
 class BrokenSample(ImageError, DataError):
@@ -89,8 +96,8 @@ class Rows(Protocol):
         """Returns a column of the table, one value a sample; raises `DataError` if there is none."""
         ...
 
-    def remarks(self) -> list[str]:
-        """Returns remarks about the data set as a whole, one line each: repeated ids, skipped links."""
+    def remarks(self) -> list[Remark]:
+        """Returns remarks about the data set as a whole: repeated ids, skipped links."""
         ...
 
 
@@ -136,7 +143,7 @@ class Selected:
         values = self.rows.column(name)
         return [values[i] for i in self.index]
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> list[Remark]:
         return self.rows.remarks()
 
 
@@ -211,7 +218,7 @@ class Joined:
     def column(self, name: str) -> list[Any]:
         return [value for part in self.parts for value in part.column(name)]
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> list[Remark]:
         return [remark for part in self.parts for remark in part.remarks()]
 
 

@@ -142,7 +142,7 @@ def open_pairs_of(recipe: Recipe, embedder: Embedder) -> tuple[Pairs, Pairs]:
             raise RecipeError("a mixture needs validation data of its own: set [data] validation = a folder or file.")
         validation = open_validation_rows(data, "")
     for remark in training.remarks():
-        print(remark, file=sys.stderr)
+        print(remark.text, file=sys.stderr)
     pairs, broken = Pairs(validation, embedder.preprocess).sound()
     if broken:
         print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)

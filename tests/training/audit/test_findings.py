@@ -15,6 +15,9 @@ FINE: dict[str, Any] = {
     "sound": 990,
     "splits": {"train": 800, "held": 190},
     "broken": {},
+    "first_broken": {},
+    "encodings": {},
+    "remarks": [],
     "duplicates": NONE,
     "leaks": [],
     "images": {
@@ -198,7 +201,11 @@ def test_a_language_in_another_script_is_said_above_1_of_20(language: str):
 
 def test_the_table_shows_each_number_beside_its_name():
     found = changed(
-        broken={"missing": 1500, "no caption": 2},
+        broken={"missing": 1500, "no caption": 2, "not an image": 1},
+        first_broken={
+            "missing": [{"uid": f"{n}.png", "detail": ""} for n in range(3)],
+            "not an image": [{"uid": "x.png", "detail": ""}],
+        },
         leaks=[
             {"of": "held", "also_in": "train", "same file": 1, "same pixels": 0, "nearly the same": 2},
             {"of": "train", "also_in": "other", "same file": 0, "same pixels": 4000, "nearly the same": 0},
@@ -216,7 +223,7 @@ def test_the_table_shows_each_number_beside_its_name():
         ("rows", "1,200"),
         ("looked at", "1,000, drawn at random (--sample); of pairs of duplicates about 69.44% can be seen"),  # (5/6)²
         ("splits", "train 800, held 190"),
-        ("broken", "missing 1,500, no caption 2"),
+        ("broken", "missing 1,500 (0.png, 1.png, 2.png, ...), no caption 2, not an image 1 (x.png)"),
         ("duplicates", "none"),
         ("leaks", "held in train: 1 same file, 2 nearly the same; train in other: 4,000 same pixels"),
         ("width", "20 to 2,000 pixels, median 300, 95% within 1,024"),

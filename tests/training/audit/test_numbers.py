@@ -20,6 +20,9 @@ class Named:
     def __len__(self) -> int:
         return 1000
 
+    def remarks(self) -> list[str]:
+        return []
+
     def uid(self, index: int) -> str:
         return f"sample {index}"
 

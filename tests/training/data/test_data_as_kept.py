@@ -216,7 +216,7 @@ def test_links_inside_are_followed_and_those_outside_are_named(tmp_path: Path):
         "cat/4.png",
         "cat/ring",
     }
-    assert any("3 links lead outside" in remark for remark in rows.remarks())
+    assert any("3 links lead outside" in remark.text for remark in rows.remarks())
     allowed = open_rows(data, root=tmp_path / "elsewhere")
     assert {tuple(allowed.labels(i)) for i in range(len(allowed)) if allowed.uid(i) == "ant/3.png"} == {("ant",)}
 
@@ -248,7 +248,7 @@ def test_a_repeated_id_of_another_image_gets_a_name_of_its_own(kind: str, tmp_pa
     rows = open_rows(tmp_path if kind == "parquet" else tmp_path / "d.csv")
     assert [rows.uid(i) for i in range(4)] == ["0", "1", "0 (2)", "1 (2)"]
     assert len({rows.group(i) for i in range(4)}) == 4
-    assert any("another image" in remark for remark in rows.remarks())
+    assert any("another image" in remark.text for remark in rows.remarks())
 
 
 def test_rows_of_one_id_and_one_image_are_one_sample(tmp_path: Path):

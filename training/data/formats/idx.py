@@ -11,7 +11,7 @@ import numpy as np
 from vlm.errors import DataError
 from vlm.images.open import ImageSource
 from vlm.training.data.formats.splits import matching
-from vlm.training.data.rows import Captions, text_group
+from vlm.training.data.rows import Captions, Remark, text_group
 
 FILES = {"train": "train", "test": "t10k"}  # split -> how its files begin
 MNIST = [str(digit) for digit in range(10)]
@@ -80,7 +80,7 @@ class IdxRows:
     def column(self, name: str) -> list[str]:
         raise DataError(f"{self.name} has no column {name}: idx files have images and labels.")
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> list[Remark]:
         return []
 
 

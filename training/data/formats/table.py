@@ -15,7 +15,7 @@ from vlm.training.data.formats.columns import Columns
 from vlm.training.data.formats.files import file_below
 from vlm.training.data.formats.labels import labels_of
 from vlm.training.data.formats.splits import matching
-from vlm.training.data.rows import BrokenSample, Captions, text_group
+from vlm.training.data.rows import BrokenSample, Captions, Remark, text_group
 
 
 class Table:
@@ -93,24 +93,26 @@ class Table:
             return hashlib.blake2b(value, digest_size=16).digest()
         return value if isinstance(value, str) else f"row {row}"
 
-    def remarks(self) -> list[str]:
-        """Returns remarks about the data set as a whole, one line each."""
-        found = []
+    def remarks(self) -> list[Remark]:
+        """Returns remarks about the data set as a whole: repeated ids, skipped links."""
+        found: list[Remark] = []
         if self._suffixes:
             first = self._id_of(next(iter(self._suffixes)))
-            found.append(
+            text = (
                 f"{self.name}: {len(self._suffixes)} rows have the {self.columns.uid} of another image; "
                 f"they are named apart, like '{first} (2)'. Give each image an id of its own."
             )
+            found.append(Remark("repeated ids", text))
         if self._problem:
             reasons = self._image.select_columns(["problem_reason"])[:]["problem_reason"].to_pylist()
             links = [row for row, reason in enumerate(reasons) if reason == "outside the folder"]
             if links and self.columns.image:
                 first = self._row(self._image, links[0])[self.columns.image]
-                found.append(
+                text = (
                     f"{self.name}: {len(links)} links lead outside and are passed over, like {first}. Name the folder "
                     "they lead to as root, or put copies in their place."
                 )
+                found.append(Remark("links", text))
         return found
 
     def _row_numbers(self, index: int) -> Sequence[int]:
