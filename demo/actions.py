@@ -58,6 +58,7 @@ class PageActions:
         registry: the other models of the page.
         folder: images to search instead of the samples.
         cache: folder for the index of `folder`; default: the user's cache folder.
+        device, dtype: of the model, as `vlm.load` has them.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class PageActions:
         registry: ModelRegistry | None = None,
         folder: str | None = None,
         cache: Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
     ) -> None:
-        self.source = source
+        self.source, self.device, self.dtype = source, device, dtype
         self.registry = registry or ModelRegistry()
         self._embedder: vlm.Embedder | None = None
         self._zero_shot = lru_cache(maxsize=32)(self._new_zero_shot)
@@ -80,7 +83,7 @@ class PageActions:
         """The model, with a cache of recent embeddings (by sha256 of each file)."""
         with compute_lock:
             if self._embedder is None:
-                self._embedder = CachedEmbedder(vlm.load(self.source))
+                self._embedder = CachedEmbedder(vlm.load(self.source, device=self.device, dtype=self.dtype))
             return self._embedder
 
     def classify(
@@ -216,7 +219,7 @@ class PageActions:
             PageError: the model cannot be opened; the page keeps its model.
         """
         try:
-            embedder = CachedEmbedder(vlm.load(source))
+            embedder = CachedEmbedder(vlm.load(source, device=self.device, dtype=self.dtype))
         except VlmError as error:
             raise PageError("cannot_open_model", line=" ".join(str(error).split())[:400]) from error
         if self.folder is None:

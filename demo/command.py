@@ -21,6 +21,8 @@ def serve_demo(
     port: int | None = None,
     hosts: Sequence[str] = (),
     proxies: Sequence[str] = (),
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> None:
     """Load the model, serve the page, and return when it is stopped.
 
@@ -35,6 +37,7 @@ def serve_demo(
         port: default: GRADIO_SERVER_PORT, else the first free port from 7860 on.
         hosts: names by which the page may be called, besides those of this machine.
         proxies: addresses of proxies whose X-Forwarded-For is believed.
+        device, dtype: of the models, as `vlm.load` has them.
 
     Raises:
         VlmError: a model or a folder cannot be used.
@@ -51,7 +54,7 @@ def serve_demo(
         bound_to = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
         local = is_loopback(bound_to) and not (hosts or proxies)  # else a proxy may open it to others
         registry = ModelRegistry([models], model=model, classifier=classifier, any_source=local or any_model)
-        actions = PageActions(model, registry, folder=folder)
+        actions = PageActions(model, registry, folder=folder, device=device, dtype=dtype)
         _ = actions.embedder  # a wrong name is an error at the start, not on the page
         registry.check()
         page = build(actions)

@@ -17,6 +17,7 @@ if __name__ == "training":  # started from a checkout, `python -m training...`: 
 if TYPE_CHECKING:
     from vlm.embedder import Embedder
     from vlm.models.vision import ViTClassifier
+    from vlm.training.data.rows import ColumnNames
     from vlm.training.measure.measurement import Measurement
     from vlm.training.recipe.config import Recipe, VitRecipe
     from vlm.training.recipe.reading import read_any_recipe as read_recipe
@@ -57,13 +58,24 @@ def train(
 
 @overload
 def evaluate(
-    model: "ViTClassifier", data: str | Path, *, splits: Sequence[str] = (), label: str | None = None
+    model: "ViTClassifier",
+    data: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    label: str | None = None,
+    columns: "ColumnNames | None" = None,
+    root: str | Path | None = None,
 ) -> dict[str, Any]: ...
 
 
 @overload
 def evaluate(
-    model: "str | Path | Embedder", data: str | Path, *, splits: Sequence[str] = ()
+    model: "str | Path | Embedder",
+    data: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    columns: "ColumnNames | None" = None,
+    root: str | Path | None = None,
 ) -> "list[Measurement]": ...
 
 
@@ -73,6 +85,8 @@ def evaluate(
     *,
     splits: Sequence[str] = (),
     label: str | None = None,
+    columns: "ColumnNames | None" = None,
+    root: str | Path | None = None,
 ) -> "list[Measurement] | dict[str, Any]":
     """Measure a CLIP on image-text pairs, or a classifier on labelled images, with chance beside every number.
 
@@ -81,6 +95,8 @@ def evaluate(
         data: a folder, .csv, .jsonl, .parquet, .tar, or the name of a data set on the hub.
         splits: are measured together; empty takes all samples.
         label: of a classifier's data, the column that holds the labels, where it is not called so.
+        columns: the columns of a table by their role: {"image": "photo", "caption": ["note"]}.
+        root: where the paths of a table begin; None is the table's folder.
 
     Returns:
         Of a CLIP every retrieval metric in both directions and in each language; of a classifier the numbers of
@@ -94,12 +110,12 @@ def evaluate(
     if isinstance(model, ViTClassifier):
         from vlm.training.measure.report import evaluate_classifier
 
-        return evaluate_classifier(model, str(data), splits=splits, label=label)
+        return evaluate_classifier(model, str(data), splits=splits, label=label, columns=columns, root=root)
     from vlm.checkpoint.load import load
     from vlm.training.measure.retrieval import evaluate_pairs
 
     embedder = load(str(model)) if isinstance(model, (str, Path)) else model
-    return evaluate_pairs(embedder, str(data), splits)
+    return evaluate_pairs(embedder, str(data), splits, columns=columns, root=None if root is None else Path(root))
 
 
 def check(

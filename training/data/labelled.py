@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlm.errors import DataError, ImageError
 from vlm.images.preprocess import Preprocess
+from vlm.precision import autocast_on_gpu, dtype_of
 from vlm.training.data.division import drawn
 from vlm.training.data.formats.idx import FASHION
 from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, class_names
@@ -225,6 +226,7 @@ def ask(
 ) -> Answers:
     """`model` of every image; broken images are left out, counted and named.  `what` is for the progress bar."""
     outputs: list[Tensor] = []
+    device, dtype = _place(model)
     kept: list[int] = []
     reasons: Counter[str] = Counter()
 
@@ -239,11 +241,20 @@ def ask(
 
     remaining = pixels()
     while batch := list(islice(remaining, batch_size)):
-        outputs.append(model(torch.stack(batch)).float())
+        with autocast_on_gpu(device):
+            outputs.append(model(torch.stack(batch).to(device, dtype)).float().cpu())
     if not outputs:
         raise DataError(f"None of the {len(data.index)} images of {data.rows.name} can be opened.")
     left_out = data.left_out | dict(reasons)
     return Answers(torch.cat(outputs), data.targets[kept], [data.index[place] for place in kept], left_out)
+
+
+def _place(model: Callable[[Tensor], Tensor]) -> tuple[torch.device, torch.dtype]:
+    """Where and in which format a model takes its images."""
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if weight is None or not isinstance(model, nn.Module):  # a function, or a model that ONNX Runtime computes
+        return torch.device("cpu"), torch.float32
+    return weight.device, dtype_of(model)
 
 
 def _open(data: str, splits: Splits, column: str | None, columns: ColumnNames | None, root: str | Path | None) -> Rows:

@@ -133,6 +133,8 @@ def open_pairs(
     splits: Sequence[str] = (),
     columns: ColumnNames | None = None,
     cache: Cache = "auto",
+    *,
+    root: str | Path | None = None,
 ) -> Pairs:
     """A data set of any format."""
-    return Pairs(open_rows(source, splits, columns), preprocess, cache)
+    return Pairs(open_rows(source, splits, columns, root), preprocess, cache)

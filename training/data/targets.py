@@ -48,8 +48,9 @@ def open_classifier_data(data: LabelledSection, problem: Problem) -> ClassifierD
     named = bool(data.validation or data.validation_split)
     split = "" if named or data.held_out else validation_split_of(own)
     if named or split:
-        wanted = _named(other if named else SourceSection(path=data.train, splits=(split,), columns=data.columns,
-                                                          root=data.root), classes)  # fmt: skip
+        wanted = other if named else replace(own, splits=(split,))
+        if "label" not in (data.validation_columns or {}):  # else its own table says where the classes are
+            wanted = _named(wanted, classes)
         rows = open_rows(wanted.path, wanted.splits, wanted.columns, wanted.root)
         validation, name = _with_targets(rows, problem, classes, wanted), data.validation_split or split or "validation"
     else:
@@ -63,7 +64,7 @@ def open_classifier_data(data: LabelledSection, problem: Problem) -> ClassifierD
     if not named and not data.held_out:
         _log.warning("validation on %s of %s", name, data.train)
     for remark in training.rows.remarks():
-        _log.warning("%s", remark)
+        _log.warning("%s", remark.text)
     labels = classes.words(data.language) if classes else (_label_column(data.columns),)
     return ClassifierData(classes, labels, training, validation, name)
 

@@ -33,7 +33,8 @@ from vlm.checkpoint.load import load
 from vlm.errors import DataError, ImageError, InputError
 from vlm.images.open import MAX_BYTES
 from vlm.images.preprocess import Preprocess
-from vlm.training.data.rows import BrokenSample, Rows
+from vlm.precision import Precision
+from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, broken_sample
 from vlm.training.data.sources import open_rows
 
 _log = logging.getLogger(__name__)
@@ -48,10 +49,13 @@ class ShardJob:
     data: str  # as for open_rows
     out: Path  # folder of the shards
     splits: tuple[str, ...] = ()
+    columns: ColumnNames | None = None  # as for open_rows
+    root: Path | None = None
     rows_per_shard: int = 10_000
     batch_size: int = 64
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored numbers
     device: str = "cpu"
+    weights: Precision = "auto"  # of the model, as for vlm.load
     threads: int = 1  # of one process; another number changes the last bit of sums
     workers: int = 1  # loader processes of each process that embeds; the result does not depend on it
 
@@ -86,8 +90,8 @@ class ShardWriter:
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
-        self.embedder = load(job.model, device=job.device)
-        self.rows = open_rows(job.data, job.splits)
+        self.embedder = load(job.model, device=job.device, dtype=job.weights)
+        self.rows = open_rows(job.data, job.splits, job.columns, job.root)
         if not len(self.rows):
             raise DataError(f"{job.data} has no samples to embed. Name a data set that has images.")
         self.count = math.ceil(len(self.rows) / job.rows_per_shard)
@@ -103,6 +107,8 @@ class ShardWriter:
             "device": torch.device(job.device).type,
             "threads": str(job.threads),
         }
+        if job.weights != "auto":
+            self.identity["weights"] = job.weights
         self._refuse_others()
 
     def write(self, numbers: Sequence[int], *, progress: bool = False) -> ShardCounts:
@@ -139,12 +145,25 @@ class ShardWriter:
         return ShardCounts(len(missing), found, rows, broken)
 
     def finish(self) -> bool:
-        """Write broken.jsonl and return True if all shards are there, which the last process finds."""
+        """Write broken.jsonl and return True if all shards are there, which the last process finds.
+
+        Raises:
+            DataError: all shards are there and no sample could be embedded.
+        """
         paths = [self.path(number) for number in range(self.count)]
         if not all(path.exists() for path in paths):
             return False
-        lines = [json.dumps(broken, ensure_ascii=False) for path in paths for broken in _broken(_metadata(path))]
-        atomic.write(self.job.out / "broken.jsonl", "".join(f"{line}\n" for line in lines))
+        broken = [sample for path in paths for sample in _broken(_metadata(path))]
+        lines = [json.dumps(sample, ensure_ascii=False) for sample in broken]
+        listed = self.job.out / "broken.jsonl"
+        atomic.write(listed, "".join(f"{line}\n" for line in lines))
+        if len(broken) == len(self.rows):
+            first = broken[0]
+            raise DataError(
+                f"None of the {len(self.rows)} samples of {self.job.data} could be embedded; {listed} lists them. The "
+                f"first: {first['uid']}: {first['reason']}: {first['detail']}. Where paths begin elsewhere, name the "
+                "folder: --root."
+            )
         return True
 
     def path(self, number: int) -> Path:
@@ -244,7 +263,8 @@ class _BatchReader(Dataset[_ShardBatch]):
                 pixels.append(self.preprocess.pixels(self.rows.image(row)))
                 uids.append(uid)
             except ImageError as error:
-                broken.append({"row": row, "uid": uid, "reason": error.reason, "detail": error.detail})
+                found = broken_sample(uid, error)
+                broken.append({"row": row, "uid": uid, "reason": found.reason, "detail": found.detail})
         return _ShardBatch(batch, uids, torch.stack(pixels) if pixels else torch.empty(0), broken)
 
 

@@ -61,9 +61,9 @@ class MatchReliability(NamedTuple):
     refused_without: float  # the same after all correct images are taken out of the gallery
 
 
-def calibrate_folder(folder: Path) -> str:
+def calibrate_folder(folder: Path, device: str = "auto", dtype: str = "auto") -> str:
     """Calibrate the model in `folder`, write calibration and card into it, and return the card's section."""
-    calibration, found = calibrate(load(folder))
+    calibration, found = calibrate(load(folder, device=device, dtype=dtype))
     readme = folder / "README.md"
     card = readme.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[0].rstrip() + "\n\n"
     save_calibration(folder, calibration, card + section(calibration, found))

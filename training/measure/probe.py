@@ -19,6 +19,7 @@ from vlm.metrics import balanced_accuracy, top_k_accuracy
 from vlm.models.clip import CLIP
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes_of, open_labelled, read_class_set
+from vlm.training.data.rows import ColumnNames
 from vlm.training.measure.classifier_metrics import fit_temperature
 from vlm.training.measure.heads import choose_heads, draw_shots, nearest_neighbours, shots_that_fit
 from vlm.zero_shot import zero_shot_head
@@ -50,9 +51,13 @@ def probe(
     *,
     classes: str | None = None,
     label: str | None = None,
+    columns: ColumnNames | None = None,
+    root: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
     train_split: str = "train",
     choose: str | None = None,
-    held_out: int | None = None,
+    held_out: int | float | None = None,
     report: str | None = None,
     shots: Sequence[int] = (1, 4, 16),
     draws: int = 5,
@@ -68,9 +73,11 @@ def probe(
         data: what `open_rows` reads.
         classes: a class set of the data's classes.json; None takes all classes that occur.
         label: column that holds the classes, where `classes` does not say it.
+        columns, root: as `open_rows` has them.
+        device, dtype: of the models, as `vlm.load` has them.
         train_split: the heads are fitted on it.
         choose: the split that chooses the regularisation strength C; give either this or `held_out`.
-        held_out: this many training images choose C instead.
+        held_out: this many training images, or below 1 such a share, choose C instead.
         report: one more split to measure.
         shots: images per class of the few-shot rows; those that a class does not have are left out and logged.
         draws: random draws of few-shot images; their mean and standard deviation are reported.
@@ -87,38 +94,40 @@ def probe(
     """
     if (choose is None) == (held_out is None):
         raise InputError("Give either choose, the split that chooses C, or held_out, a number of training images.")
-    class_set = read_class_set(data, classes) if classes else classes_of(data, train_split, label)
-    shown = open_labelled(data, train_split, class_set)
+    class_set = (
+        read_class_set(data, classes) if classes else classes_of(data, train_split, label, columns=columns, root=root)
+    )
+    shown = open_labelled(data, train_split, class_set, columns=columns, root=root)
     if choose is not None:
-        measured = {choose: open_labelled(data, choose, class_set)}
+        measured = {choose: open_labelled(data, choose, class_set, columns=columns, root=root)}
     else:
         shown, held = shown.hold_out(held_out or 0)
         measured = {"held out": held}
     if report:
-        measured[report] = open_labelled(data, report, class_set)
+        measured[report] = open_labelled(data, report, class_set, columns=columns, root=root)
     names = class_set.words(language)
     shots, left_out = shots_that_fit(shown.targets, names, shots)
     for line in left_out:
         _log.warning("%s", line)
-    found = FrozenFeatures(open_model(model), class_set, shown, measured)
+    found = FrozenFeatures(open_model(model, device, dtype), class_set, shown, measured)
     results = found.zero_shot() + found.few_shot(shots, draws)
     if neighbours:
         results += found.k_nearest(neighbours)
     linear, c = found.fit_linear()
     results += found.measure("linear probe", [linear], f"C {c:g}, {len(found.train.targets)} images")
     for folder in classifiers:
-        results += measure_classifier(folder, class_set, measured)
+        results += measure_classifier(folder, class_set, measured, device, dtype)
     if out:
         save(found.classifier(linear, names), Path(out))
     return results
 
 
-def open_model(source: str) -> Embedder | Backbone:
+def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Embedder | Backbone:
     """A CLIP, or a ViT with or without a head, which has no zero-shot rows."""
     try:
-        return load(source, device="cpu")
+        return load(source, device=device, dtype=dtype)
     except OtherKind:
-        return load_backbone(source)
+        return load_backbone(source, device=device, dtype=dtype)
 
 
 class FrozenFeatures:
@@ -232,7 +241,9 @@ class FrozenFeatures:
         return classifier.eval()
 
 
-def measure_classifier(folder: str, classes: ClassSet, measured: Mapping[str, Labelled]) -> list[ProbeResult]:
+def measure_classifier(
+    folder: str, classes: ClassSet, measured: Mapping[str, Labelled], device: str = "auto", dtype: str = "auto"
+) -> list[ProbeResult]:
     """Measure a trained classifier on the same images.
 
     Args:
@@ -243,7 +254,7 @@ def measure_classifier(folder: str, classes: ClassSet, measured: Mapping[str, La
     Raises:
         CheckpointError: the classifier does not say how it reads images.
     """
-    classifier = load_classifier(folder)
+    classifier = load_classifier(folder, device=device, dtype=dtype)
     if classifier.preprocess is None:
         raise CheckpointError(
             f"{folder} came without preprocessing settings, so it cannot read images. Convert it with its config."

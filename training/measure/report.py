@@ -14,6 +14,7 @@ from vlm.inspect.drawing import Language, image_seen
 from vlm.metrics import reliability
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes_of_classifier, open_labelled
+from vlm.training.data.rows import ColumnNames
 from vlm.training.data.sources import open_rows
 from vlm.training.data.targets import open_classifier_data, open_multi_label, open_values
 from vlm.training.measure.classifier_figures import (
@@ -52,9 +53,13 @@ def report(
     *,
     split: str | None = None,
     fit_split: str | None = None,
-    held_out: int | None = None,
+    held_out: int | float | None = None,
     classes: str | None = None,
     label: str | None = None,
+    columns: ColumnNames | None = None,
+    root: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
     wrong: int = 24,
     language: Language = "en",
 ) -> dict[str, Any]:
@@ -70,6 +75,8 @@ def report(
         held_out: only this many images of `fit_split` fit it, those that a recipe's `held_out` keeps from training.
         classes: a class set of the data's classes.json; None takes the classifier's own labels.
         label: column that holds the classes, where `classes` does not say it.
+        columns, root: as `open_rows` has them; None, on the data of the run, takes what its recipe says.
+        device, dtype: of the classifier, as `vlm.load` has them.
         wrong: mistakes to draw.
         language: of the words in the figures.
 
@@ -80,9 +87,9 @@ def report(
         CheckpointError: the classifier came without preprocessing settings.
         InputError: nothing says what to measure.
     """
-    opened = load_classifier(classifier)
+    opened = load_classifier(classifier, device=device, dtype=dtype)
     opened.prepare()
-    measured = _open_measured(opened, classifier, data, split, classes, label)
+    measured = _open_measured(opened, classifier, data, split, classes, label, columns, root)
     answers = ask(opened, opened.prepare(), measured.images, what=measured.split)
     source = {"classifier": str(classifier), "data": measured.data, "split": measured.split}
     if measured.classes is None or opened.problem != "single_label":
@@ -90,7 +97,9 @@ def report(
     fitted, fitted_on = answers, measured.split
     if held_out or fit_split not in (None, measured.split):
         fitted_on = fit_split or measured.split
-        validation = open_labelled(measured.data, fitted_on, measured.classes)
+        validation = open_labelled(
+            measured.data, fitted_on, measured.classes, columns=measured.columns, root=measured.root
+        )
         if held_out:
             validation, fitted_on = validation.hold_out(held_out)[1], f"{fitted_on}, {held_out} held out"
         fitted = ask(opened, opened.prepare(), validation, what=fitted_on)
@@ -110,7 +119,13 @@ def report(
 
 
 def evaluate_classifier(
-    classifier: ViTClassifier, data: str, *, splits: Sequence[str] = (), label: str | None = None
+    classifier: ViTClassifier,
+    data: str,
+    *,
+    splits: Sequence[str] = (),
+    label: str | None = None,
+    columns: ColumnNames | None = None,
+    root: str | Path | None = None,
 ) -> dict[str, Any]:
     """The numbers of the report, nothing written.
 
@@ -119,21 +134,22 @@ def evaluate_classifier(
         data: what `open_rows` reads.
         splits: are measured together; empty takes all samples.
         label: column that holds the labels, or the numbers of a regression.
+        columns, root: as `open_rows` has them.
     """
     split = "+".join(splits) or "all"
+    named = dict(columns or {}) | ({"label": label} if label else {})
     if classifier.problem == "single_label":
         class_set = classes_of_classifier(classifier.labels, data, None, label)
-        images = open_labelled(data, tuple(splits), class_set)
+        images = open_labelled(data, tuple(splits), class_set, columns=named, root=root)
         answers = ask(classifier, classifier.prepare(), images, what=split)
         temperature = fit_temperature(answers.outputs, answers.targets)
         numbers = classifier_metrics(answers.outputs, answers.targets, temperature, class_set.keys, classifier.labels)
     else:
-        columns = {"label": label} if label else None
-        rows = open_rows(data, tuple(splits), columns)
+        rows = open_rows(data, tuple(splits), named, root)
         if classifier.problem == "regression":
-            images = open_values(rows, columns)
+            images = open_values(rows, named)
         else:
-            images = open_multi_label(rows, ClassSet(keys=classifier.labels), columns)
+            images = open_multi_label(rows, ClassSet(keys=classifier.labels), named)
         answers = ask(classifier, classifier.prepare(), images, what=split)
         numbers = _numbers(classifier, answers)
     return {"data": data, "split": split, "left_out": answers.left_out} | numbers
@@ -153,10 +169,19 @@ class _Measured(NamedTuple):
     split: str
     images: Labelled
     classes: ClassSet | None  # None for regression
+    columns: ColumnNames | None = None
+    root: str | Path | None = None
 
 
 def _open_measured(
-    opened: ViTClassifier, folder: str, data: str | None, split: str | None, classes: str | None, label: str | None
+    opened: ViTClassifier,
+    folder: str,
+    data: str | None,
+    split: str | None,
+    classes: str | None,
+    label: str | None,
+    columns: ColumnNames | None,
+    root: str | Path | None,
 ) -> _Measured:
     recipe = _recipe_of(Path(folder))
     if split is None:
@@ -171,20 +196,25 @@ def _open_measured(
                 f"The classes of {recipe.data.train} have changed since the training: {_some(found.labels)}, and the "
                 f"classifier has {_some(opened.labels)}. Measure the data it was trained on."
             )
-        return _Measured(recipe.data.train, found.validation_name, found.validation, found.classes)
+        return _Measured(recipe.data.train, found.validation_name, found.validation, found.classes,
+                         recipe.data.columns, recipe.data.root)  # fmt: skip
     if data is None:
         if recipe is None:
             raise InputError(f"{folder} does not say what it was trained on. Name the data.")
         data = recipe.data.train
+    if recipe is not None and data == recipe.data.train:
+        columns, root = columns or recipe.data.columns, root or recipe.data.root
+    if label:
+        columns = dict(columns or {}) | {"label": label}
     if opened.problem == "single_label":
         class_set = classes_of_classifier(opened.labels, data, classes, label)
-        return _Measured(data, split, open_labelled(data, split, class_set), class_set)
-    columns = {"label": label} if label else recipe.data.columns if recipe else None
-    rows = open_rows(data, [split] if split else [], columns)
+        images = open_labelled(data, split, class_set, columns=columns, root=root)
+        return _Measured(data, split, images, class_set, columns, root)
+    rows = open_rows(data, [split] if split else [], columns, root)
     if opened.problem == "regression":
-        return _Measured(data, split, open_values(rows, columns), None)
+        return _Measured(data, split, open_values(rows, dict(columns or {})), None)
     class_set = ClassSet(keys=opened.labels)
-    return _Measured(data, split, open_multi_label(rows, class_set, columns), class_set)
+    return _Measured(data, split, open_multi_label(rows, class_set, dict(columns or {})), class_set)
 
 
 def _recipe_of(folder: Path) -> VitRecipe | None:

@@ -9,6 +9,7 @@ the same score.
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,20 +18,28 @@ from vlm.embedder import Embedder
 from vlm.errors import DataError
 from vlm.metrics import Ranking, chance_ranking, embedding_hits, rank_queries
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.data.rows import plain_text
+from vlm.training.data.rows import ColumnNames, plain_text
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.measure.measurement import Measurement
 
 _log = logging.getLogger(__name__)
 
 
-def evaluate_pairs(embedder: Embedder, data: str, splits: Sequence[str] = ()) -> list[Measurement]:
+def evaluate_pairs(
+    embedder: Embedder,
+    data: str,
+    splits: Sequence[str] = (),
+    *,
+    columns: ColumnNames | None = None,
+    root: Path | None = None,
+) -> list[Measurement]:
     """Measure retrieval on any data set of image-text pairs.
 
     Args:
         embedder: the model.
         data: what `open_rows` reads.
         splits: they are measured together; empty takes all samples.
+        columns, root: as `open_rows` has them.
 
     Returns:
         Every metric in both directions and in each language.  Unusable samples are left out and logged.
@@ -38,7 +47,7 @@ def evaluate_pairs(embedder: Embedder, data: str, splits: Sequence[str] = ()) ->
     Raises:
         DataError: no sample can be used.
     """
-    pairs, broken = open_pairs(data, embedder.preprocess, tuple(splits)).sound()
+    pairs, broken = open_pairs(data, embedder.preprocess, tuple(splits), columns, root=root).sound()
     if broken:
         _log.warning("%d samples left out; the first: %s", len(broken), broken[0])
     if not len(pairs):

@@ -17,6 +17,7 @@ from vlm.errors import CheckpointError, InputError
 from vlm.metrics import top_k_accuracy
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Labelled, ask, classes_of_classifier, open_labelled
+from vlm.training.data.rows import ColumnNames
 from vlm.zero_shot import classifier_from_names
 
 
@@ -38,7 +39,11 @@ def wise_ft(
     templates: Sequence[str] | None = None,
     classes: str | None = None,
     label: str | None = None,
-    held_out: int | None = None,
+    columns: ColumnNames | None = None,
+    root: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    held_out: int | float | None = None,
     steps: int = 10,
     out: str | Path | None = None,
 ) -> tuple[list[Point], Point]:
@@ -53,6 +58,8 @@ def wise_ft(
         templates: sentences of that classifier; None chooses them by language.
         classes: a class set of the data's classes.json; None takes the labels of `end`.
         label: column that holds the classes, where `classes` does not say it.
+        columns, root: as `open_rows` has them.
+        device, dtype: of the models, as `vlm.load` has them.
         held_out: only this many images of `choose` choose, those that a recipe's `held_out` keeps from training.
         steps: alpha goes from 0 to 1 in so many steps.
         out: folder for the classifier of the best alpha.
@@ -60,14 +67,14 @@ def wise_ft(
     Returns:
         The points of the curve and the best of them; of equals the one nearest to `start`.
     """
-    after = load_classifier(end)
+    after = load_classifier(end, device=device, dtype=dtype)
     before = (
-        classifier_from_names(load(start, device="cpu"), after.labels, templates)
+        classifier_from_names(load(start, device=device, dtype=dtype), after.labels, templates)
         if zero_shot
-        else load_classifier(start)
+        else load_classifier(start, device=device, dtype=dtype)
     )
     class_set = classes_of_classifier(after.labels, data, classes, label)
-    images = open_labelled(data, choose, class_set)
+    images = open_labelled(data, choose, class_set, columns=columns, root=root)
     if held_out:
         images = images.hold_out(held_out)[1]
     points = curve(before, after, images, [step / steps for step in range(steps + 1)])

@@ -17,6 +17,7 @@ from vlm.images.preprocess import Preprocess
 from vlm.interop.names.catalog import source_of
 from vlm.models.external import ExternalModel
 from vlm.models.vision import VisionTransformer, ViTClassifier
+from vlm.precision import cast_weights, choose_device, weight_dtype
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,18 @@ class Backbone:
 
 
 def load_backbone(
-    source: str | Path, *, device: str | torch.device = "cpu", image_size: int | tuple[int, int] | None = None
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
     """Open an image encoder.
 
     Args:
         source: all that `load` and `load_classifier` open, and ViTs without a head: DINOv2, MAE, timm's and others.
-        device: where the weights go.
+        device: where the weights go; "auto" as in `load`.
+        dtype: of the weights, as in `load`.
         image_size: pixels; resizes the position embeddings of a foreign model.
 
     Raises:
@@ -73,10 +79,10 @@ def load_backbone(
         own = False
     if own:
         try:
-            classifier = load_classifier(source, device=device, image_size=image_size)
+            classifier = load_classifier(source, device=device, dtype=dtype, image_size=image_size)
             return Backbone(classifier.vision, classifier.preprocess, name)
         except OtherKind:
-            embedder = load(source, device=device, image_size=image_size)
+            embedder = load(source, device=device, dtype=dtype, image_size=image_size)
         if isinstance(embedder.model, ExternalModel):
             raise InputError(f"{name} is an external model, which has no layers of this library.")
         return Backbone(embedder.model.vision, embedder.parts()[1], name)
@@ -89,7 +95,10 @@ def load_backbone(
         key.removeprefix("vision."): weight for key, weight in foreign.state.items() if key.startswith("vision.")
     }
     fill(vision, weights, name)
-    return Backbone(vision.to(device).eval(), Preprocess(foreign.preprocess) if foreign.preprocess else None, name)
+    if (wanted := weight_dtype(dtype)) is not None:
+        cast_weights(vision, wanted)
+    preprocess = Preprocess(foreign.preprocess) if foreign.preprocess else None
+    return Backbone(vision.to(choose_device(device)).eval(), preprocess, name)
 
 
 def _open(source: str | Path) -> tuple[VisionTransformer, Preprocess | None]:

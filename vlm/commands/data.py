@@ -7,8 +7,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from vlm.commands.options import DATA_HELP, Run, positive, user_language
-from vlm.errors import InputError
+from vlm.commands.options import DATA_HELP, Run, add_data_description, add_device, columns_of, positive, user_language
 
 
 def check(parser: ArgumentParser) -> Run:
@@ -20,10 +19,7 @@ def check(parser: ArgumentParser) -> Run:
     """
     parser.add_argument("data", nargs="+", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits; default: all")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="ROLE=NAME", help="image=photo caption=note, ...")
-    parser.add_argument(
-        "--root", type=Path, metavar="FOLDER", help="paths in a table are relative to this; default: its folder"
-    )
+    add_data_description(parser)
     parser.add_argument("--tokenizer", default="mini", help="mini, clip, or a folder; default %(default)s")
     parser.add_argument(
         "--sample", type=positive, default=50_000, metavar="N", help="check N samples at most, drawn at random (50,000)"
@@ -36,12 +32,7 @@ def check(parser: ArgumentParser) -> Run:
     parser.add_argument("--json", action="store_true", help="print check.json instead of the table")
 
     def run(args: Namespace) -> None:
-        if wrong := [pair for pair in args.columns if "=" not in pair]:
-            parser.error(f"--columns wants ROLE=NAME, got {wrong[0]}")
-        columns: dict[str, list[str]] = {}
-        for pair in args.columns:
-            role, _, name = pair.partition("=")
-            columns.setdefault(role, []).append(name)
+        columns = columns_of(args.columns)
         from vlm.training.audit.check import check as check_data
         from vlm.training.audit.check import open_tokenizer
         from vlm.training.audit.findings import summary_table
@@ -78,9 +69,10 @@ def embed(parser: ArgumentParser) -> Run:
     parser.add_argument("--rows-per-shard", type=positive, default=10_000, metavar="N", help="default %(default)s")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="B", help="default %(default)s")
     parser.add_argument(
-        "--dtype", choices=["float16", "float32"], default="float16", help="of the stored numbers; default %(default)s"
+        "--store", choices=["float16", "float32"], default="float16", help="of the stored numbers; default %(default)s"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: cuda where there is one, else cpu")
+    add_data_description(parser)
+    add_device(parser)
     parser.add_argument(
         "--threads", type=positive, default=1, help="of each process; default %(default)s: use more processes instead"
     )
@@ -89,8 +81,7 @@ def embed(parser: ArgumentParser) -> Run:
     parser.add_argument("--json", action="store_true", help="print the counts as one object on stdout")
 
     def run(args: Namespace) -> None:
-        import torch
-
+        from vlm.precision import choose_device
         from vlm.training.engine.distributed import place_from_env
         from vlm.training.measure.embedding_shards import ShardJob, embed_with_ray
         from vlm.training.measure.embedding_shards import embed as embed_data
@@ -98,17 +89,18 @@ def embed(parser: ArgumentParser) -> Run:
         rank, size, local = place_from_env()
         if args.ray and size > 1:
             parser.error("--ray and torchrun both distribute the shards: use one of them")
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda: torch finds no such GPU here. Use --device cpu.")
+        device = str(choose_device(args.device))
         job = ShardJob(
             model=args.model,
             data=args.data,
             out=args.out,
             splits=tuple(args.split),
+            columns=columns_of(args.columns),
+            root=args.root,
             rows_per_shard=args.rows_per_shard,
             batch_size=args.batch_size,
-            dtype=args.dtype,
+            dtype=args.store,
+            weights=args.dtype,
             device=f"cuda:{local}" if device == "cuda" and not args.ray else device,
             threads=args.threads,
             workers=args.workers,

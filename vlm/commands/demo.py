@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vlm.commands.options import MODEL_HELP, Run, chosen_model
+from vlm.commands.options import MODEL_HELP, Run, add_device, chosen_model
 
 
 def demo(parser: ArgumentParser) -> Run:
@@ -28,6 +28,8 @@ def demo(parser: ArgumentParser) -> Run:
         "--proxy", nargs="+", default=[], metavar="ADDRESS", help="proxies whose X-Forwarded-For is believed"
     )
 
+    add_device(parser)
+
     def run(args: Namespace) -> None:
         from vlm.demo.command import serve_demo
 
@@ -42,6 +44,8 @@ def demo(parser: ArgumentParser) -> Run:
             port=args.port,
             hosts=args.allow_host,
             proxies=args.proxy,
+            device=args.device,
+            dtype=args.dtype,
         )
 
     return run

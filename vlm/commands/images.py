@@ -9,6 +9,7 @@ from vlm.commands.options import (
     MODEL_HELP,
     Run,
     add_backend,
+    add_device,
     add_json,
     chosen_model,
     positive,
@@ -38,6 +39,7 @@ def classify(parser: ArgumentParser) -> Run:
     parser.add_argument("-k", type=positive, help="labels per image; default all of --labels, 5 of a classifier")
     parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP)
     add_backend(parser)
+    add_device(parser)
     add_json(parser)
 
     def run(args: Namespace) -> None:
@@ -48,12 +50,12 @@ def classify(parser: ArgumentParser) -> Run:
                 raise InputError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
             if args.model:
                 raise InputError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
-            classifier, _ = _open_classifier(args.classifier, args.backend)
+            classifier, _ = _open_classifier(args.classifier, args, args.backend)
             found = classifier.predict(args.images, top=args.k)
         else:
             from vlm.checkpoint.load import load
 
-            embedder = load(chosen_model(args.model), backend=args.backend)
+            embedder = load(chosen_model(args.model), backend=args.backend, device=args.device, dtype=args.dtype)
             zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
             count = args.k or len(zero_shot.labels)
             found = [ranked(zero_shot.labels, row, count) for row in zero_shot(args.images)]
@@ -79,6 +81,7 @@ def look(parser: ArgumentParser) -> Run:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help=MODEL_HELP)
     source.add_argument("--classifier", metavar="MODEL", help="a trained ViT instead; no --text: its own answer")
+    add_device(parser)
     add_json(parser)
 
     def run(args: Namespace) -> None:
@@ -86,9 +89,9 @@ def look(parser: ArgumentParser) -> Run:
         from vlm.inspect.drawing import choose_lettering, image_seen
 
         if args.classifier:
-            vision, preprocess, scores = _inside_classifier(args.classifier, args.text, args.image)
+            vision, preprocess, scores = _inside_classifier(args, args.classifier)
         else:
-            vision, preprocess, scores = _inside_model(chosen_model(args.model), args.text)
+            vision, preprocess, scores = _inside_model(args, chosen_model(args.model))
         pixels = preprocess.pixels(args.image)  # (3, H, W)
         lettering = choose_lettering(args.lang)
         if not lettering.japanese:
@@ -97,7 +100,8 @@ def look(parser: ArgumentParser) -> Run:
             if args.lang == "ja" or japanese:
                 named = "".join(f"; {caption} is {text}" for text, caption in japanese.items())
                 print(f"vlm: no font with Japanese on this machine: the images are in English{named}", file=sys.stderr)
-        images, image = preprocess.normalize(pixels)[None], image_seen(pixels)
+        image = image_seen(pixels)
+        images = preprocess.normalize(pixels)[None].to(vision.patch_embed.proj.weight)
         args.out.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
         for name, figure in figures.draw_all(vision, images, image, scores, lettering).items():
@@ -109,10 +113,13 @@ def look(parser: ArgumentParser) -> Run:
     return run
 
 
-def _open_classifier(source: str, backend: "Backend" = "torch") -> tuple["ViTClassifier", "Preprocess"]:
+def _open_classifier(
+    source: str, args: Namespace, backend: "Backend" = "torch"
+) -> tuple["ViTClassifier", "Preprocess"]:
     from vlm.checkpoint.load import load_classifier
 
-    classifier = load_classifier(source, backend=backend)
+    device = "cpu" if backend != "torch" and args.device == "auto" else args.device
+    classifier = load_classifier(source, backend=backend, device=device, dtype=args.dtype)
     return classifier, classifier.prepare()
 
 
@@ -120,11 +127,16 @@ def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: lis
     """Probabilities (B, M)."""
     import torch
 
+    from vlm.precision import dtype_of
+
     with torch.inference_mode():
-        return torch.cat([classifier(preprocess(image)[None]).softmax(-1) for image in images])
+        device, dtype = next(classifier.parameters()).device, dtype_of(classifier)
+        return torch.cat(
+            [classifier(preprocess(image)[None].to(device, dtype)).float().softmax(-1) for image in images]
+        )
 
 
-def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
+def _inside_model(args: Namespace, source: str) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """Returns what `vlm look` draws: the image encoder, its preprocessing, and a score for each text."""
     from vlm.checkpoint.backbone import load_backbone
     from vlm.checkpoint.load import load
@@ -133,12 +145,13 @@ def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "
     from vlm.models.clip import CLIP
     from vlm.zero_shot import class_embeddings
 
+    texts: list[str] = args.text
     try:
-        embedder = load(source, device="cpu")
+        embedder = load(source, device=args.device, dtype=args.dtype)
     except OtherKind:
         if texts:
             raise
-        backbone = load_backbone(source)
+        backbone = load_backbone(source, device=args.device, dtype=args.dtype)
         if backbone.preprocess is None:
             raise CheckpointError(
                 f"{source} came without preprocessing settings, so it cannot read images. Convert it with its config."
@@ -151,12 +164,10 @@ def _inside_model(source: str, texts: list[str]) -> tuple["VisionTransformer", "
     return embedder.model.vision, embedder.preprocess, scores
 
 
-def _inside_classifier(
-    source: str, labels: list[str], image: Path
-) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
+def _inside_classifier(args: Namespace, source: str) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """The same of a classifier; without labels its own answer to the image."""
     from vlm.inspect.relevance import label_score
 
-    classifier, preprocess = _open_classifier(source)
-    labels = labels or [classifier.labels[int(_classify(classifier, preprocess, [image]).argmax())]]
+    classifier, preprocess = _open_classifier(source, args)
+    labels: list[str] = args.text or [classifier.labels[int(_classify(classifier, preprocess, [args.image]).argmax())]]
     return classifier.vision, preprocess, {label: label_score(classifier, label) for label in labels}

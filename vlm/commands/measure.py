@@ -4,7 +4,16 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from vlm.commands.options import DATA_HELP, Run, positive, user_language
+from vlm.commands.options import (
+    DATA_HELP,
+    Run,
+    add_data_description,
+    add_device,
+    columns_of,
+    count_or_share,
+    positive,
+    user_language,
+)
 from vlm.errors import InputError
 
 
@@ -27,19 +36,27 @@ def evaluate(parser: ArgumentParser) -> Run:
         "--split", nargs="+", metavar="SPLIT", help="default: those of validation; with --data all rows"
     )
     parser.add_argument("--data", help=f"other than that of mini, for retrieval: {DATA_HELP}")
+    add_data_description(parser)
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
     def run(args: Namespace) -> None:
+        if args.data is None and (args.columns or args.root):
+            raise InputError(
+                "--columns and --root describe --data, which is not given. Name the data, or leave them out."
+            )
         from vlm.checkpoint.load import load
         from vlm.training.measure.drawings import VALIDATION, evaluate_drawings
         from vlm.training.measure.measurement import text_table
         from vlm.training.measure.retrieval import evaluate_pairs
 
-        embedder = load(args.model)
+        embedder = load(args.model, device=args.device, dtype=args.dtype)
         if args.data is None:
             rows = evaluate_drawings(embedder, args.split or VALIDATION)
         else:
-            rows = evaluate_pairs(embedder, args.data, args.split or ())
+            rows = evaluate_pairs(
+                embedder, args.data, args.split or (), columns=columns_of(args.columns), root=args.root
+            )
         if args.json:
             print(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1))
         else:
@@ -62,7 +79,10 @@ def probe(parser: ArgumentParser) -> Run:
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="default %(default)s")
     parser.add_argument("--choose", metavar="SPLIT", help="validation: chooses C")
     parser.add_argument(
-        "--held-out", type=positive, metavar="N", help="of --train-split: these choose, as held_out of a vit recipe"
+        "--held-out",
+        type=count_or_share,
+        metavar="N",
+        help="of --train-split: these choose, as held_out of a vit recipe",
     )
     parser.add_argument("--report", metavar="SPLIT", help="is measured with what was chosen")
     parser.add_argument("--shots", nargs="*", type=positive, default=[1, 4, 16], help="images per class (1 4 16)")
@@ -84,6 +104,10 @@ def probe(parser: ArgumentParser) -> Run:
             args.data,
             classes=args.classes,
             label=args.label,
+            columns=columns_of(args.columns),
+            root=args.root,
+            device=args.device,
+            dtype=args.dtype,
             train_split=args.train_split,
             choose=args.choose,
             held_out=args.held_out,
@@ -123,7 +147,9 @@ def report(parser: ArgumentParser) -> Run:
     parser.add_argument(
         "--fit-split", metavar="SPLIT", help="validation: fits the temperature; default: what is measured"
     )
-    parser.add_argument("--held-out", type=positive, metavar="N", help="of --fit-split: as held_out of the recipe")
+    parser.add_argument(
+        "--held-out", type=count_or_share, metavar="N", help="of --fit-split: as held_out of the recipe"
+    )
     _add_classes(parser, "its own labels")
     parser.add_argument("--wrong", type=positive, default=24, metavar="N", help="images to show, default %(default)s")
     parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="of the words in the images")
@@ -143,6 +169,10 @@ def report(parser: ArgumentParser) -> Run:
             held_out=args.held_out,
             classes=args.classes,
             label=args.label,
+            columns=columns_of(args.columns),
+            root=args.root,
+            device=args.device,
+            dtype=args.dtype,
             wrong=args.wrong,
             language=args.lang,
         )
@@ -167,7 +197,7 @@ def wise_ft(parser: ArgumentParser) -> Run:
     parser.add_argument("--templates", nargs="+", metavar="SENTENCE", help="of --zero-shot; default: by language")
     _add_classes(parser, "END's labels")
     parser.add_argument("--choose", required=True, metavar="SPLIT", help="validation: chooses alpha")
-    parser.add_argument("--held-out", type=positive, metavar="N", help="of --choose: as held_out of the recipe")
+    parser.add_argument("--held-out", type=count_or_share, metavar="N", help="of --choose: as held_out of the recipe")
     parser.add_argument("--steps", type=positive, default=10, help="alpha in steps of 1 / STEPS, default %(default)s")
     parser.add_argument("--out", metavar="FOLDER", help="write the classifier of the best alpha")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
@@ -186,6 +216,10 @@ def wise_ft(parser: ArgumentParser) -> Run:
             templates=args.templates,
             classes=args.classes,
             label=args.label,
+            columns=columns_of(args.columns),
+            root=args.root,
+            device=args.device,
+            dtype=args.dtype,
             held_out=args.held_out,
             steps=args.steps,
             out=args.out,
@@ -201,3 +235,5 @@ def wise_ft(parser: ArgumentParser) -> Run:
 def _add_classes(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("--classes", metavar="NAME", help=f"a class set of DATA/classes.json; default: {default}")
     parser.add_argument("--label", metavar="COLUMN", help="that holds the classes, where --classes does not say it")
+    add_data_description(parser)
+    add_device(parser)

@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 Run = Callable[[Namespace], int | None]  # what a command returns: it runs, and gives the exit code, None for 0
@@ -29,6 +31,65 @@ def add_backend(parser: ArgumentParser) -> None:
         default="torch",
         help="onnx: the same vectors, faster; int8: faster still, vectors of its own; default %(default)s",
     )
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """`--device` and `--dtype`, of every command that runs a model."""
+    group = parser.add_argument_group("where and how the model runs")
+    group.add_argument(
+        "--device", default="auto", help="auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1 or mps"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights; auto: as they are, computed in 16 bits on a GPU",
+    )
+
+
+def add_data_description(parser: ArgumentParser) -> None:
+    """`--columns` and `--root`, of every command that opens data: what a recipe says of it."""
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        type=roles,
+        default=[],
+        metavar="ROLE=NAME",
+        help="of a table: image=photo,label=breed caption=note",
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="FOLDER", help="where the paths of a table begin; default: the table's folder"
+    )
+
+
+def columns_of(given: Sequence[list[tuple[str, str]]]) -> dict[str, list[str]] | None:
+    """What `--columns` says: role -> names; None where nothing is said."""
+    found: dict[str, list[str]] = {}
+    for role, name in (pair for word in given for pair in word):
+        found.setdefault(role, []).append(name)
+    return found or None
+
+
+def roles(text: str) -> list[tuple[str, str]]:
+    """A type of argparse: ROLE=NAME, or several with commas between them."""
+    found: list[tuple[str, str]] = []
+    for part in re.split(r",(?=\s*\w+=)", text):
+        role, mark, name = (piece.strip() for piece in part.partition("="))
+        if not (mark and role and name):
+            raise argparse.ArgumentTypeError(f"must be ROLE=NAME, got {part}; image=photo,label=breed is an example")
+        found.append((role, name))
+    return found
+
+
+def count_or_share(text: str) -> int | float:
+    """A type of argparse: a whole number, 1 or more, or a share between 0 and 1."""
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        value = 0
+    if not (0 < value < 1 or (value >= 1 and isinstance(value, int))):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, or a share below 1, got {text}")
+    return value
 
 
 def add_json(parser: ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from vlm.commands.options import Run
+from vlm.commands.options import Run, add_device
 
 
 def calibrate(parser: ArgumentParser) -> Run:
@@ -16,11 +16,12 @@ def calibrate(parser: ArgumentParser) -> Run:
     The numbers stored come from both halves. Test splits are never read.
     """
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder of ours, which is written to")
+    add_device(parser)
 
     def run(args: Namespace) -> None:
         from vlm.training.measure.match_calibration import calibrate_folder
 
-        print(calibrate_folder(args.model))
+        print(calibrate_folder(args.model, args.device, args.dtype))
 
     return run
 

@@ -3,9 +3,13 @@
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlm.commands.options import Run, positive
+from vlm.commands.options import Run, add_data_description, add_device, columns_of, positive
 from vlm.errors import InputError
+
+if TYPE_CHECKING:
+    from vlm.training.recipe.config import Recipe, VitRecipe
 
 REPOSITORY_DATA = ("training/picture_words", "training/icon_words")  # as recipes name it
 
@@ -32,7 +36,6 @@ def train(parser: ArgumentParser) -> Run:
         default="never",
         help="auto: go on from the newest checkpoint in --out, if there is one; default %(default)s",
     )
-    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument(
         "--dry-run", action="store_true", help="run a few steps and print memory, samples/s and the time of all steps"
     )
@@ -40,6 +43,8 @@ def train(parser: ArgumentParser) -> Run:
         "--profile", action="store_true", help="write a trace of steps 10 to 20 into DIR/profile (chrome://tracing)"
     )
     parser.add_argument("--push", metavar="ORG/NAME", help="upload the finished model to the Hugging Face hub")
+    add_data_description(parser)
+    add_device(parser)
     elsewhere = parser.add_argument_group(
         "--dry-run for other hardware", "Estimate time and memory of a CLIP recipe on other GPUs (nothing is run)."
     )
@@ -66,13 +71,14 @@ def train(parser: ArgumentParser) -> Run:
 
         resume = args.resume == "auto" and not args.dry_run
         recipe = read_any_recipe(args.recipe, recorded_recipe(out) if resume else None)
-        text = args.recipe.read_text(encoding="utf-8")
+        text = args.recipe.read_text(encoding="utf-8-sig")
         for folder in REPOSITORY_DATA:
             if folder in text and not Path(folder).exists():
                 raise InputError(
                     f"{args.recipe} needs {folder}, which is not in the package but in the repository: there is no "
                     "such folder here. Run the command in a checkout of the repository."
                 )
+        described = _described(recipe, args)
         if args.gpus is not None:
             from vlm.training.measure.cost import print_plan
 
@@ -85,16 +91,28 @@ def train(parser: ArgumentParser) -> Run:
         from vlm.training.tasks.train import train as train_model
 
         try:
-            processes = init_from_env(args.device, recipe.run.timeout_minutes)
+            processes = init_from_env(None if args.device == "auto" else args.device, recipe.run.timeout_minutes)
             if args.dry_run:
-                dry_run(recipe, processes)
+                dry_run(described, processes)
                 return 0
-            text = args.recipe.read_text(encoding="utf-8")
-            return train_model(recipe, out, processes, resume=resume, push=args.push, text=text, profile=args.profile)
+            own = text if described == recipe else None
+            return train_model(described, out, processes, resume=resume, push=args.push, text=own, profile=args.profile)
         finally:
             leave()
 
     return run
+
+
+def _described(recipe: "Recipe | VitRecipe", args: Namespace) -> "Recipe | VitRecipe":
+    """The recipe with what the command line says of its data and its precision."""
+    from dataclasses import replace
+
+    columns, root = columns_of(args.columns), None if args.root is None else str(args.root)
+    said = {name: value for name, value in (("columns", columns), ("root", root)) if value is not None}
+    if said and not isinstance(recipe.data.train, str):
+        raise InputError("--columns and --root describe one data set, and the recipe has several. Write them into it.")
+    run = recipe.run if args.dtype == "auto" else replace(recipe.run, precision=args.dtype)
+    return replace(recipe, data=replace(recipe.data, **said), run=run)
 
 
 def tokenizer(parser: ArgumentParser) -> Run:

@@ -126,7 +126,7 @@ def colours(levels: Tensor, stops: Sequence[str]) -> Image.Image:
     """
     rgb = np.array([[int(stop[place : place + 2], 16) for place in (1, 3, 5)] for stop in stops])
     where = np.linspace(0, 1, len(stops))
-    channels = [np.interp(levels.numpy(force=True), where, rgb[:, channel]) for channel in range(3)]
+    channels = [np.interp(levels.float().numpy(force=True), where, rgb[:, channel]) for channel in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 

@@ -249,7 +249,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_the_command_counts_what_it_did(job, monkeypatch, capsys):
     words = [job.model, job.data, "--out", str(job.out), "--rows-per-shard", "10", "--workers", "0", "--json"]
-    assert run(monkeypatch, *words, "--batch-size", "3", "--dtype", "float32") == 0
+    assert run(monkeypatch, *words, "--batch-size", "3", "--store", "float32") == 0
     out, err = capsys.readouterr()
     answer = json.loads(out)
     assert answer.pop("seconds") > 0
