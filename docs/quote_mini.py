@@ -6,8 +6,11 @@
     python -m docs.quote_mini --check             write nothing; exit 1 where a number is not the model card's
 
 steps: demo         words and examples of the demo (benchmarks.demo_words, benchmarks.demo_examples)
-       outputs      `text` blocks below the commands of README, guide and features; they are run here
+       outputs      `text` blocks below the commands of README and guide; they are run here
+       photos       the same for docs/photos.md, in an empty folder
        figures      figures of `vlm look`
+       words        the table of docs/teach-words.md, trained from mini; only when it is named
+       notebooks    their outputs, two trainings of minutes; only when it is named
        screenshots  of all tabs of the demo; needs chromium
        numbers      numbers in sentences and tables
 
@@ -36,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 CARD = BUNDLED["mini"] / "README.md"
 MARKED = re.compile(r"<!--=(?!-->|read-->)(.+?)-->(.*?)<!--=-->", re.DOTALL)
 READ = "<!--=read-->"
-STEPS = ("demo", "outputs", "figures", "screenshots", "numbers")
+STEPS = ("demo", "outputs", "photos", "figures", "screenshots", "numbers")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 # (English page, Japanese page, pattern of the blocks that are run)
@@ -174,6 +177,38 @@ def write_outputs() -> None:
         for page in (english, japanese):
             path = ROOT / page
             path.write_text(with_outputs(path.read_text(encoding="utf-8"), fresh), encoding="utf-8")
+    _run("-m", "docs.api_examples")
+
+
+def write_photos_page() -> None:
+    """The page of the first evening runs in a folder of its own, against a hub that serves mini's weights."""
+    from tests.support.photo_evening import PAGE, evening
+
+    _say(f"running {PAGE.relative_to(ROOT)}")
+    with tempfile.TemporaryDirectory() as folder, evening(Path(folder)) as run:
+        fresh = outputs(PAGE.read_text(encoding="utf-8"), run.run)
+    for path in (PAGE, PAGE.with_suffix(".ja.md")):
+        path.write_text(with_outputs(path.read_text(encoding="utf-8"), fresh), encoding="utf-8")
+
+
+def write_words_page() -> None:
+    """Train from mini and measure: the table of docs/teach-words.md."""
+    folder = ROOT / "runs" / "teach"
+    if not folder.is_dir():
+        _run("docs/german_words.py", str(folder))
+    _say("python -m benchmarks.teach_words: two trainings and ten evaluations")
+    command = [sys.executable, "-m", "benchmarks.teach_words", "--photos", str(folder)]
+    table = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for name in ("teach-words.md", "teach-words.ja.md"):
+        path = ROOT / "docs" / name
+        page = path.read_text(encoding="utf-8")
+        old = [block.body for block in blocks(page) if block.kind == "text"]
+        path.write_text(with_outputs(page, [old[0], table]), encoding="utf-8")
+
+
+def run_notebooks() -> None:
+    """Their outputs; minutes."""
+    _run("-m", "docs.run_notebooks")
 
 
 def draw_figures() -> None:
@@ -237,26 +272,37 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="folder of mini's training run, whose curves.png is copied")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name the pages that are stale")
     args = parser.parse_args()
-    if unknown := set(args.steps) - set(STEPS):
+    if unknown := set(args.steps) - {*STEPS, "words", "notebooks"}:
         parser.error(f"there is no step {', '.join(sorted(unknown))}. Steps: {', '.join(STEPS)}")
     if args.check:
         stale = write_numbers(check=True)
         for page in stale:
             print(f"{page} quotes another model. Run: python -m docs.quote_mini numbers", file=sys.stderr)
         return int(bool(stale))
-    steps = {"demo": write_demo, "outputs": write_outputs, "figures": draw_figures, "screenshots": take_screenshots}
+    steps = {
+        "demo": write_demo,
+        "outputs": write_outputs,
+        "photos": write_photos_page,
+        "figures": draw_figures,
+        "screenshots": take_screenshots,
+        "words": write_words_page,
+        "notebooks": run_notebooks,
+    }
     chosen = args.steps or STEPS
-    for name in STEPS:
-        if name in chosen and name in steps:
-            steps[name]()
+    for name, step in steps.items():
+        if name in chosen:
+            step()
     if args.run is not None:
         shutil.copy(args.run / "curves.png", ROOT / "docs/images/mini-curves.png")
     if "numbers" in chosen:
         for page in write_numbers(check=False):
             print(f"{page} written")
     print("\nRead these again; they interpret what mini does:", *to_read_again(), sep="\n")
-    print("\nTrained from mini, so trained again by hand: docs/eight-groups.md, docs/teach-words.md,")
-    print("docs/tutorial-classification.md. The commands stand on each page.")
+    print("\nTrained from mini, so trained again by hand: docs/eight-groups.md, docs/tutorial-classification.md")
+    print(
+        "(the commands stand on each page), docs/teach-words.md and the notebooks: "
+        "python -m docs.quote_mini words notebooks"
+    )
     return 0
 
 
