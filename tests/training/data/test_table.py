@@ -184,7 +184,6 @@ def test_splits_are_chosen_by_name_in_the_order_of_the_rows(tmp_path):
         ('["a dog"]', ["a dog"]),
         ("['a', 3, ' ', None, 'b']", ["a", "3", "b"]),
         ("['a' 1]", ["a", "1"]),
-        ("[a, b]", ["[a, b]"]),
         ("[1]", ["1"]),
         ("'a', 'b']", ["'a', 'b']"]),
         (["a", "", 1, "b"], ["a", "1", "b"]),

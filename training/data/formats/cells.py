@@ -6,8 +6,14 @@ import math
 import re
 from typing import Any
 
-EMPTY = frozenset({"nan", "NaN", "null", "NULL", "None", "<NA>"})  # what programs write for "no value"
+EMPTY = frozenset(
+    {"nan", "NaN", "-nan", "null", "NULL", "None", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#NA"}
+)  # what programs write for "no value"
 _BEGINS = re.compile(r"""(?:array\(\s*)?\[\s*(?:[bu]?['"]|\]|-?\d|(?:nan|NaN|null|None|NA|<NA>)\s*[,\]\s])""")
+_PYTHON = re.compile(
+    r"""[({]\s*[bu]?['"]|\[\s*[\[({]|frozenset\(|\(\s*\)$|\{\s*\}$"""
+)  # tuple, set, dict, list of lists
+_UNQUOTED = re.compile(r"\[[^\[\]]*,[^\[\]]*\]")
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<text>[bu]?'(?:[^'\\]|\\.)*'|[bu]?"(?:[^"\\]|\\.)*")
@@ -37,7 +43,12 @@ def texts_of(value: Any) -> list[str]:
         text = value.strip()
         if not text or text in EMPTY:
             return []
-        return _printed_list(text) if _BEGINS.match(text) else [value]
+        if _BEGINS.match(text):
+            return _printed_list(text)
+        if _UNQUOTED.fullmatch(text):
+            raise CellError(f"looks like a list without quotes: {_short(text)}; write it as JSON")
+        printed = _printed_object(text) if _PYTHON.match(text) else None
+        return [value] if printed is None else texts_of(printed)
     if isinstance(value, (list, tuple)):
         found = [_text(item) for item in value]
         return [text for text in found if text.strip()]
@@ -65,6 +76,31 @@ def _text(item: Any) -> str:
     if isinstance(item, (int, float)):
         return str(item)
     raise CellError(f"a list holds {_short(item)}; wanted texts")
+
+
+def _printed_object(text: str) -> list[Any] | None:
+    """The items of a tuple or set as Python printed it, in that order; None where it is a plain text.
+
+    Raises:
+        CellError: a dictionary, or a list of lists.
+    """
+    try:
+        node = ast.parse(text.replace("\n", " "), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None  # ("Hello") she said
+    if isinstance(node, ast.Call) and len(node.args) == 1:  # frozenset({...})
+        node = node.args[0]
+    if isinstance(node, ast.Dict) or (
+        isinstance(node, ast.List)
+        and any(isinstance(item, (ast.List, ast.Tuple, ast.Dict, ast.Set)) for item in node.elts)
+    ):
+        raise CellError(f"a cell holds {_short(text)}; wanted a text or a list of texts")
+    if not isinstance(node, (ast.Tuple, ast.Set, ast.List)):
+        return None
+    try:
+        return [ast.literal_eval(item) for item in node.elts]
+    except ValueError:
+        return None
 
 
 def _printed_list(text: str) -> list[str]:
