@@ -1,7 +1,7 @@
 """Choose the examples of the demo: samples that the model ranks right and above its threshold in both languages.
 
 python -m benchmarks.demo_examples            # prints every candidate
-python -m benchmarks.demo_examples --write    # the best eight and six go to demo/examples.json
+python -m benchmarks.demo_examples --write    # eight images, two of them icons if they are right, and six queries
 """
 
 import argparse
@@ -13,9 +13,9 @@ from vlm.demo.actions import PageActions
 from vlm.demo.search.samples import SAMPLES, sample
 
 LANGUAGES = ("en", "ja")
-IMAGES, QUERIES = 8, 6
+IMAGES, ICONS, QUERIES = 8, 2, 6
 EXAMPLES = SAMPLES.parent / "examples.json"
-# sample -> labels, the right one first
+# sample, of fxemoji where no folder is named -> labels, the right one first
 CANDIDATES: dict[str, tuple[list[str], list[str]]] = {
     "redapple": (["apple", "tomato", "cherry", "balloon"], ["りんご", "トマト", "さくらんぼ", "風船"]),
     "sailboat": (["ship", "car", "airplane", "train"], ["船", "車", "飛行機", "電車"]),
@@ -39,6 +39,18 @@ CANDIDATES: dict[str, tuple[list[str], list[str]]] = {
     "camera": (["camera", "television", "telephone", "clock"], ["カメラ", "テレビ", "電話", "時計"]),
     "trumpet": (["trumpet", "piano", "guitar", "drum"], ["トランペット", "ピアノ", "ギター", "太鼓"]),
     "tulip": (["tulip", "sunflower", "cactus", "mushroom"], ["チューリップ", "ヒマワリ", "サボテン", "キノコ"]),
+    "flat-color-icons/camera": (["camera", "telephone", "printer", "clock"], ["カメラ", "電話", "プリンター", "時計"]),
+    "flat-color-icons/calculator": (
+        ["calculator", "calendar", "keyboard", "door"],
+        ["電卓", "カレンダー", "キーボード", "ドア"],
+    ),
+    "flat-color-icons/home": (["house", "factory", "church", "car"], ["家", "工場", "教会", "車"]),
+    "flat-color-icons/idea": (["light bulb", "candle", "moon", "balloon"], ["電球", "ろうそく", "月", "風船"]),
+    "flat-color-icons/lock": (["lock", "key", "bag", "bell"], ["錠", "鍵", "かばん", "ベル"]),
+    "iconoir/bicycle": (["bicycle", "car", "bus", "airplane"], ["自転車", "車", "バス", "飛行機"]),
+    "iconoir/bell": (["bell", "cup", "hat", "light bulb"], ["ベル", "カップ", "帽子", "電球"]),
+    "iconoir/coffee-cup": (["coffee", "cake", "bell", "bottle"], ["コーヒー", "ケーキ", "ベル", "びん"]),
+    "iconoir/apple": (["apple", "pear", "balloon", "egg"], ["りんご", "梨", "風船", "卵"]),
 }
 # query -> a word in the English name of the first result
 SEARCHES: list[tuple[str, str, str]] = [
@@ -69,15 +81,25 @@ def main() -> None:
     found = [search_margin(actions, *query) for query in SEARCHES]
     for one in sorted([*classified, *found], key=lambda one: -one[0]):
         print(f"{one[0]:.3f}  {json.dumps(one[1], ensure_ascii=False)}")
-    good = [one for score, one in sorted(classified, key=lambda one: -one[0]) if score > 0][:IMAGES]
+    good = chosen(sorted(classified, key=lambda one: -one[0]))
     queries = [one for score, one in sorted(found, key=lambda one: -one[0]) if score > 0][:QUERIES]
     if args.write:
         write({"classify": {name: labels for one in good for name, labels in one.items()}, "search": queries})
 
 
+def chosen(ranked: list[tuple[float, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The best images, among them the best icons; fewer where fewer are right."""
+    right = [one for score, one in ranked if score > 0]
+    icons = [one for one in right if not next(iter(one)).startswith("fxemoji/")][:ICONS]
+    others = [one for one in right if one not in icons and next(iter(one)).startswith("fxemoji/")][
+        : IMAGES - len(icons)
+    ]
+    return [one for one in right if one in icons or one in others]
+
+
 def margin(actions: PageActions, stem: str, labels: tuple[list[str], list[str]]) -> tuple[float, dict[str, Any]] | None:
     """The smaller match probability of the right label over both languages; -1 if wrong or flagged."""
-    name = f"fxemoji/{stem}.webp"
+    name = f"{stem if '/' in stem else f'fxemoji/{stem}'}.webp"
     if not (SAMPLES / name).is_file():
         return None
     matches: list[float] = []

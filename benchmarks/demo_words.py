@@ -7,17 +7,19 @@ python -m benchmarks.demo_words            # nonsense and unknown words: how man
 import argparse
 import json
 import random
+import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet
 
+from vlm.bundled import BUNDLED
 from vlm.demo.actions import PageActions
 from vlm.demo.search.known_words import WORDS_FILE, english_words, is_known, japanese_words
 from vlm.demo.search.samples import samples
 
-TRAIN = Path(__file__).parents[1] / "training" / "picture_words" / "train.parquet"
+ROOT = Path(__file__).parents[1]
 SEED, COUNT = 0, 200
 # words of everyday photographs and of ideas; those that the training data has are left out of the count
 UNKNOWN_EN = [
@@ -113,12 +115,19 @@ def main() -> None:
         report(actions, name, queries)
 
 
+def training_files() -> list[Path]:
+    """The training files that the recipes in mini's card name."""
+    card = (BUNDLED["mini"] / "README.md").read_text(encoding="utf-8")
+    return [ROOT / name for name in sorted(set(re.findall(r"training/\w+/train\.parquet", card)))]
+
+
 def training_words() -> dict[str, list[str]]:
-    """Every word of the captions and keywords of the training file, by language."""
+    """Every word of the captions and keywords of the training files, by language."""
     columns = ["captions_en", "captions_ja", "keywords_en", "keywords_ja"]
-    rows = pyarrow.parquet.read_table(TRAIN, columns=columns).to_pylist()
-    english = {word for row in rows for name in columns[::2] for text in row[name] for word in english_words(text)}
-    japanese = {word for row in rows for name in columns[1::2] for text in row[name] for word in japanese_words(text)}
+    rows = [row for file in training_files() for row in pyarrow.parquet.read_table(file, columns=columns).to_pylist()]
+    texts = {name: [text for row in rows for text in row[name] or ()] for name in columns}
+    english = {word for name in columns[::2] for text in texts[name] for word in english_words(text)}
+    japanese = {word for name in columns[1::2] for text in texts[name] for word in japanese_words(text)}
     return {"en": sorted(english), "ja": sorted(japanese)}
 
 

@@ -190,7 +190,19 @@ def test_every_control_and_image_has_a_name_in_the_language_of_the_page(
 ) -> None:
     page = opened(server, LOCALES[language])
     not_words = {"English", "日本語", "Language / 言語", "dog.webp"}
-    own = {"twemoji", "noto", "noto-v1", "fxemoji", "fluent", "fluent-flat", "emojione"}
+    own = {
+        "twemoji",
+        "noto",
+        "noto-v1",
+        "fxemoji",
+        "fluent",
+        "fluent-flat",
+        "emojione",
+        "iconoir",
+        "flat-color-icons",
+        "mini",
+        "second",
+    }
     for tab in TABS:
         answered(page, tab, language)
         told = [(role, name) for role, name in accessible(page) if role in NAMED]
