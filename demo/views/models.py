@@ -1,5 +1,6 @@
 """Classifier answers, models side by side, model cards and downloads as HTML."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,13 +63,25 @@ def ranked_list(ranking: Sequence[tuple[str, float]]) -> str:
 
 
 def card(markdown: str) -> str:
-    """A model card; HTML in it is shown as text and its images are not fetched."""
+    """A model card; HTML in it is shown as text, except <details>, and its images are not fetched."""
     page = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
     page = page.replace("<table>", '<table tabindex="0">')  # wide ones scroll, by the keyboard too
+    page = _folded(page)
     article = (
         f'<article class="card" tabindex="0" {name_attributes("card_heading")}>{_without_placeholders(page)}</article>'
     )
     return answer(article, again="card_button")
+
+
+_OPENS = re.compile(r"<p>&lt;details&gt;\s*&lt;summary&gt;(.*?)&lt;/summary&gt;</p>")
+_CLOSES = "<p>&lt;/details&gt;</p>"
+
+
+def _folded(page: str) -> str:
+    """The rendered card with its <details> as such, where each one that opens closes."""
+    if len(_OPENS.findall(page)) != page.count(_CLOSES):
+        return page
+    return _OPENS.sub(r"<details><summary>\1</summary>", page).replace(_CLOSES, "</details>")
 
 
 def locked() -> str:

@@ -15,6 +15,7 @@ from vlm.demo.models.comparison import compare, threads
 from vlm.demo.models.registry import ModelRegistry, find_models, without_header
 from vlm.demo.page.texts import PageError
 from vlm.demo.search.samples import SAMPLES
+from vlm.demo.views import models
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
 
@@ -98,6 +99,15 @@ def test_compared_models_rank_as_the_library_does(tiny_embedder: vlm.Embedder) -
     assert one.parameters == sum(weight.numel() for weight in tiny_embedder.model.state_dict().values())
     assert one.milliseconds > 0
     assert key_of(compare, [("a", tiny_embedder)], b"none", names) == "not an image"
+
+
+def test_a_card_folds_what_it_folds_and_shows_other_html_as_text() -> None:
+    card = "<details>\n<summary>All 595</summary>\n\n| a |\n|---|\n| 1 |\n\n</details>\n\n<script>x</script>\n"
+    page = models.card(card)
+    assert "<details><summary>All 595</summary>" in page
+    assert page.index("<details>") < page.index("<table") < page.index("</details>")
+    assert "<script>" not in page
+    assert "<details>" not in models.card("<details>\n<summary>never closed</summary>\n")
 
 
 def test_a_card_is_shown_without_the_header_of_the_hub() -> None:

@@ -105,5 +105,38 @@ Texts that are the same are one query. `*_style`: artists or icon sets not in tr
 training; `*_both`: neither; `*_icon_*`: icon-words, the others picture-words. Images whose pixels also occur in
 training are left out.
 
+Text->image R@1 in six lines / テキスト→画像の R@1（要約）：
+
+{summary_table(measured)}
+
+数値はすべてチャンスレベルと並べています。`*_style` は学習していない作者やアイコン集、`*_concept` は学習していない
+概念です。選択に使ったのは検証用（`val_*`）だけです。
+
+<details>
+<summary>All {len(measured)} numbers / すべての数値</summary>
+
 {markdown_table(measured)}
+
+</details>
 """
+
+
+SUMMARY = {
+    "val_style": "emoji by an artist not in training; used for choices",
+    "test_style": "emoji by another artist not in training",
+    "test_concept": "emoji of concepts not in training",
+    "val_icon_style": "icons of two sets not in training; used for choices",
+    "test_icon_style": "icons of three other sets not in training",
+    "test_icon_concept": "icons of concepts not in training",
+}
+
+
+def summary_table(measured: Sequence[Measurement]) -> str:
+    """Text-to-image R@1 of the splits of `SUMMARY` that were measured, both languages, as a Markdown table."""
+    found = {(one.split, one.language): one for one in measured if one.task == "text->image R@1"}
+    lines = ["| what is searched | English | Japanese | chance | images |", "|---|---|---|---|---|"]
+    for split, what in SUMMARY.items():
+        if (english := found.get((split, "en"))) and (japanese := found.get((split, "ja"))):
+            values = f"{english.value:.3f} | {japanese.value:.3f} | {english.chance:.4f} | {english.n}"
+            lines.append(f"| {what} (`{split}`) | {values} |")
+    return "\n".join(lines)

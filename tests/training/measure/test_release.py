@@ -76,6 +76,18 @@ def test_what_is_packed_is_the_run_in_float16_and_its_card_says_what_exactly_tha
     assert capsys.readouterr().err == f"{out}: {size / 1e6:.1f} MB\n"
 
 
+def test_a_card_begins_with_a_summary_and_folds_the_rest() -> None:
+    measured = [
+        Measurement(split, task, language, value, 0.002, 547)
+        for split in ("val_style", "val_other")
+        for task, value in (("text->image R@1", 0.5), ("text->image R@5", 0.75))
+        for language in ("en", "ja")
+    ]
+    (line,) = module.summary_table(measured).splitlines()[2:]  # one split of the summary was measured
+    assert "`val_style`" in line
+    assert [cell.strip() for cell in line.split("|")[2:6]] == ["0.500", "0.500", "0.0020", "547"]
+
+
 def test_a_run_that_is_not_there_is_one_line_and_writes_nothing(
     release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
