@@ -70,12 +70,16 @@ class Shuffled:
 class Mixture:
     """Several orders, each taking its `weights` share of the stream; the short ones come round more often."""
 
-    def __init__(self, orders: Sequence[Shuffled], weights: Sequence[float], seed: int):
-        self.orders, self.seed = list(orders), seed
+    def __init__(
+        self, orders: Sequence[Shuffled], weights: Sequence[float] | np.ndarray, seed: int, block: int = _BLOCK
+    ):
+        self.orders, self.seed, self.block = list(orders), seed, block
+        self.weights = np.array(weights)
         self.starts = np.cumsum([0, *(order.count for order in orders)])  # sample numbers go on from set to set
-        exact = np.array(weights) / np.sum(weights) * _BLOCK
+        exact = np.array(weights) / np.sum(weights) * block
         self.shares = np.floor(exact).astype(int)  # of a block, in samples
-        self.shares[np.argsort(self.shares - exact, kind="stable")[: _BLOCK - self.shares.sum()]] += 1
+        self.shares[np.argsort(self.shares - exact, kind="stable")[: block - self.shares.sum()]] += 1
+        self._turns = lru_cache(4)(self._turns_of)
 
     def place(self, number: int) -> Place:
         kind, own = self._own(number)
@@ -89,11 +93,22 @@ class Mixture:
 
     def _own(self, number: int) -> tuple[int, int]:
         """(which set, the how-manieth sample of it)."""
-        block, rank = divmod(number, _BLOCK)
+        block, rank = divmod(number, self.block)
+        kinds, turns = self._turns(block)
+        kind = int(kinds[rank])
+        return kind, block * int(self.shares[kind]) + int(turns[rank])
+
+    def _turns_of(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the set of each number of a block, how many of the same set came before it in the block)."""
         kinds = np.repeat(np.arange(len(self.shares)), self.shares)
         kinds = _generator(self.seed, MIXTURE, block, 0).permutation(kinds)
-        kind = int(kinds[rank])
-        return kind, block * int(self.shares[kind]) + int((kinds[:rank] == kind).sum())
+        by_kind = np.argsort(kinds, kind="stable")
+        turns = np.empty(len(kinds), np.int64)
+        turns[by_kind] = np.arange(len(kinds)) - np.repeat(np.cumsum(self.shares) - self.shares, self.shares)
+        return kinds, turns
+
+    def __reduce__(self) -> tuple[type["Mixture"], tuple[list[Shuffled], np.ndarray, int, int]]:
+        return Mixture, (self.orders, self.weights, self.seed, self.block)
 
 
 def _generator(seed: int, stream: int, epoch: int, first: int) -> np.random.Generator:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -68,6 +68,7 @@ def fit(
     quarantine: Quarantine | None = None,
     work: Work | None = None,
     profile: bool = False,
+    identity: dict[str, Any] | None = None,
 ) -> bool:
     """Train `model` in place for recipe.run.steps steps.
 
@@ -86,6 +87,7 @@ def fit(
         quarantine: the list of broken samples.
         work: what a step computes, for the utilisation in the log.
         profile: write a trace of steps 10 to 20 into `out`/profile.
+        identity: of the data, plain values that every checkpoint keeps.
 
     Returns:
         True when all steps are done; False when a signal asked to stop before (everything is saved).
@@ -155,7 +157,7 @@ def fit(
                     stop = stop or vote(bool(signals.seen))
                 if saves or done == run.steps or stop:
                     log.to_disk()
-                    saver.save(done, training.state())
+                    saver.save(done, training.state() | {"data": identity})
                 if stop:
                     saver.wait()
                     name = signals.seen or "a signal"

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +97,33 @@ def _marker(out: Path) -> dict[str, Any]:
         return {}
 
 
-def begin_run(out: Path, recipe: str, *, labels: Sequence[str] | None = None, data_hash: str = "") -> None:
+@dataclass(frozen=True, kw_only=True)
+class DataIdentity:
+    """What a run must find again when it is resumed."""
+
+    labels: Sequence[str] | None = None  # the classes, in the order of the model's outputs
+    data_hash: str = ""  # of the training data
+
+    def plain(self) -> dict[str, Any]:
+        """Values of JSON."""
+        return {"labels": None if self.labels is None else list(self.labels), "data": self.data_hash}
+
+
+def begin_run(out: Path, recipe: str, data: DataIdentity = DataIdentity()) -> None:
     """Write the recipe's TOML text and the marker; the marker of a run that is resumed keeps the data it began with."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.toml").write_text(recipe, encoding="utf-8")
-    known = {"labels": None if labels is None else list(labels), "data": data_hash}
-    known["process"] = f"process {os.getpid()} on {socket.gethostname()}"
+    known = data.plain() | {"process": f"process {os.getpid()} on {socket.gethostname()}"}
     atomic.write(out / MARKER, json.dumps({"run": 1} | known, ensure_ascii=False) + "\n")
 
 
-def changed_since(out: Path, labels: Sequence[str] | None, data_hash: str) -> str:
+def changed_since(out: Path, data: DataIdentity) -> str:
     """Returns one line about changes since the run in `out` began; "" if there are none or none are recorded.
 
     Raises:
         RunFolderError: the classes are others, or in another order.
     """
-    began = _marker(out)
+    began, labels, data_hash = _began_with(out), data.labels, data.data_hash
     before = began.get("labels")
     if before is not None and labels is not None and list(labels) != before:
         gone, new = (
@@ -127,11 +139,20 @@ def changed_since(out: Path, labels: Sequence[str] | None, data_hash: str) -> st
     return ""
 
 
+def _began_with(out: Path) -> dict[str, Any]:
+    """Labels and data hash of the newest checkpoint that has them, else of the marker."""
+    return _recorded(out, "data") or _marker(out)
+
+
 def recorded_recipe(out: Path) -> dict[str, Any] | None:
     """The recipe, as plain values, that the newest readable checkpoint in `out` was written with; None without one."""
+    return _recorded(out, "recipe")
+
+
+def _recorded(out: Path, name: str) -> Any:
     for path in saved(out / "checkpoints"):
         try:
-            return recorded(path, "recipe")
+            return recorded(path, name)
         except (OSError, ValueError, LookupError, TypeError):
             continue  # damaged: `newest` names it when the run begins
     return None

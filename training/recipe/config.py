@@ -1,7 +1,8 @@
 """A recipe: one TOML file, one frozen tree of settings.  `sections.py` holds the sections, `reading.py` the file."""
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from vlm.config import StrictConfig, check_fraction, check_not_negative, check_positive, check_share
@@ -57,7 +58,7 @@ class LoopRecipe(StrictConfig, ABC):
         check_not_negative(optim, "warmup_steps", "weight_decay", "muon_decay")
         check_share(optim, "final_lr")
         check_fraction(run, "ema_decay")
-        check_not_negative(run, "seed", "max_skipped")
+        check_not_negative(run, "seed", "max_skipped", "epochs")
         check_positive(run, "timeout_minutes")
         check_not_negative(self, "workers")
         if not all(0 <= beta < 1 for beta in optim.betas):
@@ -65,9 +66,26 @@ class LoopRecipe(StrictConfig, ABC):
         if not 0 < optim.layer_decay <= 1:
             raise RecipeError(f"layer_decay must be in (0, 1], got {optim.layer_decay}.")
 
+    def of_length(self, samples: int) -> Self:
+        """The recipe with steps in place of epochs.
+
+        Args:
+            samples: of the training data.
+        """
+        run = self.run
+        if not run.epochs:
+            return self
+        return replace(self, run=replace(run, epochs=0, steps=max(1, math.ceil(run.epochs * samples / run.batch_size))))
+
+    def length(self, samples: int) -> str:
+        """Steps and epochs of the run, in words: "200 steps = 3.2 epochs of 8,000 samples"."""
+        steps, batch = self.run.steps, self.run.batch_size
+        return f"{steps:,} steps of {batch:,} = {steps * batch / samples:.3g} epochs of {samples:,} samples"
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain values; `task`, where it stands, must be this kind's.  Old keys are a `RecipeError`."""
+        _check_one_length(values)
         task = task_of(cls)
         if (came := values.get("task", task)) != task:
             raise RecipeError(f"task is {came!r}; a recipe of task {task!r} was wanted.")
@@ -123,6 +141,10 @@ class Recipe(LoopRecipe):
         for source in data.sources if data.train else ():
             check_positive(source, "weight")
         check_not_negative(data, "shuffle_window")
+        if data.balance != "none" and (data.shuffle_window or not isinstance(data.train, str)):
+            raise RecipeError(
+                "balance draws by class from one data set: leave out shuffle_window, and of a mixture its weights."
+            )
         check_share(data, "keyword_share", "template_share", "kana_share")
         if data.coarse_size < 0 or (data.coarse_size and not data.dense_share):
             raise RecipeError(
@@ -182,6 +204,8 @@ class VitRecipe(LoopRecipe):
                     "label_smoothing, class_weights and classes are about classes. "
                     'Leave them out with problem = "regression".'
                 )
+            if data.balance != "none":
+                raise RecipeError('balance is about classes. Set balance = "none" with problem = "regression".')
             if "label" not in (data.columns or {}):
                 raise RecipeError(
                     'the recipe does not say where the numbers are. Set [data] columns = { label = "COLUMN" }.'
@@ -200,6 +224,15 @@ _CHANGEABLE = {"image_size", "dropout", "drop_path"}
 def task_of(kind: type[LoopRecipe]) -> Literal["clip", "vit"]:
     """Returns the task of a recipe."""
     return "vit" if issubclass(kind, VitRecipe) else "clip"
+
+
+def _check_one_length(values: dict[str, Any]) -> None:
+    """`RecipeError` where somebody wrote both steps and epochs."""
+    run = values.get("run", {})
+    if isinstance(run, dict) and run.get("epochs") and run.get("steps", RunSection().steps) != RunSection().steps:
+        raise RecipeError(
+            f"[run] has steps = {run['steps']} and epochs = {run['epochs']}: one follows from the other. Leave out one."
+        )
 
 
 def _check_data(data: DataSettings, channels: int = 3) -> None:

@@ -20,6 +20,7 @@ from vlm.errors import RecipeError
 
 Resize = Literal["crop", "pad", "squash"]
 Cache = Literal["auto", "memory", "disk", "none"]
+Balance = Literal["none", "sqrt", "equal"]
 Grey = float | tuple[float, ...]
 
 
@@ -114,6 +115,7 @@ class DataSettings(Section):
     validation_root: str | None = None
     held_out: int | float = 0  # in place of validation data: so many training samples, or such a share
     hold_out_by: Literal["concept", "sample"] = "concept"  # by class, no concept on both sides; or one by one
+    balance: Balance = "none"  # how often a class is shown: as it is; as its square root; all equally often
     cache: Cache = "auto"  # decoded images; auto: in memory, up to 256 MiB
     max_broken: float = 0.01  # a larger share of unusable samples ends the run
     patch_dropout: float = 0.0  # share of patches left out of each training image (FLIP, Li et al. 2023)
@@ -215,6 +217,7 @@ class RunSection(Section):
     """Length, batch, precision and output of a run (engine/loop.py, engine/parallel.py)."""
 
     steps: int = 200
+    epochs: float = 0  # in place of steps: how often all samples are shown; 0: steps says the length
     batch_size: int = 128  # samples of one step, over all processes
     accumulate: int = 1  # chunks a step is computed in; the gradients are those of the whole batch
     seed: int = 0

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from vlm.checkpoint.save import save
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
+from vlm.training.data.balance import balanced_order
 from vlm.training.data.class_stream import ClassBatch, ClassImages, ClassStream
 from vlm.training.data.rows import content_hash
 from vlm.training.data.stream import EndlessOrder
@@ -37,6 +38,7 @@ from vlm.training.tasks.task import Task
 def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
     """The model, data and loss of a classifier's recipe, on this process."""
     data = open_classifier_data(recipe.data, recipe.loss.problem)
+    recipe = recipe.of_length(len(data.training.index))
     objective = open_objective(recipe.loss, data)
     classifier, preprocess = open_classifier(recipe, data.labels, processes)
     images, validation = (ClassImages(part, preprocess, recipe.data.cache) for part in (data.training, data.validation))
@@ -67,7 +69,7 @@ def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
         max_broken=recipe.data.max_broken,
         chance_loss=objective.chance_loss,
         summary=f"{len(images)} training images of {len(data.labels)} {what}, {len(validation)} for validation, "
-        f"{size:.2f} M parameters",
+        f"{size:.2f} M parameters, {recipe.length(len(images))}",
         finish=finish,
         prepare_folder=prepare_folder,
     )
@@ -94,7 +96,12 @@ def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImage
     """The training batches of this process."""
     run, data, config = recipe.run, recipe.data, classifier.vision.config
     order = EndlessOrder(
-        len(images), seed=run.seed, batch_size=run.batch_size, rank=processes.rank, world=processes.size
+        len(images),
+        seed=run.seed,
+        batch_size=run.batch_size,
+        rank=processes.rank,
+        world=processes.size,
+        order=balanced_order(images.rows, data.balance, run.seed),
     )
     return ClassStream(
         images,

@@ -15,6 +15,7 @@ from vlm.images.preprocess import Preprocess
 from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
 from vlm.tokenizers.load import load_tokenizer
+from vlm.training.data.balance import balanced_order
 from vlm.training.data.captions import CaptionChoice
 from vlm.training.data.division import divide, open_training_rows, open_validation_rows
 from vlm.training.data.order import Mixture, Order, Shuffled
@@ -40,6 +41,7 @@ def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
     """The model, data and loss of a CLIP's recipe, on this process."""
     embedder = open_embedder(recipe, processes)
     pairs, validation = open_pairs_of(recipe, embedder)
+    recipe = recipe.of_length(len(pairs))
 
     def finish(weights: dict[str, Tensor], out: Path, text: str) -> tuple[Embedder, str]:
         model = ordinary(embedder.model.config, recipe.model, weights).to(processes.device)
@@ -57,7 +59,8 @@ def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
         max_broken=recipe.data.max_broken,
         chance_loss=chance_loss(recipe),
         work=step_work(embedder.model.config, recipe, processes.size, mean_caption_tokens(embedder, validation)),
-        summary=f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}",
+        summary=f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}, "
+        + recipe.length(len(pairs)),
         finish=finish,
     )
 
@@ -151,9 +154,27 @@ def open_pairs_of(recipe: Recipe, embedder: Embedder) -> tuple[Pairs, Pairs]:
     return Pairs(training, embedder.preprocess, data.cache), pairs
 
 
+def sample_count(recipe: Recipe) -> int | None:
+    """Samples of the training data, none of them opened; None where they are not here and the recipe names its steps.
+
+    Raises:
+        DataError: the recipe says `epochs`, and the data cannot be opened.
+    """
+    try:
+        if isinstance(recipe.data.train, str):
+            return len(divide(recipe.data, recipe.data.sources[0].path)[0])
+        return sum(len(open_training_rows(source)) for source in recipe.data.sources)
+    except (DataError, RecipeError):
+        if recipe.run.epochs:
+            raise
+        return None
+
+
 def open_order(recipe: Recipe, pairs: Pairs) -> Order:
     seed, window = recipe.run.seed, recipe.data.shuffle_window
     if len(recipe.data.sources) == 1 or not isinstance(pairs.rows, Joined):
+        if (balanced := balanced_order(pairs.rows, recipe.data.balance, seed)) is not None:
+            return balanced
         return Shuffled(len(pairs), seed, window)
     orders = [Shuffled(len(part), seed, window) for part in pairs.rows.parts]
     return Mixture(orders, [part.weight for part in recipe.data.sources], seed)

@@ -13,6 +13,7 @@ from vlm.training.engine.parallel import whole_weights
 from vlm.training.engine.precision import with_precision
 from vlm.training.engine.quarantine import Quarantine
 from vlm.training.engine.run_folder import (
+    DataIdentity,
     begin_run,
     changed_since,
     check_run,
@@ -61,12 +62,13 @@ def train(
     check_run(out, resume=resume, push=push, data=recipe.paths)
     recipe = with_precision(recipe, processes.device, recorded_recipe(out) if resume else None)
     task = open_task(recipe, processes)
-    changed = changed_since(out, task.labels, task.data_hash) if resume else ""
+    kept = DataIdentity(labels=task.labels, data_hash=task.data_hash)
+    changed = changed_since(out, kept) if resume else ""
     with locked(out) if processes.rank == 0 else nullcontext():
         if processes.rank == 0:
-            begin_run(out, text, labels=task.labels, data_hash=task.data_hash)
+            begin_run(out, text, kept)
             task.prepare_folder(out)
-            print(*filter(None, (task.summary, changed)), sep="\n", file=sys.stderr)
+            print(*filter(None, (task.summary, changed, short_warmup(task.recipe))), sep="\n", file=sys.stderr)
         return _train(task, out, processes, text, resume=resume, push=push, profile=profile)
 
 
@@ -88,6 +90,7 @@ def _train(
             quarantine=quarantine,
             work=task.work,
             profile=profile,
+            identity=DataIdentity(labels=task.labels, data_hash=task.data_hash).plain(),
         )
     except NoSoundSample as error:
         quarantine.list_all(error.broken)
@@ -105,12 +108,25 @@ def _train(
     return 0
 
 
+def short_warmup(recipe: LoopRecipe) -> str:
+    """One line where the run ends before its warm-up; "" elsewhere."""
+    steps, warmup = recipe.run.steps, recipe.optim.warmup_steps
+    if warmup <= steps:
+        return ""
+    return (
+        f"the warm-up ({warmup} steps) is longer than the run ({steps}): the learning rate reaches "
+        f"{steps / warmup:.0%} of its peak. Set [optim] warmup_steps = {max(1, steps // 10)}."
+    )
+
+
 def dry_run(recipe: LoopRecipe, processes: Processes) -> None:
     """Run a few steps and print the memory, speed and time that the whole run would take; nothing is written."""
     task = open_task(recipe, processes)
-    found = rehearse(task.model, task.backward, task.stream, recipe, processes)
+    found = rehearse(task.model, task.backward, task.stream, task.recipe, processes)
     if processes.rank == 0:
-        print(forecast(found, recipe.run))
+        print(forecast(found, task.recipe.run), f"length      {task.recipe.length(task.samples)}", sep="\n")
+        if warning := short_warmup(task.recipe):
+            print(warning)
 
 
 def open_task(recipe: LoopRecipe, processes: Processes) -> Task:

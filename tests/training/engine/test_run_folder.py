@@ -9,7 +9,7 @@ from vlm.checkpoint.load import load
 from vlm.embedder import Embedder
 from vlm.errors import RunFolderError
 from vlm.training.engine.loop import Rehearsal
-from vlm.training.engine.run_folder import begin_run, changed_since, check_run, forecast, locked, place
+from vlm.training.engine.run_folder import DataIdentity, begin_run, changed_since, check_run, forecast, locked, place
 from vlm.training.recipe.sections import RunSection
 
 
@@ -59,13 +59,13 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path):
 
 
 def test_changed_classes_are_refused_and_changed_data_are_said(tmp_path: Path):
-    begin_run(tmp_path, "", labels=["ant", "cat"], data_hash="a")
-    assert changed_since(tmp_path, ["ant", "cat"], "a") == ""
-    assert "data have changed" in changed_since(tmp_path, ["ant", "cat"], "b")
+    begin_run(tmp_path, "", DataIdentity(labels=["ant", "cat"], data_hash="a"))
+    assert changed_since(tmp_path, DataIdentity(labels=["ant", "cat"], data_hash="a")) == ""
+    assert "data have changed" in changed_since(tmp_path, DataIdentity(labels=["ant", "cat"], data_hash="b"))
     for labels, facts in ((["cat", "dog"], ["gone: ant", "new: dog"]), (["cat", "ant"], ["gone: none", "new: none"])):
         with refused(RunFolderError, *facts):
-            changed_since(tmp_path, labels, "a")
-    assert changed_since(tmp_path / "of an earlier version", ["x"], "a") == ""
+            changed_since(tmp_path, DataIdentity(labels=labels, data_hash="a"))
+    assert changed_since(tmp_path / "of an earlier version", DataIdentity(labels=["x"], data_hash="a")) == ""
 
 
 def test_a_name_on_the_hub_is_an_organisation_and_a_name(tmp_path: Path):

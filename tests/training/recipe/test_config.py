@@ -89,6 +89,10 @@ NEW = {"size": "mini"}  # a model from nothing
         ({"data": {"train": [{"path": "a"}], "held_out": 5}}, ["mixture", "validation"]),
         ({"data": {"held_out": 5, "validation": "y"}}, ["held_out", "validation"]),
         ({"task": "vit"}, ["task", "vit", "clip"]),
+        ({"run": {"steps": 500, "epochs": 2}}, ["steps = 500", "epochs = 2", "Leave out one"]),
+        ({"data": {"balance": "sqrt", "shuffle_window": 9}}, ["balance", "shuffle_window"]),
+        ({"data": {"balance": "sqrt", "train": [{"path": "a"}, {"path": "b"}]}}, ["balance", "mixture"]),
+        ({"data": {"balance": "root"}}, ["balance", "root", "none, sqrt, equal"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_says_what_to_do(values: dict[str, Any], facts: list[str]):
@@ -269,3 +273,11 @@ def test_what_a_recipe_does_not_ask_for_is_not_done():
 def test_numbers_of_the_paper_are_those_of_the_paper():
     """Radford et al. 2021: table 19, Adam's betas for ViTs; section 2.5, logits are never scaled by more than 100."""
     assert (Recipe().optim.betas, Recipe().optim.max_logit_scale) == ((0.9, 0.98), 100)
+
+
+@pytest.mark.parametrize(("epochs", "samples", "steps"), [(1, 1000, 8), (3, 1000, 24), (0.5, 1000, 4), (1, 10, 1)])
+def test_epochs_make_the_steps_that_show_all_samples_so_often(epochs: float, samples: int, steps: int):
+    recipe = Recipe.from_dict({"run": {"epochs": epochs, "batch_size": 128}})
+    assert recipe.of_length(samples).run.steps == steps
+    assert f"{steps:,} steps of 128" in recipe.of_length(samples).length(samples)
+    assert Recipe.from_dict({"run": {"steps": 7}}).of_length(samples).run.steps == 7

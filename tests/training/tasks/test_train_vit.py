@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,19 @@ from torch import Tensor
 
 import vlm
 from tests.support.data_formats import only
+from tests.support.kept_data import images
+from tests.support.messages import refused
 from tests.support.tiny_run import train_file as train
 from tests.support.tiny_run import write_vit_recipe
 from vlm.checkpoint.load import load_classifier
 from vlm.checkpoint.save import save
 from vlm.cli import main
+from vlm.errors import RunFolderError
 from vlm.training.engine.curves import read_metrics
 from vlm.training.engine.distributed import SINGLE_PROCESS
+from vlm.training.recipe.config import VitRecipe
 from vlm.training.tasks import classification
+from vlm.training.tasks.train import short_warmup
 
 ROOT = Path(__file__).parents[3]
 FILES = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")
@@ -142,3 +148,47 @@ def test_a_killed_run_goes_on_to_the_same_end_to_the_bit(finished, recipe, tmp_p
         json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()
     ]
     assert bytes_of(out)[0] == bytes_of(finished)[0]
+
+
+@pytest.mark.parametrize("balance", ["sqrt", "equal"])
+def test_a_balanced_run_of_epochs_goes_on_where_it_was_stopped(run_folder: Path, tmp_path: Path, balance: str):
+    """3 epochs of 48 samples in batches of 16 are 9 steps, in one go or in two."""
+    run = {"steps": None, "epochs": 3, "save_every": 3, "keep": 9}
+    recipe = write_vit_recipe(run_folder, data={"balance": balance}, run=run)
+    assert train(recipe, tmp_path / "a", SINGLE_PROCESS) == 0
+    end = "checkpoints/step-00000009/tensors.safetensors"
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for step in (6, 9):
+        shutil.rmtree(tmp_path / "b" / "checkpoints" / f"step-{step:08d}")
+    assert train(recipe, tmp_path / "b", SINGLE_PROCESS, resume=True) == 0
+    assert (tmp_path / "a" / end).read_bytes() == (tmp_path / "b" / end).read_bytes()
+
+
+@pytest.mark.parametrize("marker", ["there", "gone"])
+def test_the_checkpoint_itself_knows_the_classes_and_the_data(run_folder: Path, tmp_path: Path, marker: str, capsys):
+    data = tmp_path / "data"
+    for number in range(24):
+        image = images(data, f"{['ant', 'bee', 'cat'][number % 3]}/{number}.png")
+    recipe = write_vit_recipe(
+        run_folder,
+        data={"train": str(image), "train_splits": [], "validation_split": None, "columns": None},
+        run={"steps": 2, "batch_size": 8, "save_every": 1},
+    )
+    assert train(recipe, tmp_path / "run", SINGLE_PROCESS) == 0
+    if marker == "gone":
+        (tmp_path / "run" / "run.json").unlink()
+    images(data, "ant/more.png")
+    assert train(recipe, tmp_path / "run", SINGLE_PROCESS, resume=True) == 0
+    assert "data have changed" in capsys.readouterr().err
+    if marker == "gone":
+        (tmp_path / "run" / "run.json").unlink()
+    (data / "ant").rename(data / "dog")
+    with refused(RunFolderError, "gone: ant", "new: dog"):
+        train(recipe, tmp_path / "run", SINGLE_PROCESS, resume=True)
+
+
+@pytest.mark.parametrize(("steps", "share"), [(1, "50%"), (2, "")])
+def test_a_warm_up_longer_than_the_run_is_said_at_once(steps: int, share: str):
+    recipe = VitRecipe.from_dict({"data": {"train": "x"}, "run": {"steps": steps}, "optim": {"warmup_steps": 2}})
+    said = short_warmup(recipe)
+    assert ("2 steps" in said and share in said and "warmup_steps = 1" in said) if share else said == ""
