@@ -23,7 +23,10 @@ def read_any_recipe(path: Path, recorded: Recorded | None = None) -> Recipe | Vi
     Raises:
         RecipeError: one line that names the file: it is missing, is not TOML, has no task, or a setting is wrong.
     """
-    values = _values(path)
+    return _any_recipe(path, _values(path), recorded)
+
+
+def _any_recipe(path: Path, values: dict[str, Any], recorded: Recorded | None) -> Recipe | VitRecipe:
     task = values.get("task") or (recorded and _recorded_task(recorded))
     if task not in ("clip", "vit"):
         came = "has no task" if task is None else f"has task = {task!r}"
@@ -31,6 +34,14 @@ def read_any_recipe(path: Path, recorded: Recorded | None = None) -> Recipe | Vi
             f'{path} {came}. Write task = "clip" (images and texts) or task = "vit" (classes) at its top.'
         )
     return _recipe(path, values, Recipe if task == "clip" else VitRecipe, recorded)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe | VitRecipe:
+    """Check the text of a recipe; `path` is named in errors."""
+    try:
+        return _any_recipe(path, tomllib.loads(text), None)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} would be no TOML: {error}.") from None
 
 
 def read_recipe(path: Path, kind: type[AnyRecipe] = Recipe, recorded: Recorded | None = None) -> AnyRecipe:

@@ -28,7 +28,14 @@ def train(parser: ArgumentParser) -> Run:
     SIGTERM and Ctrl-C finish the step, save and end with exit code 75 (torchrun makes it 1): run the command again with
     --resume auto to go on. A second Ctrl-C stops at once.
     """
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, such as training/recipes/mini.toml")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", type=Path, nargs="?", help="a TOML file, such as training/recipes/mini.toml"
+    )
+    parser.add_argument(
+        "--init",
+        metavar="DATA",
+        help="look at the data and write RECIPE (default: DATA.toml, here); nothing is trained",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the model, metrics.jsonl and checkpoints")
     parser.add_argument(
         "--resume",
@@ -57,6 +64,10 @@ def train(parser: ArgumentParser) -> Run:
     elsewhere.add_argument("--caption-tokens", type=int, help="mean length of a caption; default: the maximum")
 
     def run(args: Namespace) -> int:
+        if args.init is not None:
+            return _write_recipe(args)
+        if args.recipe is None:
+            parser.error("RECIPE is needed: a TOML file. --init DATA writes one.")
         out: Path = args.out
         if args.gpus is not None and not args.dry_run:
             parser.error("--gpus goes with --dry-run; torchrun starts a run on several GPUs")
@@ -82,9 +93,14 @@ def train(parser: ArgumentParser) -> Run:
         if args.gpus is not None:
             from vlm.training.measure.cost import print_plan
 
-            if not isinstance(recipe, Recipe):
+            if not isinstance(described, Recipe):
                 raise InputError("--gpus plans CLIP recipes only. Leave it out: a few steps are run here.")
-            print_plan(recipe, args.gpus, args.gpu, args.tflops, args.efficiency, args.caption_tokens)
+            from vlm.training.tasks.contrastive import sample_count
+
+            if (samples := sample_count(described)) is not None:
+                described = described.of_length(samples)
+                print(f"length      {described.length(samples)}")
+            print_plan(described, args.gpus, args.gpu, args.tflops, args.efficiency, args.caption_tokens)
             return 0
         from vlm.training.engine.distributed import init_from_env, leave
         from vlm.training.tasks.train import dry_run
@@ -101,6 +117,18 @@ def train(parser: ArgumentParser) -> Run:
             leave()
 
     return run
+
+
+def _write_recipe(args: Namespace) -> int:
+    """`--init`: the recipe, its choices, and the command that trains from it."""
+    from vlm.training.tasks.first_recipe import choices_table, write_first_recipe
+
+    name = Path(args.init).expanduser().absolute().name.split(".")[0] or "my"
+    path: Path = args.recipe or Path(f"{name}.toml")
+    written = write_first_recipe(args.init, path, columns=columns_of(args.columns), root=args.root)
+    print(choices_table(written))
+    print(f"\nwritten to {path}. Next: vlm train {path} --out runs/{path.stem}")
+    return 0
 
 
 def _described(recipe: "Recipe | VitRecipe", args: Namespace) -> "Recipe | VitRecipe":
