@@ -33,10 +33,27 @@ def augment(
     images: Tensor, config: AugmentConfig, seed: int, stream: int, epochs: np.ndarray, positions: np.ndarray
 ) -> Tensor:
     """uint8 (B, 3, H, W) on white -> uint8 (B, 3, H, W)."""
-    draws = torch.from_numpy(uniform_draws(seed, stream, epochs, positions, _DRAWS)).float().T  # (_DRAWS, B)
-    u, v = iter(draws[:26]), draws[26:]  # each (B,); v: of drawings of one colour
+    return augment_by(images, config, augmentation_draws(seed, stream, epochs, positions))
+
+
+def augmentation_draws(seed: int, stream: int, epochs: np.ndarray, positions: np.ndarray) -> Tensor:
+    """The random numbers of `augment_by`, float32 (B, 32) on the CPU."""
+    return torch.from_numpy(uniform_draws(seed, stream, epochs, positions, _DRAWS)).float()
+
+
+def augment_by(images: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
+    """The same with random numbers that are there already, where the images are.
+
+    Nothing waits for the device of the images, unless drawings of one colour are treated apart (stroke, ink, invert).
+
+    Args:
+        images: uint8 (B, 3, H, W) on any device.
+        config: strengths.
+        draws: (B, 32) on the CPU, where all that depends on a sample's numbers alone is computed.
+    """
+    u, v = iter(draws.T[:26]), draws.T[26:]  # each (B,); v: of drawings of one colour
     ink = (255 - images).float().div_(255)  # white is 0, so that what is moved in from outside is paper
-    one_colour = (ink.amax(1) - ink.amin(1)).amax((1, 2)) < _ONE_COLOUR
+    one_colour = _of_one_colour(ink, config)
     ink = _warp(ink, config, u)
     _stroke(ink, config, one_colour, v[0])
     _blur(ink, config, u)
@@ -45,7 +62,7 @@ def augment(
     coloured = _colour(ink, config, u).clamp_(0, 1)
     _ink(coloured, config, one_colour, v[1], v[2:5])
     _invert(coloured, config, one_colour, v[5])
-    return coloured.mul_(255 * _paper(config, u)).round_().to(torch.uint8)
+    return coloured.mul_(_to(255 * _paper(config, u), ink)).round_().to(torch.uint8)
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
@@ -55,6 +72,23 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 def _each(values: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1): one number per image."""
     return values[:, None, None]
+
+
+def _to(values: Tensor, ink: Tensor) -> Tensor:
+    """Numbers of each sample, where the images are."""
+    return values.to(ink.device, non_blocking=True)
+
+
+def _numbers(chosen: Tensor, ink: Tensor) -> Tensor:
+    """The numbers of the chosen images, counted on the CPU: a mask on a GPU would make the host wait."""
+    return _to(chosen.nonzero()[:, 0], ink)
+
+
+def _of_one_colour(ink: Tensor, config: AugmentConfig) -> Tensor:
+    """Which images are drawings of one colour, (B,) on the CPU; none where no recipe asks."""
+    if not (config.stroke or config.ink or config.invert):
+        return torch.zeros(len(ink), dtype=torch.bool)
+    return ((ink.amax(1) - ink.amin(1)).amax((1, 2)) < _ONE_COLOUR).cpu()
 
 
 def _pixel_centres(count: int) -> Tensor:
@@ -72,9 +106,11 @@ def _warp(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
     mirror = torch.where(next(u) < config.flip, -1.0, 1.0)
     across, down = torch.exp(-size - stretch / 2) * mirror, torch.exp(-size + stretch / 2)  # output -> input
     cos, sin = angle.cos(), angle.sin()
-    y, x = _pixel_centres(ink.shape[2])[:, None], _pixel_centres(ink.shape[3])  # of the new image, in [-1, 1]
-    from_x = _each(across * cos) * x + (_each(across * (shear * cos - sin)) * y + _each(dx))  # (B, H, W)
-    from_y = _each(down * sin) * x + (_each(down * (shear * sin + cos)) * y + _each(dy))
+    y, x = _to(_pixel_centres(ink.shape[2])[:, None], ink), _to(_pixel_centres(ink.shape[3]), ink)  # in [-1, 1]
+    maps = (across * cos, across * (shear * cos - sin), dx, down * sin, down * (shear * sin + cos), dy)
+    xx, xy, x0, yx, yy, y0 = (_to(_each(part), ink) for part in maps)
+    from_x = xx * x + (xy * y + x0)  # (B, H, W)
+    from_y = yx * x + (yy * y + y0)
     grid = torch.stack([from_x, from_y], -1)
     return F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -88,10 +124,11 @@ def _blur(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
     offsets = torch.arange(-3, 4)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(ink.shape[1], 0)  # (b C, 7)
-    flat = ink[chosen].flatten(0, 1)[None]  # (1, b C, H, W)
+    kernel, where = _to(kernel, ink), _numbers(chosen, ink)
+    flat = ink[where].flatten(0, 1)[None]  # (1, b C, H, W)
     flat = F.conv2d(flat, kernel[:, None, :, None], padding=(3, 0), groups=len(kernel))
     flat = F.conv2d(flat, kernel[:, None, None, :], padding=(0, 3), groups=len(kernel))
-    ink[chosen] = flat[0].unflatten(0, (-1, ink.shape[1]))
+    ink[where] = flat[0].unflatten(0, (-1, ink.shape[1]))
 
 
 def _stroke(ink: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor) -> None:
@@ -99,8 +136,9 @@ def _stroke(ink: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor) -
     strength = _between(u, -config.stroke, config.stroke)
     for chosen, sign in ((one_colour & (strength > 0), 1), (one_colour & (strength < 0), -1)):
         if bool(chosen.any()):
-            body = ink[chosen]
-            ink[chosen] = torch.lerp(body, sign * _largest_near(sign * body), _each(strength[chosen].abs())[:, None])
+            where = _numbers(chosen, ink)
+            body, share = ink[where], _to(_each(strength[chosen].abs())[:, None], ink)
+            ink[where] = torch.lerp(body, sign * _largest_near(sign * body), share)
 
 
 def _outline(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
@@ -109,11 +147,12 @@ def _outline(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
     strength, bare = _between(next(u), 0.5, 3.0), next(u) < 0.25
     if not bool(chosen.any()):
         return
-    body = ink[chosen]
+    where = _numbers(chosen, ink)
+    body = ink[where]
     highest, lowest = _largest_near(body), -_largest_near(-body)
-    lines = (highest - lowest).amax(1, keepdim=True) * _each(strength[chosen])[:, None]
-    body.mul_(_each(~bare[chosen])[:, None])
-    ink[chosen] = torch.maximum(body, lines.clamp_(max=1))
+    lines = (highest - lowest).amax(1, keepdim=True) * _to(_each(strength[chosen])[:, None], ink)
+    body.mul_(_to(_each(~bare[chosen])[:, None], ink))
+    ink[where] = torch.maximum(body, lines.clamp_(max=1))
 
 
 def _largest_near(z: Tensor) -> Tensor:
@@ -131,6 +170,7 @@ def _erase(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> None:
     y, x = torch.arange(height) / height, torch.arange(width) / width
     rows = (y >= top[:, None]) & (y < (top + side_y)[:, None]) & chosen[:, None]
     columns = (x >= left[:, None]) & (x < (left + side_x)[:, None])
+    rows, columns = _to(rows, ink), _to(columns, ink)
     ink.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
@@ -150,21 +190,24 @@ def _colour(ink: Tensor, config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:
     rotation = cos * eye + (1 - cos) * third + sin * spin  # about the grey axis
     matrix = rotation @ (gray + _each(saturation) * (eye - gray))
     matrix = matrix * _each(contrast * (0.5 + 0.5 * brightness))
-    return torch.baddbmm(torch.ones(1), matrix, ink.flatten(2), alpha=-1).view_as(ink)  # 1 - matrix @ ink
+    ones = torch.ones(1, device=ink.device)
+    return torch.baddbmm(ones, _to(matrix, ink), ink.flatten(2), alpha=-1).view_as(ink)  # 1 - matrix @ ink
 
 
 def _ink(coloured: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor, channels: Tensor) -> None:
     """Another colour for the chosen drawings: black becomes (0, 0, 0) to (0.8, 0.8, 0.8), white stays white."""
     chosen = one_colour & (u < config.ink)
     if bool(chosen.any()):
-        density = 1 - coloured[chosen].mean(1, keepdim=True)  # (b, 1, H, W)
-        coloured[chosen] = 1 - density * (1 - 0.8 * channels.T[chosen])[:, :, None, None]
+        where = _numbers(chosen, coloured)
+        density = 1 - coloured[where].mean(1, keepdim=True)  # (b, 1, H, W)
+        coloured[where] = 1 - density * _to((1 - 0.8 * channels.T[chosen])[:, :, None, None], coloured)
 
 
 def _invert(coloured: Tensor, config: AugmentConfig, one_colour: Tensor, u: Tensor) -> None:
     """Light on dark for the chosen drawings."""
     chosen = one_colour & (u < config.invert)
-    coloured[chosen] = 1 - coloured[chosen]
+    where = _numbers(chosen, coloured)
+    coloured[where] = 1 - coloured[where]
 
 
 def _paper(config: AugmentConfig, u: Iterator[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Images and class numbers: `Labelled` rows -> `ClassImages` -> `ClassBatch`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from vlm.errors import DataError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.labelled import NO_CLASS, Labelled
-from vlm.training.data.pairs import Pairs
+from vlm.training.data.pairs import Pairs, bytes_of_image
 from vlm.training.data.rows import BrokenSample, Selected
-from vlm.training.data.stream import EndlessOrder, kept_patches
+from vlm.training.data.stream import EndlessOrder, PartedStream, joined, kept_patches
 from vlm.training.data.transforms import Transform
 from vlm.training.recipe.sections import Cache
 
@@ -75,7 +75,7 @@ class ClassImages:
             raise DataError(f"None of the {len(self)} {what} images can be opened; the first: {broken[0]}")
 
 
-class ClassStream:
+class ClassStream(PartedStream[ClassBatch]):
     """Step s -> its `ClassBatch`."""
 
     def __init__(
@@ -93,8 +93,28 @@ class ClassStream:
         self.num_patches, self.kept = num_patches, num_patches - int(num_patches * patch_dropout)
         self.dense_from = dense_from
 
-    def __getitem__(self, step: int) -> ClassBatch:
-        places, pixels, broken = self.order.load(step, self.images.pixels)
+    @property
+    def share(self) -> int:
+        return self.order.share
+
+    @property
+    def sample_bytes(self) -> int:
+        return bytes_of_image(self.images.pairs.preprocess)
+
+    def join(self, parts: Sequence[ClassBatch], pin: bool) -> ClassBatch:
+        """The parts of a step as one batch."""
+        keeps = [part.keep for part in parts]
+        return ClassBatch(
+            images=joined([part.images for part in parts], pin),
+            targets=joined([part.targets for part in parts], pin),
+            keep=None if keeps[0] is None else joined([keep for keep in keeps if keep is not None], pin),
+            uids=[uid for part in parts for uid in part.uids],
+            broken=tuple(sample for part in parts for sample in part.broken),
+        )
+
+    def part(self, step: int, own: slice) -> ClassBatch:
+        """The samples `own` of this process's share of a step."""
+        places, pixels, broken = self.order.load(step, self.images.pixels, own)
         sparse = self.kept < self.num_patches and (self.dense_from is None or step < self.dense_from)
         return ClassBatch(
             images=self.transform(torch.stack(pixels), places),

@@ -4,6 +4,7 @@ What is drawn for a sample (captions, augmentation, kept patches) depends on its
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.tokenizers.protocol import Tokenizer
-from vlm.training.data.augment import augment, uniform_draws
+from vlm.training.data.augment import augment_by, augmentation_draws, uniform_draws
 from vlm.training.data.captions import DRAWS, CaptionChoice
 from vlm.training.data.order import AUGMENT, CAPTION, Order
-from vlm.training.data.pairs import Pairs
+from vlm.training.data.pairs import Pairs, bytes_of_image
 from vlm.training.data.rows import BrokenSample
-from vlm.training.data.stream import EndlessOrder, kept_patches
+from vlm.training.data.stream import EndlessOrder, PartedStream, joined, kept_patches
 from vlm.training.recipe.augmentation import AugmentConfig
 
 
@@ -28,6 +29,8 @@ class PairBatch(NamedTuple):
     uids: list[str]  # sample names, for messages
     broken: tuple[BrokenSample, ...] = ()  # samples that others stand in for
     host_ids: Tensor | None = None  # ids on the CPU, where `ids` are on another device
+    draws: Tensor | None = None  # (B, 32) on the CPU: the augmentation is still to be done, where the images are
+    coarse_size: int = 0  # and before it the images get this side; 0: they stay as they are
 
     def chunks(self, count: int) -> list["PairBatch"]:
         """Cut along the samples into `count` equal parts."""
@@ -37,7 +40,8 @@ class PairBatch(NamedTuple):
             own = slice(start, start + side)
             parts = (None if part is None else part[own] for part in self[:5])
             ids = None if self.host_ids is None else self.host_ids[own]
-            chunks.append(PairBatch(*parts, host_ids=ids))  # type: ignore[arg-type]
+            draws = None if self.draws is None else self.draws[own]
+            chunks.append(PairBatch(*parts, host_ids=ids, draws=draws, coarse_size=self.coarse_size))  # type: ignore[arg-type]
         return chunks
 
     def to(self, device: torch.device) -> "PairBatch":
@@ -49,7 +53,15 @@ class PairBatch(NamedTuple):
         return self._replace(images=images, ids=ids, groups=groups, keep=keep, host_ids=self.ids)
 
 
-class PairStream:
+def augmented(batch: PairBatch, config: AugmentConfig) -> Tensor:
+    """The images of a batch as the model sees them, uint8 (B, 3, H, W), computed where they are."""
+    if batch.draws is None:
+        return batch.images
+    images = shrink(batch.images, batch.coarse_size) if batch.coarse_size else batch.images
+    return augment_by(images, config, batch.draws)
+
+
+class PairStream(PartedStream[PairBatch]):
     """Step s -> its `PairBatch`; `rank` of `world` takes its slice of each global batch.
 
     `order`: by default, all samples shuffled anew at every epoch.
@@ -71,33 +83,61 @@ class PairStream:
         order: Order | None = None,
         rank: int = 0,
         world: int = 1,
+        augment_later: bool = False,  # the batches are augmented by `augmented`, on the model's device
     ):
         self.order = EndlessOrder(len(pairs), seed=seed, batch_size=batch_size, rank=rank, world=world, order=order)
         self.pairs, self.tokenizer, self.augmentation, self.seed = pairs, tokenizer, augmentation, seed
         self.kept = num_patches - int(num_patches * patch_dropout) if patch_dropout else None
         self.num_patches, self.coarse_size, self.dense_from = num_patches, coarse_size, dense_from
-        self.choice = choice or CaptionChoice()
+        self.choice, self.augment_later = choice or CaptionChoice(), augment_later
 
-    def __getitem__(self, step: int) -> PairBatch:
-        places, loaded, broken = self.order.load(step, self._load)
+    @property
+    def share(self) -> int:
+        return self.order.share
+
+    @property
+    def sample_bytes(self) -> int:
+        return bytes_of_image(self.pairs.preprocess)
+
+    def join(self, parts: Sequence[PairBatch], pin: bool) -> PairBatch:
+        """The parts of a step as one batch."""
+        keeps, draws = [part.keep for part in parts], [part.draws for part in parts]
+        return PairBatch(
+            images=joined([part.images for part in parts], pin),
+            ids=joined(_of_one_length([part.ids for part in parts], self.tokenizer.pad_id), pin),
+            groups=joined([part.groups for part in parts], pin),
+            keep=None if keeps[0] is None else joined([keep for keep in keeps if keep is not None], pin),
+            uids=[uid for part in parts for uid in part.uids],
+            broken=tuple(sample for part in parts for sample in part.broken),
+            draws=None if draws[0] is None else torch.cat([own for own in draws if own is not None]),
+            coarse_size=parts[0].coarse_size,
+        )
+
+    def part(self, step: int, own: slice) -> PairBatch:
+        """The samples `own` of this process's share of a step."""
+        places, loaded, broken = self.order.load(step, self._load, own)
         epochs, positions, samples = places
         loaded_images, languages = zip(*loaded, strict=True)
         draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_image)
         texts = [self.choice.choose(own, u) for own, u in zip(languages, draws, strict=True)]
         ids = self.tokenizer([text for row in texts for text in row])
-        images, keep = torch.stack(loaded_images), None
+        images, keep, coarse = torch.stack(loaded_images), None, 0
         if self.dense_from is None or step < self.dense_from:
-            if self.coarse_size:
-                images = shrink(images, self.coarse_size)
+            coarse = self.coarse_size
+            if coarse and not self.augment_later:
+                images = shrink(images, coarse)
             if self.kept is not None:
                 keep = kept_patches(self.seed, places, self.num_patches, self.kept)
+        draws = augmentation_draws(self.seed, AUGMENT, epochs, positions)
         return PairBatch(
-            images=augment(images, self.augmentation, self.seed, AUGMENT, epochs, positions),
+            images=images if self.augment_later else augment_by(images, self.augmentation, draws),
             ids=ids.view(len(samples), self.choice.per_image, -1),
             groups=torch.tensor([group_number(self.pairs.rows.group(int(i))) for i in samples]),
             keep=keep,
             uids=[self.pairs.rows.uid(int(i)) for i in samples],
             broken=broken,
+            draws=draws if self.augment_later else None,
+            coarse_size=coarse if self.augment_later else 0,
         )
 
     def _load(self, index: int) -> tuple[Tensor, list[tuple[list[str], list[str]]]]:
@@ -105,9 +145,18 @@ class PairStream:
         return self.pairs.pixels(index), captions
 
 
+def _of_one_length(ids: Sequence[Tensor], pad_id: int) -> list[Tensor]:
+    """Ids of several parts, padded to the longest."""
+    length = max(part.shape[-1] for part in ids)
+    return [F.pad(part, (0, length - part.shape[-1]), value=pad_id) for part in ids]
+
+
 def shrink(images: Tensor, side: int) -> Tensor:
     """uint8 (B, C, H, W) -> (B, C, side, side): few patches that show all of an image (CLIPA, Li et al. 2023)."""
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    if images.device.type == "cpu":
+        return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)  # no kernel for uint8
+    return small.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def group_number(group: str) -> int:

@@ -28,7 +28,7 @@ class Pairs:
     def __init__(self, rows: Rows, preprocess: Preprocess, cache: Cache = "auto"):
         self.rows, self.preprocess = rows, preprocess
         self._pixels: list[Tensor | BrokenSample] | None = None
-        if cache == "memory" or (cache == "auto" and len(rows) * _bytes_of_image(preprocess) <= AUTO_BYTES):
+        if cache == "memory" or (cache == "auto" and len(rows) * bytes_of_image(preprocess) <= AUTO_BYTES):
             self._pixels = [self._decode_or_say(index) for index in range(len(rows))]
         self._disk = _on_disk(rows, preprocess) if cache == "disk" else None
 
@@ -110,7 +110,8 @@ class Pairs:
         return (self.select(whole) if broken else self), broken
 
 
-def _bytes_of_image(preprocess: Preprocess) -> int:
+def bytes_of_image(preprocess: Preprocess) -> int:
+    """Memory of the pixels of one image."""
     config = preprocess.config
     return len(config.mean) * math.prod(config.image_shape) * (4 if config.bits == 16 else 1)
 

@@ -209,7 +209,8 @@ def rehearse(
 def _batches(
     stream: Stream[AnyBatch], first: int, last: int, recipe: LoopRecipe, processes: Processes
 ) -> Iterator[AnyBatch]:
-    return batches(stream, first, last, recipe.workers, pin=processes.device.type == "cuda")
+    on_gpu, prefetch = processes.device.type == "cuda", recipe.prefetch_mib << 20
+    return batches(stream, first, last, recipe.workers, pin=on_gpu, prefetch_bytes=prefetch)
 
 
 def _say_first(processes: Processes) -> Callable[[str], object]:

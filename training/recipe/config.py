@@ -35,6 +35,11 @@ class LoopRecipe(StrictConfig, ABC):
 
     @property
     @abstractmethod
+    def prefetch_mib(self) -> int:
+        """Decoded images that wait in all loader processes, in MiB."""
+
+    @property
+    @abstractmethod
     def dense_share(self) -> float:
         """The last share of the steps, which use whole images at full size."""
 
@@ -61,6 +66,7 @@ class LoopRecipe(StrictConfig, ABC):
         check_not_negative(run, "seed", "max_skipped", "epochs")
         check_positive(run, "timeout_minutes")
         check_not_negative(self, "workers")
+        check_positive(self, "prefetch_mib")
         if not all(0 <= beta < 1 for beta in optim.betas):
             raise RecipeError(f"betas must both be in [0, 1), got {optim.betas}.")
         if not 0 < optim.layer_decay <= 1:
@@ -123,6 +129,10 @@ class Recipe(LoopRecipe):
         return self.data.workers
 
     @property
+    def prefetch_mib(self) -> int:
+        return self.data.prefetch_mib
+
+    @property
     def dense_share(self) -> float:
         return self.data.dense_share
 
@@ -171,6 +181,10 @@ class VitRecipe(LoopRecipe):
     @property
     def workers(self) -> int:
         return self.data.workers
+
+    @property
+    def prefetch_mib(self) -> int:
+        return self.data.prefetch_mib
 
     @property
     def dense_share(self) -> float:

@@ -120,6 +120,7 @@ class DataSettings(Section):
     max_broken: float = 0.01  # a larger share of unusable samples ends the run
     patch_dropout: float = 0.0  # share of patches left out of each training image (FLIP, Li et al. 2023)
     dense_share: float = 0.0  # the last share of the steps: all patches, at full size
+    prefetch_mib: int = 1024  # of decoded images that wait in all loader processes, before they are joined to batches
     workers: int = 1  # loader processes; order and random draws are the same for any number
     resize: Resize = "crop"  # how a new model's images get their size
     mean: Grey | None = (
@@ -173,6 +174,8 @@ class DataSection(DataSettings):
     template_share: float = 0.0  # captions put into a sentence, "a drawing of ...", as zero-shot labels are
     kana_share: float = 0.0  # Japanese captions in another spelling: 赤リンゴ as 赤いりんご
     captions_per_image: int = 1  # 2: one of each language where there are two
+    # where images are augmented: in the loader processes, or where the model is; auto: there where that is a GPU
+    augment_on: Literal["auto", "workers", "device"] = "auto"
     coarse_size: int = 0  # side of the images before the dense steps, smaller than the model's; 0: the model's
 
     @property

@@ -19,7 +19,7 @@ from vlm.training.data.balance import balanced_order
 from vlm.training.data.captions import CaptionChoice
 from vlm.training.data.division import divide, open_training_rows, open_validation_rows
 from vlm.training.data.order import Mixture, Order, Shuffled
-from vlm.training.data.pair_stream import PairBatch, PairStream
+from vlm.training.data.pair_stream import PairBatch, PairStream, augmented
 from vlm.training.data.pairs import Pairs
 from vlm.training.data.rows import Joined, content_hash
 from vlm.training.engine.accumulate import accumulate
@@ -201,6 +201,7 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, processes: Pro
         order=open_order(recipe, pairs),
         rank=processes.rank,
         world=processes.size,
+        augment_later=data.augment_on == "device" or (data.augment_on == "auto" and processes.device.type == "cuda"),
     )
 
 
@@ -211,7 +212,7 @@ def contrastive(recipe: Recipe, embedder: Embedder, processes: Processes) -> Bac
     dtype, precision = clip.logit_scale.dtype, recipe.run.precision
 
     def embed(model: nn.Module, chunk: PairBatch) -> tuple[Tensor, ...]:
-        pixels = preprocess.normalize(chunk.images).to(dtype)
+        pixels = preprocess.normalize(augmented(chunk, recipe.augment)).to(dtype)
         packing = None if chunk.host_ids is None else clip.text.packing(chunk.host_ids.flatten(0, 1))
         if packing is not None:
             packing = packing.to(processes.device)

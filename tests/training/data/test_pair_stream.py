@@ -6,13 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
 from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.captions import CaptionChoice
-from vlm.training.data.pair_stream import PairBatch, PairStream, group_number, shrink
+from vlm.training.data.pair_stream import PairBatch, PairStream, augmented, group_number, shrink
 from vlm.training.data.pairs import Pairs, open_pairs
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import batches
@@ -269,3 +270,44 @@ def test_what_cannot_be_opened_is_left_out_and_told(run_folder, tmp_path):
     sound, broken = pairs.sound()
     assert [sound.captions(index) for index in range(4)] == [pairs.captions(index) for index in (0, 1, 2, 4)]
     assert (len(sound), len(broken)) == (4, 1)
+
+
+@pytest.mark.parametrize(("workers", "world", "item"), [(0, 1, 3), (0, 2, 1), (1, 1, 4), (2, 1, 3)])
+def test_a_step_built_in_parts_is_the_step_built_whole(
+    pairs: Pairs, tiny_tokenizer: Tokenizer, workers: int, world: int, item: int
+):
+    for rank in range(world):
+        stream = stream_of(pairs, tiny_tokenizer, rank, world)
+        found = list(batches(stream, 2, 5, workers, largest_item=item))
+        for step, batch in enumerate(found, 2):
+            whole = stream[step]
+            assert digests(batch, tiny_tokenizer.eot_id) == digests(whole, tiny_tokenizer.eot_id)
+            assert torch.equal(batch.ids, whole.ids) and batch.uids == whole.uids
+
+
+@pytest.mark.parametrize("coarse", [0, 8])
+def test_images_augmented_later_are_those_augmented_in_the_workers(
+    pairs: Pairs, tiny_tokenizer: Tokenizer, coarse: int
+):
+    """To one grey level, the chunks of a step and its parts too."""
+    config = AugmentConfig(line=0.3, background=0.3, erase=0.3, blur=0.5, flip=0.5)
+    now, later = (
+        PairStream(pairs, tiny_tokenizer, config, seed=3, batch_size=8, num_patches=4, coarse_size=coarse,
+                   dense_from=4, augment_later=on_device)
+        for on_device in (False, True)
+    )  # fmt: skip
+    for step in (1, 5):
+        wanted, batch = now[step].images.int(), later[step]
+        assert batch.draws is not None and batch.images.shape[-1] == pairs.preprocess.config.image_shape[1]
+        parts = list(batches(later, step, step + 1, 0, largest_item=3))
+        for found in (augmented(batch, config), augmented(parts[0].to(torch.device("cpu")), config),
+                      torch.cat([augmented(chunk, config) for chunk in batch.chunks(4)])):  # fmt: skip
+            assert found.shape == wanted.shape
+            assert int((found.int() - wanted).abs().max()) <= 1
+
+
+def test_shrinking_in_floats_is_shrinking_in_bytes_to_one_grey_level():
+    """What a GPU computes, where there is no kernel for bytes."""
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    in_floats = F.interpolate(images.float(), (12, 12), mode="bilinear", antialias=True).round().clamp(0, 255)
+    assert int((in_floats.int() - shrink(images, 12).int()).abs().max()) <= 1

@@ -14,7 +14,15 @@ import torch
 from vlm.errors import DataError
 from vlm.training.data.order import Place, Shuffled
 from vlm.training.data.rows import BrokenSample
-from vlm.training.data.stream import EndlessOrder, NoSoundSample, Places, batches, kept_patches
+from vlm.training.data.stream import (
+    EndlessOrder,
+    NoSoundSample,
+    Places,
+    batches,
+    item_size,
+    kept_patches,
+    prefetched_items,
+)
 
 
 def test_a_process_alone_takes_the_whole_batch():
@@ -146,3 +154,27 @@ def test_workers_that_an_error_left_behind_do_not_hold_up_the_end():
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "a mistake in the code" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("share", "sample_bytes", "size"),
+    [
+        (256, 3 * 96 * 96, 256),
+        (4096, 3 * 96 * 96, 256),
+        (4096, 3 * 224 * 224, 128),
+        (4096, 3 * 512 * 512, 64),
+        (8, 99, 8),
+    ],
+)
+def test_a_worker_builds_64_to_256_samples_at_once(share: int, sample_bytes: int, size: int):
+    assert item_size(share, sample_bytes) == size
+
+
+@pytest.mark.parametrize("workers", [1, 4, 12])
+@pytest.mark.parametrize("mib", [256, 1024])
+def test_what_waits_in_all_workers_is_within_the_budget(workers: int, mib: int):
+    share, sample = 4096, 3 * 224 * 224
+    size = item_size(share, sample)
+    count = prefetched_items(size, sample, share, workers, mib << 20)
+    assert count == 1 or count * workers * size * sample <= mib << 20
+    assert (count + 1) * workers * size * sample > mib << 20 or count * size >= 4 * share
