@@ -126,11 +126,18 @@ class Recorder:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.filterwarnings("error")
 def test_workers_have_one_thread_and_leave_stopping_to_the_loop(workers):
-    found = list(batches(Recorder(), 3, 6, workers))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number in (signal.SIGINT, signal.SIGTERM):  # a run in the background is started with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    try:
+        found = list(batches(Recorder(), 3, 6, workers))
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == [signal.default_int_handler] * 2
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
     assert [batch.step for batch in found] == [3, 4, 5]
     assert [batch.ignored for batch in found] == [[bool(workers)] * 2] * 3
     assert not workers or [batch.threads for batch in found] == [1, 1, 1]
-    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
 @pytest.mark.parametrize("workers", [0, 1])
