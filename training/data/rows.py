@@ -165,6 +165,21 @@ class OfSplit(Selected):
         return [self._split]
 
 
+class Renamed(Selected):
+    """All samples of `rows`, with other names for some classes."""
+
+    def __init__(self, rows: Rows, names: Mapping[str, str]):
+        super().__init__(rows, range(len(rows)))
+        self.names = names
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.rows.fingerprint} renamed {sorted(self.names.items())}"
+
+    def labels(self, index: int) -> list[str]:
+        return [self.names.get(label, label) for label in super().labels(index)]
+
+
 class Joined:
     """Several data sets, one after the other."""
 

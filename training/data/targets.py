@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from vlm.config import Problem
 from vlm.errors import DataError
 from vlm.training.data.division import AUTOMATIC, hold_out, open_training_rows, validation_split_of
 from vlm.training.data.labelled import ClassSet, Labelled, classes_of_rows, label_rows, labels_if_any, read_class_set
-from vlm.training.data.rows import Rows, Selected
+from vlm.training.data.rows import Renamed, Rows, Selected, class_names
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.sections import LabelledSection, SourceSection
 
@@ -44,14 +44,16 @@ def open_classifier_data(data: LabelledSection, problem: Problem) -> ClassifierD
     own = SourceSection(path=data.train, splits=data.train_splits, columns=data.columns, root=data.root)
     other = data.validation_source(data.train)
     classes = None if problem == "regression" else open_classes(data, problem)
-    training = _with_targets(open_training_rows(_named(own, classes)), problem, classes, own, keep_broken=True)
+    training = _with_targets(
+        renamed(open_training_rows(_named(own, classes)), data), problem, classes, own, keep_broken=True
+    )
     named = bool(data.validation or data.validation_split)
     split = "" if named or data.held_out else validation_split_of(own)
     if named or split:
         wanted = other if named else replace(own, splits=(split,))
         if "label" not in (data.validation_columns or {}):  # else its own table says where the classes are
             wanted = _named(wanted, classes)
-        rows = open_rows(wanted.path, wanted.splits, wanted.columns, wanted.root)
+        rows = renamed(open_rows(wanted.path, wanted.splits, wanted.columns, wanted.root), data)
         validation, name = _with_targets(rows, problem, classes, wanted), data.validation_split or split or "validation"
     else:
         count = data.held_out or AUTOMATIC
@@ -69,6 +71,20 @@ def open_classifier_data(data: LabelledSection, problem: Problem) -> ClassifierD
     return ClassifierData(classes, labels, training, validation, name)
 
 
+def renamed(rows: Rows, data: LabelledSection) -> Rows:
+    """The rows, their classes called as the recipe's `rename` says."""
+    return Renamed(rows, data.rename) if data.rename else rows
+
+
+def _check_rename(rows: Rows, names: Mapping[str, str]) -> None:
+    known = class_names(rows)
+    if unknown := [name for name in names if name not in known]:
+        raise DataError(f"[data] rename names {', '.join(unknown)}; {rows.name} has: {', '.join(known[:20])}.")
+    twice = [name for name, count in Counter(names.get(name, name) for name in known).items() if count > 1]
+    if twice:
+        raise DataError(f"[data] rename makes one class of several: {', '.join(twice)}. Give each a name of its own.")
+
+
 def open_classes(data: LabelledSection, problem: Problem = "single_label") -> ClassSet:
     """The classes or labels of a recipe, in the order of the model's outputs.
 
@@ -80,6 +96,9 @@ def open_classes(data: LabelledSection, problem: Problem = "single_label") -> Cl
         return read_class_set(data.train, data.classes)
     source = SourceSection(path=data.train, splits=data.train_splits, columns=data.columns, root=data.root)
     rows = open_training_rows(source)
+    if data.rename:
+        _check_rename(rows, data.rename)
+    rows = renamed(rows, data)
     if problem == "multi_label":
         return ClassSet(keys=most_frequent_labels(rows, data.columns, data.most_frequent))
     return classes_of_rows(rows, (data.columns or {}).get("label"))

@@ -72,7 +72,8 @@ def fit(
 ) -> bool:
     """Train `model` in place for recipe.run.steps steps.
 
-    At the end the model holds the averaged weights if the recipe keeps an average.
+    At the end the model holds the averaged weights if the recipe keeps an average, or the best ones by the recipe's
+    metric; a run whose patience is at an end stops before.
 
     Args:
         model: on the device of the processes.
@@ -98,8 +99,8 @@ def fit(
     """
     run, checkpoints = recipe.run, out / "checkpoints"
     training = Training(model, backward, recipe, processes)
-    found = newest(checkpoints, processes, _say_first(processes)) if resume else None
-    first = training.restore(found, _say_first(processes)) if found else 0
+    newest_one = newest(checkpoints, processes, _say_first(processes)) if resume else None
+    first = training.restore(newest_one, _say_first(processes)) if newest_one else 0
     diagnostics = Diagnostics(
         chance_loss=chance_loss,
         max_logit_scale=recipe.optim.max_logit_scale,
@@ -137,7 +138,8 @@ def fit(
     try:
         with RunLog(folder, first, run) as log, StopSignals() as signals, traced(folder, first, profile) as trace:
             clock = time.perf_counter()
-            for step, batch in enumerate(_batches(stream, first, run.steps, recipe, processes), start=first):
+            last = first if training.exhausted else run.steps  # a run that had ended early stays ended
+            for step, batch in enumerate(_batches(stream, first, last, recipe, processes), start=first):
                 arrived = time.perf_counter()
                 broken.extend(batch.broken)
                 numbers = training.step(step, batch.to(processes.device))
@@ -153,9 +155,12 @@ def fit(
                 trace()
                 if measures or done == run.steps:
                     with training.averaged():
-                        log.validation(done, evaluate(model))
+                        found = evaluate(model)
+                        log.validation(done, found)
+                        training.look_for_best(done, found)
                     stop = stop or vote(bool(signals.seen))
-                if saves or done == run.steps or stop:
+                ended = training.exhausted
+                if saves or done == run.steps or stop or ended:
                     log.to_disk()
                     saver.save(done, training.state() | {"data": identity})
                 if stop:
@@ -163,11 +168,15 @@ def fit(
                     name = signals.seen or "a signal"
                     log.say(f"stopped by {name} after step {done}; saved. --resume auto goes on.")
                     return False
+                if ended:
+                    log.say(f"no better {run.best} in {run.patience} validations: the run ends after step {done}")
+                    break
                 clock = time.perf_counter()
             vote.finish()
+            if said := training.use_result():
+                log.say(said)
     finally:
         saver.close()
-    training.use_average()
     return True
 
 

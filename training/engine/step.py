@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from vlm.training.data.stream import AnyBatch, Batch
 from vlm.training.engine import foreach
+from vlm.training.engine.best import Best, metric_of
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.optim import average_decay, learning_rate_factor, optimizers
 from vlm.training.engine.parallel import average_whole, clip_gradients, prepare
@@ -43,6 +44,7 @@ class Training:
         self.optimizers = optimizers(model, recipe.optim)
         self.peaks = [[group["lr"] for group in opt.param_groups] for opt in self.optimizers]
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if recipe.run.ema_decay else {}
+        self.best = Best(self.named, recipe.run) if recipe.run.best else None
         self.loss_scale = LossScale(processes.device) if recipe.run.precision == "float16" else None
         self.skipped = 0  # steps so far that were not finite
         self.highest_scale = math.log(recipe.optim.max_logit_scale)
@@ -125,6 +127,25 @@ class Training:
             self.weights.train()
             self._set(now)
 
+    def look_for_best(self, step: int, numbers: dict[str, float]) -> None:
+        """Compare a validation with the best one; inside `averaged`, so that the measured weights are taken."""
+        if self.best is not None:
+            value = self.processes.gather_objects(metric_of(numbers, self.best.metric))[0]  # one decision for all
+            self.best.look(step, value, self.named)
+
+    @property
+    def exhausted(self) -> bool:
+        """True where the recipe's patience is at an end."""
+        return self.best is not None and self.best.exhausted
+
+    def use_result(self) -> str:
+        """Give the model the weights that are the run's result; returns one line about them, or ""."""
+        if self.best is not None and self.best.value is not None:
+            self._set(self.best.weights)
+        else:
+            self.use_average()
+        return "" if self.best is None else self.best.describe()
+
     def use_average(self) -> None:
         """Give the model its averaged weights, if the recipe keeps them."""
         self._set(self.average)
@@ -143,6 +164,7 @@ class Training:
             "loss_scale": self.loss_scale.state() if self.loss_scale else None,
             "skipped": self.skipped,
             "recipe": self.recipe.to_dict(),
+            **({} if self.best is None else {"best": self.best.state()}),
         }
 
     def restore(self, path: Path, say: Callable[[str], object]) -> int:
@@ -161,6 +183,8 @@ class Training:
         if self.loss_scale and state["loss_scale"]:
             self.loss_scale.restore(state["loss_scale"])
         self.skipped = state.get("skipped", 0)
+        if self.best is not None:
+            self.best.restore(state["best"])
         for difference in self.recipe.differences(state["recipe"]):
             say(f"the recipe has changed since {path.name}: {difference}")
         return step

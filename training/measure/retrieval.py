@@ -100,8 +100,16 @@ def _averages(ranking: Ranking) -> dict[str, float]:
     }
 
 
+RECALL_AT = (1, 5)  # k of the progress line
+
+
+def recall_names(pairs: Pairs) -> list[str]:
+    """Names of the numbers that `retrieval_recall` measures."""
+    return [f"val R@{k} {language}" for language in pairs.languages for k in RECALL_AT]
+
+
 def retrieval_recall(
-    embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS, ks: Sequence[int] = (1, 5)
+    embedder: Embedder, pairs: Pairs, processes: Processes = SINGLE_PROCESS, ks: Sequence[int] = RECALL_AT
 ) -> dict[str, float]:
     """Text-to-image recall, for the progress line of a training run; the processes share all of the work.
 

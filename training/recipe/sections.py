@@ -233,10 +233,20 @@ class RunSection(Section):
     eval_every: int = 200
     save_every: int = 200
     keep: int = 2  # checkpoints kept
+    best: str = ""  # a validation metric, "top-1" or "loss": its best weights become the model; "": the last ones
+    patience: int = 0  # validations without a better `best` before the run ends; 0: all steps
     log_every: int = 10
     max_skipped: int = 20  # steps whose loss or gradients may be not finite; they are skipped, one more ends the run
     timeout_minutes: float = 30.0  # of a collective, before a run on several processes ends
     tracker: Literal["none", "wandb", "trackio"] = "none"  # curves beside TensorBoard's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience < 0 or (self.patience and not self.best):
+            raise RecipeError(
+                f"[run] patience is {self.patience} and best {self.best!r}: patience is a number of validations, 0 or "
+                'more, and needs best = a metric, such as "top-1".'
+            )
 
     def rows_of_a_process(self, processes: int) -> int:
         """Samples of one step that each process computes; `RecipeError` if the batch does not divide."""
@@ -298,6 +308,8 @@ class LabelledSection(DataSettings):
     classes: str | None = None  # a class set in the data's classes.json, which names classes in two languages
     most_frequent: int = 0  # of a multi-label task: only this many labels, the most frequent ones; 0: all
     language: Literal["en", "ja"] = "en"  # of the names that become the model's labels
+    # classes of the data by other names: { "sky blue" = "blue" }, so that a renamed folder goes on as the class it was
+    rename: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,9 @@ def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
     recipe = recipe.of_length(len(data.training.index))
     objective = open_objective(recipe.loss, data)
     classifier, preprocess = open_classifier(recipe, data.labels, processes)
+    if isinstance(objective, MultiLabel) and recipe.model.head == "new":
+        with torch.no_grad():
+            classifier.head.bias.copy_(objective.first_bias())
     images, validation = (ClassImages(part, preprocess, recipe.data.cache) for part in (data.training, data.validation))
     validation.say_broken("validation")
     size = sum(p.numel() for p in classifier.parameters()) / 1e6
@@ -67,6 +70,7 @@ def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
         data_hash=content_hash(images.rows),
         labels=data.labels,
         max_broken=recipe.data.max_broken,
+        metrics=objective.names,
         chance_loss=objective.chance_loss,
         summary=f"{len(images)} training images of {len(data.labels)} {what}, {len(validation)} for validation, "
         f"{size:.2f} M parameters, {recipe.length(len(images))}",

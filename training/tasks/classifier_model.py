@@ -76,13 +76,17 @@ def from_source(section: VitSection, labels: Sequence[str], recipe: VitRecipe | 
 
 
 def _open_trained(source: str, section: VitSection, labels: Sequence[str]) -> ViTClassifier:
-    """The classifier whose head is kept; its labels must be those of the data, in the same order."""
+    """The classifier whose head is kept; its labels must be those of the data, whose order they get."""
     trained = load_classifier(source, num_heads=section.num_heads)
-    if list(trained.labels) != list(labels):
+    if sorted(trained.labels) != sorted(labels):
         raise RecipeError(
             f'head = "keep" needs the labels of {source} ({_some(trained.labels)}), and the data has {_some(labels)}. '
-            'Use head = "new", or data with the same labels in the same order.'
+            'Use head = "new", data with the same labels, or [data] rename.'
         )
+    order = torch.tensor([trained.labels.index(label) for label in labels])
+    with torch.no_grad():
+        for part in (trained.head.weight, trained.head.bias):
+            part.copy_(part[order])
     return trained
 
 

@@ -31,7 +31,7 @@ from vlm.training.measure.card import clip_card
 from vlm.training.measure.cost import step_work
 from vlm.training.measure.drawings import data_of_split, evaluate_drawings
 from vlm.training.measure.measurement import Measurement
-from vlm.training.measure.retrieval import embed_all_images, measure_retrieval, retrieval_recall
+from vlm.training.measure.retrieval import embed_all_images, measure_retrieval, recall_names, retrieval_recall
 from vlm.training.recipe.config import Recipe
 from vlm.training.recipe.sections import ModelSection
 from vlm.training.tasks.task import Task
@@ -57,6 +57,7 @@ def open_task(recipe: Recipe, processes: Processes) -> Task[PairBatch]:
         samples=len(pairs),
         data_hash=content_hash(pairs.rows),
         max_broken=recipe.data.max_broken,
+        metrics=recall_names(validation),
         chance_loss=chance_loss(recipe),
         work=step_work(embedder.model.config, recipe, processes.size, mean_caption_tokens(embedder, validation)),
         summary=f"{len(pairs)} training images, {len(validation)} for validation, {_sizes(embedder.model)}, "

@@ -22,6 +22,11 @@ class Objective(ABC):
     def chance_loss(self) -> float:
         """Loss of a model that gives every image the best constant output."""
 
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Names of the validation numbers."""
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of a batch, scalar; outputs (B, M), targets as the data has them, or mixed (B, M)."""
@@ -42,6 +47,10 @@ class SingleLabel(Objective):
     @property
     def chance_loss(self) -> float:
         return float(torch.tensor(float(self.num_classes), dtype=torch.float64).log())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("val loss", "val top-1", *(["val top-5"] if self.num_classes > 5 else []))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.weights is None:
@@ -68,10 +77,26 @@ class MultiLabel(Objective):
 
     @property
     def chance_loss(self) -> float:
+        p, weight, best = self._best_constant()
+        return float(-(weight * p * best.log() + (1 - p) * (1 - best).log()).mean())
+
+    def first_bias(self) -> Tensor:
+        """The constant logits of the lowest loss, (M,): where a new head starts (Lin et al. 2017, section 3.3).
+
+        From 0 a bias needs thousands of steps to reach a rare label's log odds, and features do that work meanwhile.
+        At most 8: a label that no training image has, or all have, must stay learnable.
+        """
+        return self._best_constant()[2].logit().clamp(-8, 8).float()
+
+    def _best_constant(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (shares, weights of the images with a label, the constant probability of the lowest loss), (M,)."""
         p = self.shares.double().clamp(1e-12, 1 - 1e-12)
         weight = torch.ones_like(p) if self.weights is None else self.weights.double()
-        best = weight * p / (weight * p + 1 - p)  # the constant probability of the lowest loss
-        return float(-(weight * p * best.log() + (1 - p) * (1 - best).log()).mean())
+        return p, weight, weight * p / (weight * p + 1 - p)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("val loss", "val mAP")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         smooth = targets.to(outputs) * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -95,6 +120,10 @@ class Regression(Objective):
     @property
     def chance_loss(self) -> float:
         return 1.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("val loss", "val MAE", "val R2")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, (targets.to(outputs) - self.mean.to(outputs)) / self.std.to(outputs))

@@ -28,6 +28,7 @@ class Task(Generic[AnyBatch]):
     samples: int  # training images
     data_hash: str  # of the training data
     max_broken: float  # share of them that may be unusable
+    metrics: Sequence[str]  # names of the validation numbers
     chance_loss: float  # of a model that gives all samples the same output
     summary: str  # one line: what is trained on what
     finish: Callable[[dict[str, Tensor], Path, str], tuple[Embedder | ViTClassifier, str]]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm.errors import RecipeError
 from vlm.training.data.stream import NoSoundSample
+from vlm.training.engine.best import check_metric
 from vlm.training.engine.curves import draw_curves
 from vlm.training.engine.distributed import Processes, init_from_env
 from vlm.training.engine.loop import STOPPED, fit, rehearse
@@ -134,7 +135,10 @@ def open_task(recipe: LoopRecipe, processes: Processes) -> Task:
     recipe.run.rows_of_a_process(processes.size)  # an error if the batch does not divide
     match recipe:
         case Recipe():
-            return contrastive.open_task(recipe, processes)
+            task = contrastive.open_task(recipe, processes)
         case VitRecipe():
-            return classification.open_task(recipe, processes)
-    raise RecipeError(f"{type(recipe).__name__} is no recipe that can be trained; wanted Recipe or VitRecipe.")
+            task = classification.open_task(recipe, processes)
+        case _:
+            raise RecipeError(f"{type(recipe).__name__} is no recipe that can be trained; wanted Recipe or VitRecipe.")
+    check_metric(recipe.run.best, task.metrics)
+    return task

@@ -7,7 +7,17 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from vlm.commands.options import DATA_HELP, Run, add_data_description, add_device, columns_of, positive, user_language
+from vlm.commands.options import (
+    DATA_HELP,
+    SOURCE_HELP,
+    Run,
+    add_data_description,
+    add_device,
+    add_trust,
+    columns_of,
+    positive,
+    user_language,
+)
 
 
 def check(parser: ArgumentParser) -> Run:
@@ -29,9 +39,15 @@ def check(parser: ArgumentParser) -> Run:
     )
     parser.add_argument("--lang", choices=["en", "ja"], default=user_language(), help="language of the contact sheet")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for check.json, doubtful.jsonl, contact-sheet.png")
+    parser.add_argument(
+        "--channels", type=positive, metavar="C", help="instead: measure mean and std of C channels, lines for a recipe"
+    )
     parser.add_argument("--json", action="store_true", help="print check.json instead of the table")
 
     def run(args: Namespace) -> None:
+        if args.channels is not None:
+            _print_channels(parser, args)
+            return
         columns = columns_of(args.columns)
         from vlm.training.audit.check import check as check_data
         from vlm.training.audit.check import open_tokenizer
@@ -53,6 +69,18 @@ def check(parser: ArgumentParser) -> Run:
     return run
 
 
+def _print_channels(parser: ArgumentParser, args: Namespace) -> None:
+    if len(args.data) > 1:
+        parser.error("--channels measures one DATA at a time")
+    from vlm.training.measure.channel_statistics import channel_statistics
+
+    found = channel_statistics(
+        args.data[0], args.channels, splits=args.split, columns=columns_of(args.columns), root=args.root,
+        sample=args.sample,
+    )  # fmt: skip
+    print(json.dumps(found._asdict()) if args.json else found.describe())
+
+
 def embed(parser: ArgumentParser) -> Run:
     """Embed the images of a data set as parquet shards.
 
@@ -62,7 +90,8 @@ def embed(parser: ArgumentParser) -> Run:
         torchrun --nproc-per-node 8 -m vlm embed MODEL DATA --out SHARDS
         RAY_ADDRESS=... vlm embed MODEL DATA --out SHARDS --ray
     """
-    parser.add_argument("model", metavar="MODEL", help="mini, a folder, openclip:NAME/TAG or hf:ORG/NAME")
+    parser.add_argument("model", metavar="MODEL", help=SOURCE_HELP)
+    add_trust(parser)
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder for the shards")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", default=[], help="only these splits; default: all")
@@ -92,6 +121,7 @@ def embed(parser: ArgumentParser) -> Run:
         device = str(choose_device(args.device))
         job = ShardJob(
             model=args.model,
+            trust_remote_code=args.trust_remote_code,
             data=args.data,
             out=args.out,
             splits=tuple(args.split),

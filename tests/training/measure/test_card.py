@@ -1,14 +1,19 @@
 """What a model card says, against the files of the run and the model itself."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests.training.measure.test_report import SMALL
 from vlm.config import VisionConfig
 from vlm.embedder import Embedder
 from vlm.errors import HubError
 from vlm.models.vision import ViTClassifier
+from vlm.training import VitRecipe, train
 from vlm.training.measure.card import classifier_card, clip_card, minutes_of_steps, push_to_hub
 from vlm.training.measure.measurement import Measurement, markdown_table
 
@@ -74,3 +79,23 @@ def test_a_push_that_fails_says_why_in_one_line(run: Path, monkeypatch: pytest.M
         push_to_hub(run, "somebody/small")
     message = str(found.value)
     assert str(run) in message and reason in message and "somebody/small" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
+def test_the_n_of_a_card_is_the_number_of_images_that_were_measured(tmp_path: Path, damage: bytes):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 30)):
+        for number in range(count):
+            path = tmp_path / "photos" / split / ("dark", "light")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            level = (60, 190)[number % 2]
+            Image.fromarray(np.clip(rng.normal(level, 20, (16, 16, 3)), 0, 255).astype(np.uint8)).save(path)
+    (tmp_path / "photos" / "validation" / "dark" / "6.png").write_bytes(damage)
+    settings = {
+        "model": {"vision": SMALL},
+        "data": {"train": str(tmp_path / "photos"), "workers": 0},
+        "run": {"steps": 1, "batch_size": 4},
+    }  # fmt: skip
+    assert train(VitRecipe.from_dict(settings), tmp_path / "run")
+    rows = [line for line in (tmp_path / "run" / "README.md").read_text().splitlines() if "top-1" in line]
+    assert rows and all(re.search(r"\|\s*29\s*\|", row) for row in rows), rows

@@ -1,5 +1,6 @@
 """Classifiers of 1, 3, 4 and 13 channels: data, augmentation, training, saving and ONNX."""
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 import torch
 
 import vlm
+from vlm.cli import main
 from vlm.errors import RecipeError
 from vlm.training import VitRecipe, train
+from vlm.training.data.labelled import classes_of, open_labelled
+from vlm.training.measure.channel_statistics import channel_statistics
 
 LABELS = ("low", "high")
 
@@ -83,6 +87,60 @@ def test_a_model_of_thirteen_channels_is_exported_to_onnx(tmp_path: Path):
         expected = model(images).numpy()
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5)
+
+
+def class_folders(folder: Path, channels: int, bits: int) -> dict[Path, np.ndarray]:
+    """Class folders of .npy and .tif files of one size: file -> (H, W, C) levels from 0 to 1."""
+    import tifffile
+
+    rng, written = np.random.default_rng(0), {}
+    dtype: type = np.uint16 if bits == 16 else np.uint8
+    for number in range(8):
+        array = rng.integers(0, np.iinfo(dtype).max // (1 + number % 2), (16, 16, channels), endpoint=True, dtype=dtype)
+        path = folder / LABELS[number % 2] / f"{number}.{'npy' if number < 4 else 'tif'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number < 4:
+            np.save(path, array)
+        else:  # the bands of a pixel together, or one band after the other
+            layout = {"photometric": "minisblack", "planarconfig": ("contig", "separate")[number % 2]}
+            tifffile.imwrite(path, array if number % 2 == 0 else np.moveaxis(array, 2, 0), **layout)
+        written[path] = array / np.iinfo(dtype).max
+    return written
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(13, 16), (13, 8), (5, 16), (2, 8)])
+def test_class_folders_of_arrays_and_tiffs_keep_their_levels_and_are_measured(tmp_path: Path, channels: int, bits: int):
+    written = class_folders(tmp_path / "data", channels, bits)
+    classes = classes_of(str(tmp_path / "data"))
+    data = open_labelled(str(tmp_path / "data"), None, classes)
+    assert (classes.keys, len(data.index)) == (tuple(sorted(LABELS)), len(written))
+    prepare = vlm.Preprocess(
+        vlm.PreprocessConfig(image_size=16, mean=(0.0,) * channels, std=(1.0,) * channels, bits=bits)
+    )
+    for index, target in zip(data.index, data.targets.tolist(), strict=True):
+        path = Path(str(data.rows.image(index)))
+        assert classes.keys[target] == path.parent.name
+        expected = torch.from_numpy(written[path]).permute(2, 0, 1).float()
+        torch.testing.assert_close(prepare(path), expected, atol=1e-6, rtol=0)
+    found = channel_statistics(str(tmp_path / "data"), channels)
+    assert (found.n, found.left_out) == (8, 0)
+    pixels = np.concatenate([levels.reshape(-1, channels) for levels in written.values()])
+    np.testing.assert_allclose(found.mean, pixels.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.std, pixels.std(0), atol=1e-6)
+
+
+def test_the_command_prints_lines_for_a_recipe_and_counts_what_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    class_folders(tmp_path / "data", 13, 16)
+    (tmp_path / "data" / "low" / "broken.npy").write_bytes(b"\x93NUMPY")
+    assert main(["check", str(tmp_path / "data"), "--channels", "13"]) == 0
+    lines = capsys.readouterr().out
+    section = tomllib.loads(lines)
+    assert len(section["mean"]) == len(section["std"]) == 13
+    assert "8 images, 1 could not be read" in lines
+    assert main(["check", str(tmp_path / "data"), "--channels", "5"]) == 1
+    assert "5 channels" in capsys.readouterr().err
 
 
 def train_nothing(channels: int) -> vlm.ViTClassifier:

@@ -282,10 +282,12 @@ def test_a_head_is_kept_with_the_labels_it_was_trained_for(tmp_path):
     save(tiny(), tmp_path / "model")
     section = VitSection(source=str(tmp_path / "model"), head="keep")
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(from_source(section, LABELS)(images), tiny().eval()(images))
+    expected = tiny().eval()(images)
+    torch.testing.assert_close(from_source(section, LABELS)(images), expected)
+    torch.testing.assert_close(from_source(section, LABELS[::-1])(images), expected.flip(1))  # by name, not by place
 
 
-@pytest.mark.parametrize("labels", [LABELS[::-1], [*LABELS[:-1], "violet"], LABELS[:3]], ids=["order", "name", "fewer"])
+@pytest.mark.parametrize("labels", [[*LABELS[:-1], "violet"], LABELS[:3]], ids=["name", "fewer"])
 def test_a_head_is_not_kept_for_other_labels(tmp_path, labels):
     """Labels that slip over a head make a right model wrong without a word."""
     save(tiny(), tmp_path / "model")

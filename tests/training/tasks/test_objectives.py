@@ -91,6 +91,11 @@ def test_no_constant_output_has_a_lower_multi_label_loss_than_chance(weighted: b
 
     best.step(loss)
     assert loss().item() == pytest.approx(objective.chance_loss, abs=2e-3)
+    first = objective.first_bias()  # where a new head starts; bounded for the label that never occurs
+    assert objective.loss(first.expand(len(targets), -1), targets).item() == pytest.approx(
+        objective.chance_loss, abs=2e-4
+    )
+    assert float(first.abs().max()) <= 8
 
 
 def test_label_smoothing_moves_multi_label_targets_towards_one_half():

@@ -70,7 +70,7 @@ def open_folder(
 def _is_image(found: Found) -> bool:
     """By its suffix; a link that leads outside may also be to a folder of images."""
     suffix = os.path.splitext(found.path)[1].lower()
-    return suffix in IMAGE_SUFFIXES or (bool(found.outside) and (not suffix or os.path.isdir(found.outside)))
+    return suffix in (*IMAGE_SUFFIXES, ".npy") or (bool(found.outside) and (not suffix or os.path.isdir(found.outside)))
 
 
 def _stamp(folder: Path, roots: Sequence[Path]) -> list[tuple[str, int, int]]:
