@@ -8,13 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.fake_hub import FakeHub, fake_hub  # noqa: F401
+from vlm.checkpoint.load import load
 from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
+from vlm.errors import MissingPackageError
 from vlm.interop.names import catalog as module
 from vlm.interop.names.catalog import catalog
+from vlm.interop.names.installed import Measured, read_speed, usual_backend, write_speed
+from vlm.onnx.backends import OnnxCLIP
 
 SMALL = "tiny/clip"
 
@@ -33,7 +38,8 @@ def curated(
     parameters = sum(parameter.numel() for parameter in tiny_embedder.model.parameters())
     tiny = dataclasses.replace(mini, name="tiny", source=f"hf:{SMALL}", repository=SMALL, parameters=parameters)
     monkeypatch.setattr(module, "catalog", lambda: {"mini": mini, "tiny": tiny})
-    monkeypatch.setattr("vlm.interop.names.default_model.catalog", module.catalog)
+    for place in ("default_model", "installed"):
+        monkeypatch.setattr(f"vlm.interop.names.{place}.catalog", module.catalog)
     return fake_hub
 
 
@@ -51,6 +57,7 @@ def test_a_model_is_fetched_used_and_removed(
     image_folder: Path,
 ) -> None:
     monkeypatch.setenv("VLM_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setattr("vlm.commands.models._with_onnx", lambda entry, measured: measured)  # the long test compares
     before = listed(capsys)
     assert before["mini"]["here"] and before["mini"]["default"]
     assert not before["tiny"]["here"]
@@ -65,10 +72,47 @@ def test_a_model_is_fetched_used_and_removed(
     assert main(["models", "use", "tiny"]) == 0
     after = listed(capsys)
     assert after["tiny"]["here"] and after["tiny"]["default"] and not after["mini"]["default"]
-    assert isinstance(after["tiny"]["images_per_second"], float)
+    assert isinstance(after["tiny"]["images_per_second"], float) and after["tiny"]["backend"] == "torch"
     assert main(["classify", str(image_folder / "a.png"), "--labels", "犬", "cat"]) == 0  # by the default model
     assert main(["models", "remove", "tiny"]) == 0
     assert not listed(capsys)["tiny"]["here"]
+
+
+@pytest.mark.long
+def test_the_faster_of_torch_and_onnx_runtime_is_recorded_and_used_with_the_same_vectors(
+    curated: FakeHub, capsys: pytest.CaptureFixture[str], image_folder: Path
+) -> None:
+    assert main(["models", "get", "tiny"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("images/s by") == 2
+    entry = module.catalog()["tiny"]
+    measured = read_speed(entry)
+    assert measured is not None and listed(capsys)["tiny"]["backend"] == measured.backend == usual_backend("tiny")
+    write_speed(entry, Measured(measured.images_per_second, "onnx"))
+    assert usual_backend("tiny") == "onnx" and usual_backend("mini") == usual_backend("hf:org/model") == "torch"
+    images = [image_folder / "a.png"]
+    words = ["classify", str(images[0]), "--labels", "犬", "cat", "--model", "tiny", "--json"]
+    scores = {}
+    for backend in ("auto", "torch"):
+        assert main([*words, "--backend", backend]) == 0
+        scores[backend] = {row["label"]: row["score"] for row in json.loads(capsys.readouterr().out)}
+    assert scores["auto"] == pytest.approx(scores["torch"], abs=1e-4)
+    one, two = (load(f"hf:{SMALL}", backend=backend) for backend in ("onnx", "torch"))
+    assert type(one.model) is OnnxCLIP and one.fingerprint == two.fingerprint
+    cosine = (one.embed_images(images) * two.embed_images(images)).sum(1)
+    assert torch.allclose(cosine, torch.ones(1), atol=1e-5)
+
+
+def test_what_onnx_runtime_cannot_compute_stays_with_torch(
+    curated: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(backend: str) -> None:
+        raise MissingPackageError(f"backend {backend}: onnxruntime is not installed")
+
+    monkeypatch.setattr("vlm.checkpoint.load.check", lambda backend: missing(backend) if backend == "onnx" else None)
+    assert main(["models", "get", "tiny"]) == 0
+    assert "stays with torch: backend onnx: onnxruntime" in capsys.readouterr().err
+    assert usual_backend("tiny") == "torch"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ Nothing here imports huggingface_hub except `remove`, so that a list of models i
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from vlm.errors import InputError
-from vlm.interop.names.catalog import CatalogEntry
+from vlm.interop.names.catalog import CatalogEntry, catalog
 from vlm.user_folders import cache_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -23,18 +24,45 @@ def is_here(entry: CatalogEntry) -> bool:
     )
 
 
-def read_speed(entry: CatalogEntry) -> float | None:
-    """Return the images per second that `write_speed` recorded on this machine; None where nothing was measured."""
-    value = _speeds().get(entry.name)
-    return float(value) if isinstance(value, int | float) else None
+class Measured(NamedTuple):
+    """The speed of a curated model on this machine, and what computes it."""
+
+    images_per_second: float
+    backend: Literal["torch", "onnx"]
 
 
-def write_speed(entry: CatalogEntry, images_per_second: float) -> None:
-    """Record the speed of a model on this machine."""
+def read_speed(entry: CatalogEntry) -> Measured | None:
+    """Return what `write_speed` recorded on this machine; None where nothing was measured."""
+    match _speeds().get(entry.name):
+        case {"images_per_second": int() | float() as speed, "backend": "torch" | "onnx" as backend}:
+            return Measured(float(speed), backend)
+        case int() | float() as speed:  # of earlier versions
+            return Measured(float(speed), "torch")
+        case _:
+            return None
+
+
+def usual_backend(name: str) -> Literal["torch", "onnx"]:
+    """The back end that computes a model where nobody names one: the one that `vlm models get` found faster here.
+
+    Args:
+        name: a short name; any other model is computed by torch.
+    """
+    entry = catalog().get(name)
+    measured = read_speed(entry) if entry is not None else None
+    if measured is None or measured.backend == "torch" or find_spec("onnxruntime") is None:
+        return "torch"
+    import torch
+
+    return "torch" if torch.cuda.is_available() else "onnx"
+
+
+def write_speed(entry: CatalogEntry, measured: Measured) -> None:
+    """Record the speed of a model on this machine, and its back end."""
     path = _speed_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(_speeds() | {entry.name: images_per_second}, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(_speeds() | {entry.name: measured._asdict()}, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
 
 
