@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
 import vlm
@@ -166,21 +167,34 @@ class OwnModel(PreTrainedModel):
 """
 
 
-def test_code_of_a_model_runs_only_where_the_user_says_so(fake_hub: FakeHub, tmp_path: Path) -> None:
-    folder = tmp_path / "theirs"
+def with_own_code(hub: FakeHub, folder: Path, code_of: str = "") -> dict[str, torch.Tensor]:
+    """A repository org/model that comes with own.py, or names that of the repository `code_of`; its weights."""
+    folder = folder / "theirs"
     folder.mkdir()
-    (folder / "own.py").write_text(CODE)
-    auto = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    if code_of:
+        hub.add(code_of, {"own.py": CODE.encode(), "model.safetensors": b"not ours"})
+        code_of += "--"
+    else:
+        (folder / "own.py").write_text(CODE)
+    auto = {"AutoConfig": f"{code_of}own.OwnConfig", "AutoModel": f"{code_of}own.OwnModel"}
     (folder / "config.json").write_text(json.dumps({"model_type": "own_clip", "auto_map": auto, "width": 8}))
-    torch.manual_seed(0)
-    from safetensors.torch import save_file
-
-    weights = {"image.weight": torch.randn(8, 3), "image.bias": torch.randn(8), "words.weight": torch.randn(120, 8)}
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"image.weight": (8, 3), "image.bias": (8,), "words.weight": (120, 8)}
+    weights = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     processor().save_pretrained(folder)
     bert_tokenizer(folder)
-    fake_hub.add_folder("org/model", folder)
-    with pytest.raises(InputError, match=r"own\.py.*written by org.*trust_remote_code=True"):
+    hub.add_folder("org/model", folder)
+    return weights
+
+
+@pytest.mark.parametrize(("code_of", "said"), [("", r"own\.py"), ("other/code", "the code of other/code")])
+def test_code_of_a_model_runs_only_where_the_user_says_so(
+    fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code_of: str, said: str
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    weights = with_own_code(fake_hub, tmp_path, code_of)
+    with pytest.raises(InputError, match=rf"{said}.*written by .*--trust-remote-code.*trust_remote_code=True"):
         vlm.load("hf:org/model")
     paths = images(tmp_path)
     embedder = vlm.load("hf:org/model", trust_remote_code=True)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import vlm
-from tests.interop.test_external import TEXTS, bert_tokenizer, images
+from tests.interop.test_external import TEXTS, images
 from tests.support.fake_hub import FakeHub
+from tests.support.hub_layouts import word_tokenizer
 from tests.support.open_clip_models import shallow_timm, shrunk, write
 from vlm.config import PreprocessConfig
 from vlm.interop.formats.openclip_config import is_native, to_preprocess
@@ -109,15 +110,22 @@ def prepared(hub: FakeHub, folder: Path, name: str) -> dict[str, Any]:
         (place / "config.json").write_text(json.dumps(text_encoder(named)))
         text["hf_model_name"] = str(place)
         config["embed_dim"] = 32
-    if text.get("hf_tokenizer_name"):
-        bert_tokenizer(folder / "theirs")
+    if named := text.get("hf_tokenizer_name"):
+        word_tokenizer(folder / "theirs", tokenizer_kind(named))
         text |= {"hf_tokenizer_name": str(folder / "theirs"), "vocab_size": 120}
-        text["tokenizer_kwargs"] = {
-            k: v for k, v in (text.get("tokenizer_kwargs") or {}).items() if k != "strip_sep_token"
-        }
-        if text.get("pool_type") == "eos":
-            text["eos_id"] = 3
     return config
+
+
+def tokenizer_kind(name: str) -> str:
+    """The symbols around a text: those of BERT, of SigLIP and T5, or of RoBERTa and what follows it."""
+    if name.startswith("bert"):
+        return "bert"
+    return "siglip" if "SigLIP" in name or "t5" in name else "xlm-r"
+
+
+def same_ids(ours: torch.Tensor, theirs: torch.Tensor, pad_id: int) -> bool:
+    """Whether rows are equal once ours, which end with the longest text, are padded to the context."""
+    return torch.equal(F.pad(ours, (0, theirs.shape[1] - ours.shape[1]), value=pad_id), theirs)
 
 
 def check_architecture(hub: FakeHub, folder: Path, name: str) -> tuple[str, float, float]:
@@ -145,7 +153,9 @@ def check_architecture(hub: FakeHub, folder: Path, name: str) -> tuple[str, floa
             F.normalize(theirs.encode_text(tokenizer(TEXTS)), dim=-1),
         )
         ours = model.eval().encode_image(pixels[..., :side, :side])
-    texts = embedder.embed_texts(TEXTS) if embedder.parts()[0] is not None else text
+    own = embedder.parts()[0]
+    assert own is None or same_ids(own(TEXTS), tokenizer(TEXTS), own.pad_id)
+    texts = embedder.embed_texts(TEXTS) if own is not None else text
     library = str(model.library) if isinstance(model, vlm.ExternalModel) else "native"
     return library, float((ours - image).abs().max()), float((texts - text).abs().max())
 

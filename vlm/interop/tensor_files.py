@@ -1,5 +1,6 @@
 """Tensors out of files, without running anything that is in them."""
 
+import argparse
 import pickle
 import zipfile
 from pathlib import Path
@@ -101,7 +102,8 @@ def _read_pickled(path: Path) -> State:
             "safetensors: load openclip:ViT-B-32-quickgelu/openai, hf:openai/clip-vit-base-patch32 or their like."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's and MAE's arguments: a plain record
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything here; nothing of the file has been run
         raise CheckpointError(
             f"{path} is not a file of plain tensors ({_reason(error)}). Code is never run: get it as safetensors."
@@ -118,8 +120,11 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _tensors(path: Path, content: dict[Any, Any] | list[Any] | Tensor) -> State:
-    """The state dict of a checkpoint: alone, or beside an optimizer and a step number."""
-    for key in ("state_dict", "model", "model_state_dict"):
+    """The state dict of a checkpoint: alone, or beside an optimizer and a step number; timm's average of weights first.
+
+    timm reads the average where there is one (`timm.models.load_state_dict`, use_ema).
+    """
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break

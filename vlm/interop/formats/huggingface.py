@@ -126,9 +126,9 @@ def read_image_encoder(state: State, info: dict[str, Any] | None, hints: Hints) 
         ignore += [r"vision_model\.head\..+"] if siglip else [r"vision_model\.post_layernorm\..+"]
     rows = _TOWERS + (_SIGLIP if siglip else _CLIP) + pair("classifier", "head")
     table = expand(tuple(row for row in rows if _is_of_images(row[0])), config.depth)
-    names = given.get("id2label")
+    names: Any = given.get("id2label")
     keys = [str(number) for number in range(num_classes)]
-    labels = tuple(str(names[key]) for key in keys) if isinstance(names, dict) and set(names) == set(keys) else None
+    labels = tuple(str(names[key]) for key in keys) if isinstance(names, dict) and names.keys() == set(keys) else None
     ours = read(state, table, skeleton(config, num_classes), ignore=ignore)
     return ForeignClassifier(config, num_classes, labels if num_classes else None, ours, None)
 

@@ -1,5 +1,6 @@
 """Hugging Face's `ViTForImageClassification` and `ViTModel`, both ways; read as transformers 4 and as 5 name it."""
 
+import re
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def read_classifier(state: State, info: dict[str, Any] | None, hints: Hints) -> 
 def _standard(state: State) -> State:
     """Standardises names: no model prefix, LayerScale folded, DeiT's distillation token as a register."""
     prefix = next((p for p in _PREFIXES if any(name.startswith(f"{p}embeddings.") for name in state)), "")
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = {_dino_on_disk(name.removeprefix(prefix)): tensor for name, tensor in state.items()}
     state = fold_layer_scale(
         state,
         r"encoder\.layer\.\d+\.",
@@ -100,8 +101,6 @@ def _standard(state: State) -> State:
             "This DINOv2 has SwiGLU layers (the giant size), for which this library has none. Use the small, base or "
             "large one."
         )
-    if any(name.startswith("layer.") for name in state):  # state_dict() of DINOv2 in transformers 5
-        raise CheckpointError("These are a DINOv2's tensors in memory. Save it with save_pretrained, load the folder.")
     if "embeddings.distillation_token" in state:
         positions = state["embeddings.position_embeddings"]
         state["embeddings.register_tokens"] = state.pop("embeddings.distillation_token") + positions[:, 1:2]
@@ -113,6 +112,16 @@ def _standard(state: State) -> State:
         # DINOv2's head reads the class token and the mean of the patches: without it, a backbone
         state = {name: tensor for name, tensor in state.items() if "classifier." not in name}
     return state
+
+
+def _dino_on_disk(name: str) -> str:
+    """The name in a file, of a name in `state_dict()` of DINOv2 in transformers 5."""
+    match = re.fullmatch(r"((?:encoder\.)?layer\.\d+\.attention\.)([qkvo])_proj\.(weight|bias)", name)
+    if match is None:
+        return re.sub(r"^layer\.", "encoder.layer.", name)
+    block, kind, part = match[1], match[2], match[3]
+    layer = "output.dense" if kind == "o" else f"attention.{ {'q': 'query', 'k': 'key', 'v': 'value'}[kind] }"
+    return f"{block.removeprefix('encoder.').replace('layer.', 'encoder.layer.', 1)}{layer}.{part}"
 
 
 def _is_dino(state: State) -> bool:

@@ -238,7 +238,7 @@ def _named_by_config(info: dict[str, Any], hints: Hints) -> tuple[Named, int | t
 
 
 def _pretrained(info: dict[str, Any]) -> dict[str, Any]:
-    return info.get("pretrained_cfg") or {}
+    return info["pretrained_cfg"] or {} if "pretrained_cfg" in info else info  # flat: timm's first uploads
 
 
 def _preprocess(info: dict[str, Any]) -> PreprocessConfig | None:
@@ -267,7 +267,7 @@ def _side(shape: list[int]) -> int | tuple[int, int]:
 
 
 def _labels(info: dict[str, Any]) -> tuple[str, ...] | None:
-    names: Json = _pretrained(info).get("label_names") or info.get("label_names")
+    names: Json = _pretrained(info).get("label_names") or info.get("label_names") or info.get("labels")
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
