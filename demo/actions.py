@@ -19,6 +19,7 @@ from vlm.demo.search.retrieval import Filters, ImageCollection, SampleCollection
 from vlm.demo.search.samples import samples
 from vlm.errors import VlmError
 from vlm.index.query import Term, parse_terms
+from vlm.interop.names.installed import usual_backend
 from vlm.serving.embedding_cache import CachedEmbedder
 from vlm.zero_shot import label_sentences
 
@@ -69,8 +70,11 @@ class PageActions:
         cache: Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        *,
+        trust_remote_code: bool = False,
     ) -> None:
         self.source, self.device, self.dtype = source, device, dtype
+        self._trusted = source if trust_remote_code else None  # the code of no other model is run
         self.registry = registry or ModelRegistry()
         self._embedder: vlm.Embedder | None = None
         self._zero_shot = lru_cache(maxsize=32)(self._new_zero_shot)
@@ -83,7 +87,7 @@ class PageActions:
         """The model, with a cache of recent embeddings (by sha256 of each file)."""
         with compute_lock:
             if self._embedder is None:
-                self._embedder = CachedEmbedder(vlm.load(self.source, device=self.device, dtype=self.dtype))
+                self._embedder = self._open(self.source)
             return self._embedder
 
     def classify(
@@ -219,7 +223,7 @@ class PageActions:
             PageError: the model cannot be opened; the page keeps its model.
         """
         try:
-            embedder = CachedEmbedder(vlm.load(source, device=self.device, dtype=self.dtype))
+            embedder = self._open(source)
         except VlmError as error:
             raise PageError("cannot_open_model", line=" ".join(str(error).split())[:400]) from error
         if self.folder is None:
@@ -239,6 +243,18 @@ class PageActions:
             self.folder.start()
         else:
             self.sample_embeds()
+
+    def _open(self, source: str) -> CachedEmbedder:
+        plain = self.device in ("auto", "cpu") and self.dtype == "auto"
+        return CachedEmbedder(
+            vlm.load(
+                source,
+                device=self.device,
+                dtype=self.dtype,
+                backend=usual_backend(source) if plain else "torch",
+                trust_remote_code=source == self._trusted,
+            )
+        )
 
     def _new_zero_shot(self, labels: tuple[str, ...], templates: tuple[str, ...] | None) -> vlm.ZeroShotClassifier:
         with compute_lock:

@@ -12,6 +12,7 @@ from vlm.demo.server.uploads import private_upload_folder
 def serve_demo(
     model: str,
     *,
+    trust_remote_code: bool = False,
     folder: str | None = None,
     classifier: str | None = None,
     models: str = "runs",
@@ -28,6 +29,7 @@ def serve_demo(
 
     Args:
         model: what `vlm.load` opens.
+        trust_remote_code: run Python code that comes with `model`; never that of a model chosen on the page.
         folder: images to search instead of the samples.
         classifier: source of a trained ViT for the Classifier tab.
         models: the models in this folder are listed.
@@ -54,7 +56,9 @@ def serve_demo(
         bound_to = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
         local = is_loopback(bound_to) and not (hosts or proxies)  # else a proxy may open it to others
         registry = ModelRegistry([models], model=model, classifier=classifier, any_source=local or any_model)
-        actions = PageActions(model, registry, folder=folder, device=device, dtype=dtype)
+        actions = PageActions(
+            model, registry, folder=folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
         _ = actions.embedder  # a wrong name is an error at the start, not on the page
         registry.check()
         page = build(actions)

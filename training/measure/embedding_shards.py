@@ -47,6 +47,7 @@ class ShardJob:
 
     model: str  # as for vlm.load
     data: str  # as for open_rows
+    trust_remote_code: bool = False  # run code that comes with the model
     out: Path  # folder of the shards
     splits: tuple[str, ...] = ()
     columns: ColumnNames | None = None  # as for open_rows
@@ -90,7 +91,8 @@ class ShardWriter:
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
-        self.embedder = load(job.model, device=job.device, dtype=job.weights)
+        trusted = job.trust_remote_code
+        self.embedder = load(job.model, device=job.device, dtype=job.weights, trust_remote_code=trusted)
         self.rows = open_rows(job.data, job.splits, job.columns, job.root)
         if not len(self.rows):
             raise DataError(f"{job.data} has no samples to embed. Name a data set that has images.")

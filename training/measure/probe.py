@@ -16,15 +16,19 @@ from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 from vlm.errors import CheckpointError, InputError, OtherKind
 from vlm.metrics import balanced_accuracy, top_k_accuracy
-from vlm.models.clip import CLIP
-from vlm.models.vision import ViTClassifier
+from vlm.models.external import ExternalModel
+from vlm.models.vision import VisionTransformer, ViTClassifier
 from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes_of, open_labelled, read_class_set
 from vlm.training.data.rows import ColumnNames
 from vlm.training.measure.classifier_metrics import fit_temperature
 from vlm.training.measure.heads import choose_heads, draw_shots, nearest_neighbours, shots_that_fit
-from vlm.zero_shot import zero_shot_head
+from vlm.zero_shot import class_embeddings, zero_shot_head
 
 _log = logging.getLogger(__name__)
+_NO_CLASSIFIER = (
+    "--out writes a classifier with layers of this library, and an external model has none. Leave --out out, or probe "
+    "a native model."
+)
 Scores = Callable[[Tensor], Tensor]  # features (n, D) -> scores (n, M)
 
 
@@ -49,6 +53,7 @@ def probe(
     model: str,
     data: str,
     *,
+    trust_remote_code: bool = False,
     classes: str | None = None,
     label: str | None = None,
     columns: ColumnNames | None = None,
@@ -71,6 +76,7 @@ def probe(
     Args:
         model: a CLIP or ViT, as `vlm.load` or `vlm.load_classifier` reads it.
         data: what `open_rows` reads.
+        trust_remote_code: run Python code that comes with the model, where it needs such code.
         classes: a class set of the data's classes.json; None takes all classes that occur.
         label: column that holds the classes, where `classes` does not say it.
         columns, root: as `open_rows` has them.
@@ -90,7 +96,7 @@ def probe(
         One row per method and split.
 
     Raises:
-        InputError: both or none of `choose` and `held_out` are given.
+        InputError: both or none of `choose` and `held_out` are given, or `out` is given and the model is external.
     """
     if (choose is None) == (held_out is None):
         raise InputError("Give either choose, the split that chooses C, or held_out, a number of training images.")
@@ -109,7 +115,10 @@ def probe(
     shots, left_out = shots_that_fit(shown.targets, names, shots)
     for line in left_out:
         _log.warning("%s", line)
-    found = FrozenFeatures(open_model(model, device, dtype), class_set, shown, measured)
+    opened = open_model(model, device, dtype, trust_remote_code=trust_remote_code)
+    if out and isinstance(opened, Embedder) and isinstance(opened.model, ExternalModel):
+        raise InputError(_NO_CLASSIFIER)
+    found = FrozenFeatures(opened, class_set, shown, measured)
     results = found.zero_shot() + found.few_shot(shots, draws)
     if neighbours:
         results += found.k_nearest(neighbours)
@@ -122,10 +131,12 @@ def probe(
     return results
 
 
-def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Embedder | Backbone:
+def open_model(
+    source: str, device: str = "auto", dtype: str = "auto", *, trust_remote_code: bool = False
+) -> Embedder | Backbone:
     """A CLIP, or a ViT with or without a head, which has no zero-shot rows."""
     try:
-        return load(source, device=device, dtype=dtype)
+        return load(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     except OtherKind:
         return load_backbone(source, device=device, dtype=dtype)
 
@@ -152,17 +163,15 @@ class FrozenFeatures:
             CheckpointError: the model does not say how it reads images.
         """
         self.model, self.classes = model, classes
-        if isinstance(model, Embedder) and not isinstance(model.model, CLIP):
-            raise InputError(f"{model.name} is an external model, which has no layers of this library.")
-        self.vision = (model.model if isinstance(model, Embedder) else model).vision
-        preprocess = model.preprocess
+        self.encoder = _image_encoder(model)
+        preprocess = model.parts()[1] if isinstance(model, Embedder) else model.preprocess
         if preprocess is None:
             raise CheckpointError(
                 "The model came without preprocessing settings, so it cannot read images. Convert it with its config."
             )
-        self.train = ask(self.vision, preprocess, train, what="features: train")
+        self.train = ask(self.encoder, preprocess, train, what="features: train")
         self.splits = {
-            split: ask(self.vision, preprocess, data, what=f"features: {split}") for split, data in measured.items()
+            split: ask(self.encoder, preprocess, data, what=f"features: {split}") for split, data in measured.items()
         }
         self.choose = next(iter(self.splits.values()))
 
@@ -173,7 +182,7 @@ class FrozenFeatures:
         results = []
         for language in self.classes.names or ("names",):
             names = self.classes.words(language)
-            results += self.measure(f"zero-shot, {language}", [zero_shot_head(self.model, names)], "default templates")
+            results += self.measure(f"zero-shot, {language}", [_zero_shot(self.model, names)], "default templates")
         return results
 
     def few_shot(self, shots: Sequence[int], draws: int) -> list[ProbeResult]:
@@ -232,13 +241,44 @@ class FrozenFeatures:
 
         Returns:
             A classifier whose logits are divided by the temperature that fits the split that chooses.
+
+        Raises:
+            InputError: the model is external, so its image encoder has no form of ours.
         """
+        if not isinstance(self.encoder, VisionTransformer):
+            raise InputError(_NO_CLASSIFIER)
         preprocess = self.model.parts()[1] if isinstance(self.model, Embedder) else self.model.preprocess
-        classifier = ViTClassifier(self.vision.config, len(labels), labels=labels, preprocess=preprocess)
-        classifier.vision.load_state_dict(self.vision.state_dict())
+        classifier = ViTClassifier(self.encoder.config, len(labels), labels=labels, preprocess=preprocess)
+        classifier.vision.load_state_dict(self.encoder.state_dict())
         temperature = fit_temperature(head(self.choose.outputs), self.choose.targets).value
         classifier.head.load_state_dict({name: weight / temperature for name, weight in head.state_dict().items()})
         return classifier.eval()
+
+
+def _image_encoder(model: Embedder | Backbone | ViTClassifier) -> nn.Module:
+    """Returns what computes the features: the ViT without projection; of an external model its whole image encoder."""
+    if isinstance(model, Embedder) and isinstance(model.model, ExternalModel):
+        return _JointSpace(model.model)
+    return model.model.vision if isinstance(model, Embedder) else model.vision
+
+
+class _JointSpace(nn.Module):
+    """Images (B, C, H, W) -> embeddings (B, E) of an external model."""
+
+    def __init__(self, model: ExternalModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
+
+
+@torch.no_grad()
+def _zero_shot(embedder: Embedder, labels: Sequence[str]) -> Scores:
+    if not isinstance(embedder.model, ExternalModel):
+        return zero_shot_head(embedder, labels)
+    model, embeds = embedder.model, class_embeddings(embedder, labels)  # (M, E)
+    return lambda features: model.logits(features, embeds)
 
 
 def measure_classifier(

@@ -2,12 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vlm.commands.options import MODEL_HELP, Run, add_device, chosen_model
+from vlm.commands.options import MODEL_HELP, Run, add_device, add_trust, chosen_model
 
 
 def demo(parser: ArgumentParser) -> Run:
     """Open a page that classifies and searches images, in the browser."""
     parser.add_argument("--model", help=MODEL_HELP)
+    add_trust(parser)
     parser.add_argument("--folder", help="search the images of this folder; its index goes to your cache folder")
     parser.add_argument("--classifier", metavar="MODEL", help="the trained ViT that the tab Classifier starts with")
     parser.add_argument(
@@ -35,6 +36,7 @@ def demo(parser: ArgumentParser) -> Run:
 
         serve_demo(
             chosen_model(args.model),
+            trust_remote_code=args.trust_remote_code,
             folder=args.folder,
             classifier=args.classifier,
             models=args.models,

@@ -11,6 +11,8 @@ from vlm.commands.options import (
     add_backend,
     add_device,
     add_json,
+    add_trust,
+    chosen_backend,
     chosen_model,
     positive,
     print_rows,
@@ -38,6 +40,7 @@ def classify(parser: ArgumentParser) -> Run:
     )
     parser.add_argument("-k", type=positive, help="labels per image; default all of --labels, 5 of a classifier")
     parser.add_argument("--model", help="that reads --labels: " + MODEL_HELP)
+    add_trust(parser)
     add_backend(parser)
     add_device(parser)
     add_json(parser)
@@ -50,12 +53,19 @@ def classify(parser: ArgumentParser) -> Run:
                 raise InputError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
             if args.model:
                 raise InputError("--model reads --labels; --classifier is a model of its own. Leave one of them out.")
-            classifier, _ = _open_classifier(args.classifier, args, args.backend)
+            classifier, _ = _open_classifier(args.classifier, args, chosen_backend(args, ""))
             found = classifier.predict(args.images, top=args.k)
         else:
             from vlm.checkpoint.load import load
 
-            embedder = load(chosen_model(args.model), backend=args.backend, device=args.device, dtype=args.dtype)
+            name = chosen_model(args.model)
+            embedder = load(
+                name,
+                backend=chosen_backend(args, name),
+                device=args.device,
+                dtype=args.dtype,
+                trust_remote_code=args.trust_remote_code,
+            )
             zero_shot = ZeroShotClassifier(embedder, args.labels, args.templates)
             count = args.k or len(zero_shot.labels)
             found = [ranked(zero_shot.labels, row, count) for row in zero_shot(args.images)]
@@ -138,14 +148,22 @@ def _classify(classifier: "ViTClassifier", preprocess: "Preprocess", images: lis
 
 def _inside_model(args: Namespace, source: str) -> tuple["VisionTransformer", "Preprocess", dict[str, "Score"]]:
     """Returns what `vlm look` draws: the image encoder, its preprocessing, and a score for each text."""
+    from vlm.bundled import BUNDLED
     from vlm.checkpoint.backbone import load_backbone
     from vlm.checkpoint.load import load
-    from vlm.errors import CheckpointError, InputError, OtherKind
+    from vlm.checkpoint.sources import is_own
+    from vlm.errors import CheckpointError, OtherKind
     from vlm.inspect.relevance import text_score
+    from vlm.interop.names.catalog import source_of
     from vlm.models.clip import CLIP
     from vlm.zero_shot import class_embeddings
 
     texts: list[str] = args.text
+    named = source_of(source)
+    if named not in BUNDLED and not (Path(named).is_dir() and is_own(Path(named))):
+        from vlm.interop.loading import check_native
+
+        check_native(named)
     try:
         embedder = load(source, device=args.device, dtype=args.dtype)
     except OtherKind:
@@ -157,8 +175,7 @@ def _inside_model(args: Namespace, source: str) -> tuple["VisionTransformer", "P
                 f"{source} came without preprocessing settings, so it cannot read images. Convert it with its config."
             ) from None
         return backbone.vision, backbone.preprocess, {}
-    if not isinstance(embedder.model, CLIP):
-        raise InputError(f"{source} is an external model, which has no layers of this library. Name another model.")
+    assert isinstance(embedder.model, CLIP)
     embeds = class_embeddings(embedder, texts) if texts else ()
     scores = {text: text_score(embedder.model.vision_proj, embed) for text, embed in zip(texts, embeds, strict=True)}
     return embedder.model.vision, embedder.preprocess, scores

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from vlm.commands.options import (
     DATA_HELP,
+    SOURCE_HELP,
     Run,
     add_data_description,
     add_device,
+    add_trust,
     columns_of,
     count_or_share,
     positive,
@@ -31,7 +33,8 @@ def evaluate(parser: ArgumentParser) -> Run:
     them, so chance is the score of a model that gives every pair the same similarity. Classification: the class sets of
     classes.json, restricted to the split. A few images whose pixels also occur in the training data are left out.
     """
-    parser.add_argument("model", metavar="MODEL", help="mini, a folder, openclip:NAME/TAG or hf:ORG/NAME")
+    parser.add_argument("model", metavar="MODEL", help=SOURCE_HELP)
+    add_trust(parser)
     parser.add_argument(
         "--split", nargs="+", metavar="SPLIT", help="default: those of validation; with --data all rows"
     )
@@ -50,7 +53,7 @@ def evaluate(parser: ArgumentParser) -> Run:
         from vlm.training.measure.measurement import text_table
         from vlm.training.measure.retrieval import evaluate_pairs
 
-        embedder = load(args.model, device=args.device, dtype=args.dtype)
+        embedder = load(args.model, device=args.device, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
         if args.data is None:
             rows = evaluate_drawings(embedder, args.split or VALIDATION)
         else:
@@ -74,6 +77,7 @@ def probe(parser: ArgumentParser) -> Run:
     ... --out my-vit                         write the linear probe as a classifier for vlm.load_classifier
     """
     parser.add_argument("model", metavar="MODEL", help="a CLIP or ViT: mini, a folder, or anything else vlm reads")
+    add_trust(parser)
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     _add_classes(parser, "all that occur")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="default %(default)s")
@@ -102,6 +106,7 @@ def probe(parser: ArgumentParser) -> Run:
         rows = probe_features(
             args.model,
             args.data,
+            trust_remote_code=args.trust_remote_code,
             classes=args.classes,
             label=args.label,
             columns=columns_of(args.columns),

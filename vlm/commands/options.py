@@ -7,7 +7,10 @@ import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from vlm.onnx.backends import Backend
 
 Run = Callable[[Namespace], int | None]  # what a command returns: it runs, and gives the exit code, None for 0
 
@@ -23,13 +26,33 @@ def chosen_model(given: str | None) -> str:
     return resolve_model(given).name
 
 
+def chosen_backend(args: Namespace, model: str) -> "Backend":
+    """The back end of a command: --backend; of auto that of a short name on this machine, as `vlm models` shows it."""
+    from vlm.interop.names.installed import usual_backend
+
+    if args.backend != "auto":
+        return cast("Backend", args.backend)
+    plain = args.device in ("auto", "cpu") and args.dtype == "auto"
+    return usual_backend(model) if plain else "torch"
+
+
 def add_backend(parser: ArgumentParser) -> None:
     """`--backend`, of every command that embeds."""
     parser.add_argument(
         "--backend",
-        choices=["torch", "onnx", "int8"],
-        default="torch",
-        help="onnx: the same vectors, faster; int8: faster still, vectors of its own; default %(default)s",
+        choices=["auto", "torch", "onnx", "int8"],
+        default="auto",
+        help="onnx: the same vectors, faster; int8: faster still, vectors of its own; default auto: what `vlm models "
+        "get` found faster here, else torch",
+    )
+
+
+def add_trust(parser: ArgumentParser) -> None:
+    """`--trust-remote-code`, of the commands that open a model which another library may compute."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that comes with the model, where it needs such code; read that code first",
     )
 
 

@@ -14,6 +14,7 @@ from vlm.interop.formats.foreign import write_json
 from vlm.interop.formats.huggingface_processor import full_side, write_processor
 from vlm.interop.formats.tables import State
 from vlm.interop.tokenizer_files import ends_with_padding, write_tokenizer
+from vlm.models.external import ExternalModel
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx import towers as onnx_towers
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
@@ -97,8 +98,11 @@ def _onnx(model: Embedder | ViTClassifier, folder: Path) -> None:
     if isinstance(model, ViTClassifier):
         onnx_towers.write_classifier(model, folder / "image.onnx")
         return
-    onnx_towers.write_images(model.model, folder / "image.onnx")
-    onnx_towers.write_texts(model.model, folder / "text.onnx")
+    clip = model.model
+    if isinstance(clip, ExternalModel):
+        raise InputError(f"{clip.name} is an external model: {clip.library} computes it, and it has no ONNX form here.")
+    onnx_towers.write_images(clip, folder / "image.onnx")
+    onnx_towers.write_texts(clip, folder / "text.onnx")
 
 
 _WRITERS = {"openclip": _openclip, "huggingface": _huggingface, "timm": _timm, "onnx": _onnx}

@@ -72,7 +72,7 @@ def load_dual_encoder(
     """
     hints = Hints(num_heads=num_heads, activation=activation, norm_eps=norm_eps)
     files = files or plan(source, "clip").fetch()
-    if _is_external(files):
+    if _is_external(files.family, files.info or {}):
         said = [name for name, value in (*vars(hints).items(), ("image_size", image_size)) if value is not None]
         if said:
             raise InputError(
@@ -152,14 +152,31 @@ def load_foreign_backbone(source: str, *, image_size: int | tuple[int, int] | No
     try:
         return load_foreign_classifier(source, image_size=image_size)
     except OtherKind:
-        foreign = load_dual_encoder(source, image_size=image_size)
-    if isinstance(foreign, ExternalClip):
-        raise InputError(
-            f"{source} is computed by {foreign.model.library}, not by layers of this library, so it is no backbone. "
-            "Use a ViT such as hf:facebook/dinov2-base."
-        )
+        check_native(source)
+    foreign = load_dual_encoder(source, image_size=image_size)
+    assert isinstance(foreign, Foreign)
     vision = {name: tensor for name, tensor in foreign.state.items() if name.startswith("vision.")}
     return ForeignClassifier(foreign.config.vision, 0, None, vision, foreign.preprocess)
+
+
+def check_native(source: str) -> None:
+    """Refuse an external model from its config alone, before weights are downloaded or code of its own is run.
+
+    Raises:
+        InputError: another library would compute the model.
+        HubError: the hub cannot be asked.
+    """
+    try:
+        planned = plan(source, "clip")
+    except OtherKind:  # a ViT
+        return
+    family = "openclip" if planned.known is not None else planned.selection and planned.selection.family
+    info = {"model_cfg": planned.known.model} if planned.known is not None else planned.info
+    if _is_external(family, info or {}):
+        raise InputError(
+            f"{source} is an external model, computed by its own library: there are no layers to look into or to "
+            "start from. Use a native one, such as hf:openai/clip-vit-base-patch16 or hf:facebook/dinov2-base."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +216,11 @@ def _about(source: str) -> Generator[None]:
         raise kind(said if source in said else f"{source}: {said}") from error
 
 
-def _is_external(files: Files) -> bool:
-    info = files.info or {}
-    if files.family == "transformers":
+def _is_external(family: str | None, info: dict[str, Any]) -> bool:
+    """Returns True if another library computes a dual encoder of this config."""
+    if family == "transformers":
         return info.get("model_type") not in NATIVE_CLIPS
-    if files.family == "openclip" and isinstance(info.get("model_cfg"), dict):
+    if family == "openclip" and isinstance(info.get("model_cfg"), dict):
         return not openclip_config.is_native(info["model_cfg"])
     return False
 

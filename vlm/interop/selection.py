@@ -167,7 +167,7 @@ class _Chooser:
 
     def _of(self, family: Family, weights: str, config: str | None) -> Selection:
         companions = sorted(name for name in self.files if name in _COMPANIONS)
-        if "auto_map" in self.config:
+        if family == "transformers" and self.kind not in (*NATIVE_CLIPS, *NATIVE_VITS):  # code of their own, read first
             companions += sorted(name for name in self.files if name.endswith(".py") and "/" not in name)
         return Selection(family, (*companions, *self._whole(weights)), weights, config, "")
 
@@ -202,6 +202,15 @@ class _Chooser:
 
     def _listed(self) -> str:
         return ", ".join(sorted(name for name in self.files if name.endswith(SUFFIXES)))
+
+
+def code_repositories(config: dict[str, Any]) -> tuple[str, ...]:
+    """Other repositories whose code a config of transformers names: "org/code--module.Class"."""
+    given: Any = config.get("auto_map")
+    if not isinstance(given, dict):
+        return ()
+    named = re.findall(r"'([\w.-]+/[\w.-]+?)--", str(list(given.values())))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return tuple(dict.fromkeys(named))
 
 
 def _folders(files: Collection[str]) -> str:

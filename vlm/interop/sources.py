@@ -14,7 +14,17 @@ from vlm.interop.formats.foreign import read_json
 from vlm.interop.hub.address import HubAddress, parse_address
 from vlm.interop.hub.openclip_registry import RegisteredModel, fetch_url, registered, weights_in
 from vlm.interop.hub.repository import Progress, Repository, download, list_repository
-from vlm.interop.selection import CONFIGS, TOKENIZER_FILES, Family, Purpose, Selection, choose
+from vlm.interop.selection import (
+    CONFIGS,
+    EXTERNAL_CLIPS,
+    NATIVE_CLIPS,
+    TOKENIZER_FILES,
+    Family,
+    Purpose,
+    Selection,
+    choose,
+    code_repositories,
+)
 
 LOCAL_CONFIGS = {"open_clip_config.json": "openclip", "config.json": "transformers"}
 
@@ -149,7 +159,7 @@ def _plan_hub(source: str, purpose: Purpose) -> Plan:
     tokenizer, text_model = _texts_of(selection, info)
     return Plan(
         source,
-        parts=((repository, selection.files), *_parts(tokenizer, text_model)),
+        parts=((repository, selection.files), *_parts(tokenizer, text_model), *_code(selection, info)),
         selection=selection,
         tokenizer=tokenizer,
         text_model=text_model,
@@ -180,6 +190,14 @@ def _texts_of(selection: Selection, info: dict[str, Any] | None) -> tuple[Reposi
 def _text_model(info: dict[str, Any] | None) -> Repository | None:
     named = _named(info, "hf_model_name")
     return list_repository(HubAddress(named)) if named else None
+
+
+def _code(selection: Selection, info: dict[str, Any] | None) -> tuple[tuple[Repository, tuple[str, ...]], ...]:
+    """Selects the Python files of other repositories that a config names; transformers finds them in the cache."""
+    if info is None or selection.family != "transformers" or info.get("model_type") in (*NATIVE_CLIPS, *EXTERNAL_CLIPS):
+        return ()
+    found = [list_repository(HubAddress(name)) for name in code_repositories(info)]
+    return tuple((one, tuple(sorted(name for name in one.files if name.endswith(".py")))) for one in found)
 
 
 def _named(info: dict[str, Any] | None, setting: str) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm.config import PreprocessConfig
-from vlm.images.open import ImageSource, open_image
+from vlm.images.open import ImageSource, OpenedImage, open_header, to_rgb
 from vlm.images.preprocess import Preprocess
 
 
@@ -31,9 +31,9 @@ class NaflexPreprocess(Preprocess):
         super().__init__(PreprocessConfig(image_size=side, resize="squash", mean=mean, std=std))
         self.settings = settings
 
-    def pixels_and_size(self, source: ImageSource) -> tuple[Tensor, tuple[int, int]]:
+    def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[Tensor, tuple[int, int]]:
         """-> uint8 (1 + N, P P 3), and the (width, height) of the image itself, upright."""
-        image = open_image(source)
+        image = to_rgb(source if isinstance(source, OpenedImage) else open_header(source))
         made = self._processor(
             images=np.array(image), do_rescale=False, do_normalize=False, input_data_format="channels_last",
             return_tensors="pt",

@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlm.errors import CheckpointError, InputError, MissingPackageError
+from vlm.errors import CheckpointError, MissingPackageError
 from vlm.images.preprocess import Preprocess
 from vlm.interop.external.external_clip import ExternalClip, ExternalTokenizer, files_identity, plain
 from vlm.interop.external.naflex import NaflexPreprocess, split_naflex
+from vlm.interop.external.own_code import check_trusted, describe_own_code, find_own_code
 from vlm.interop.formats.foreign import one_line, read_json
 from vlm.interop.formats.huggingface_processor import read_processor
 from vlm.interop.selection import TOKENIZER_FILES
@@ -38,15 +39,11 @@ def open_transformers(files: Files, source: str, *, trust_remote_code: bool) -> 
     transformers = _transformers()
     assert files.folder is not None
     assert files.info is not None
-    own_code = "auto_map" in files.info
-    if own_code and not trust_remote_code:
-        raise InputError(
-            f"{source} needs Python code of its own ({', '.join(_code(files.folder)) or 'not downloaded'}), written by "
-            f"{_owner(source)}. Read it, and if you trust it, say trust_remote_code=True (--trust-remote-code)."
-        )
-    if own_code:
-        _log.warning("running code of %s that came with the model: %s", _owner(source), ", ".join(_code(files.folder)))
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": own_code}
+    code = find_own_code(files.folder, files.info)
+    check_trusted(code, files.folder, source, trust_remote_code=trust_remote_code)
+    if code:
+        _log.warning("%s: running code that came with it: %s", source, describe_own_code(code, files.folder, source))
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": bool(code)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -184,14 +181,6 @@ def _processor_settings(folder: Path) -> dict[str, Any] | None:
             inner: Any = given.get("image_processor", given)
             return inner if isinstance(inner, dict) else None  # pyright: ignore[reportUnknownVariableType]
     return None
-
-
-def _code(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.py"))
-
-
-def _owner(source: str) -> str:
-    return source.removeprefix("hf:").split("/")[0] if source.startswith("hf:") else "whoever wrote this folder"
 
 
 def _transformers() -> Any:

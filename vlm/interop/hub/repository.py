@@ -23,6 +23,7 @@ from vlm.user_folders import cache_folder
 _log = logging.getLogger(__name__)
 PATIENCE = 8.0  # seconds that the hub may take to list a repository that is on this machine
 FIRST_PATIENCE = 20.0  # seconds where nothing of it is here
+PAUSE = 60.0  # seconds in which a hub that let us wait is not asked again about what is on this machine
 Progress = Callable[[int, int], None]  # bytes here, bytes wanted
 
 
@@ -66,6 +67,10 @@ def list_repository(address: HubAddress) -> Repository:
     known = _known(name, revision)
     hub = _huggingface_hub()
     patience = PATIENCE if known else FIRST_PATIENCE
+    endpoint, start = str(hub.constants.ENDPOINT), time.monotonic()
+    if known and start - _let_wait.get(endpoint, -PAUSE) < PAUSE:
+        said = HubError(f"{endpoint} has just let us wait, and is asked again after {PAUSE:.0f} seconds.")
+        return Repository(name, revision, *known, said)
     try:
         info: Any = _within(
             patience,
@@ -79,6 +84,8 @@ def list_repository(address: HubAddress) -> Repository:
         trouble = error if isinstance(error, HubError) else explain(error, name, revision)
         if known is None:
             raise trouble from error
+        if time.monotonic() - start > 1:  # a model may need several repositories: only one of them waits
+            _let_wait[endpoint] = time.monotonic()
         _log.info("%s; what is on this machine is used", trouble)
         return Repository(name, revision, *known, trouble)
     _remember(name, revision, info.sha, files)
@@ -145,6 +152,9 @@ def download(repository: Repository, files: Iterable[str], progress: Progress | 
     finally:
         bar.close()
     return repository.folder
+
+
+_let_wait: dict[str, float] = {}  # endpoint -> when it was last asked in vain
 
 
 # ---- what is known without the hub -----------------------------------------------------------------------------------
@@ -269,9 +279,9 @@ class _Bar:
 
 def _huggingface_hub() -> Any:
     try:
-        import huggingface_hub.constants
-        import huggingface_hub.file_download
-        import huggingface_hub.utils
+        import huggingface_hub.constants  # pyright: ignore[reportUnusedImport]
+        import huggingface_hub.file_download  # pyright: ignore[reportUnusedImport]
+        import huggingface_hub.utils  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise MissingPackageError(
             "hf: models need huggingface_hub. Run: pip install huggingface_hub, or install the extra interop."
