@@ -62,10 +62,11 @@ def prepare_folder(folder: Path) -> None:
             levels = np.clip(random.normal(level, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(levels).save(path)
     sizes: dict[str, Any] = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_hidden_layers": 1}
-    config = transformers.ViTConfig(**sizes, num_attention_heads=2, intermediate_size=64, num_labels=5)
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 64, "num_labels": 5}
+    config = transformers.ViTConfig(**sizes)
     transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
     transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
-    arguments = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
+    arguments: dict[str, Any] = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
     model: Any = timm.create_model("vit_tiny_patch16_224", **arguments)
     (folder / "timm-vit").mkdir()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "timm-vit" / "model.safetensors")

@@ -101,11 +101,11 @@ def _ours(layout: Layout, paths: list[Path], has_texts: bool) -> tuple[Tensor, T
 # ---- parts of repositories -----------------------------------------------------------------------------------------
 
 
-def _openai_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _openai_vocabulary() -> tuple[dict[str, int], Any]:
     """Names and merges in the package of OpenCLIP, which spells the two symbols in another way."""
     openai: Any = open_clip.SimpleTokenizer(default_bpe())
     spelt = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {spelt.get(name, name): id for name, id in openai.encoder.items()}
+    vocabulary: dict[str, int] = {spelt.get(name, str(name)): id for name, id in openai.encoder.items()}
     return vocabulary, sorted(openai.bpe_ranks, key=openai.bpe_ranks.get)
 
 
@@ -273,7 +273,7 @@ def timm_vit(
     """A ViT of timm with its config.json; `change` writes the files in another way."""
 
     def write_files(hub: FakeHub, folder: Path) -> Peer:
-        settings = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_classes": 7} | arguments
+        settings: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_classes": 7} | arguments
         model: Any = timm.create_model(name, **settings)
         randomise(model)
         data = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center",

@@ -52,16 +52,17 @@ def openclip_peer(folder: Path) -> Peer:
     """A model that OpenCLIP opens from a folder, with its own preprocessing and tokenizer."""
     with shallow_timm():
         model, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    model, tokenizer = model.eval(), open_clip.get_tokenizer(f"local-dir:{folder}")
+    network: Any = model.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     call: Any = prepare
 
     def images(paths: Sequence[Path]) -> Tensor:
         with torch.inference_mode():
-            return model.encode_image(torch.stack([call(image) for image in opened(paths)]))
+            return network.encode_image(torch.stack([call(image) for image in opened(paths)]))
 
     def texts(lines: Sequence[str]) -> Tensor:
         with torch.inference_mode():
-            return model.encode_text(tokenizer(list(lines)))
+            return network.encode_text(tokenizer(list(lines)))
 
     return Peer(images, texts)
 

@@ -24,6 +24,7 @@ _VISION: dict[str, Any] = _SMALL | {"image_size": 32, "patch_size": 16}
 _WORDS: dict[str, Any] = _SMALL | {"vocab_size": 120, "max_position_embeddings": 20}
 _VIT: dict[str, Any] = _VISION | {"num_labels": 7}
 _DINO: dict[str, Any] = {name: value for name, value in _VISION.items() if name != "intermediate_size"}
+_SEVEN: dict[str, Any] = {"num_labels": 7}
 _PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear", "resize_mode": "squash"}
 
 
@@ -245,11 +246,11 @@ GROUPS: dict[str, dict[str, Layout]] = {
             kind="classifier"),
         "`CLIPForImageClassification`": Layout(hub.image_classifier(
             lambda: transformers.CLIPForImageClassification(
-                transformers.CLIPConfig(vision_config=_VISION, text_config=_WORDS, num_labels=7)), hub.clip_processor),
+                transformers.CLIPConfig(vision_config=_VISION, text_config=_WORDS, **_SEVEN)), hub.clip_processor),
             kind="classifier"),
         "`SiglipForImageClassification`": Layout(hub.image_classifier(
             lambda: transformers.SiglipForImageClassification(
-                transformers.SiglipConfig(vision_config=_VISION, text_config=_WORDS, num_labels=7)),
+                transformers.SiglipConfig(vision_config=_VISION, text_config=_WORDS, **_SEVEN)),
             _siglip_processor), kind="classifier"),
         "Hugging Face DINOv2": Layout(hub.image_classifier(
             lambda: transformers.Dinov2Model(transformers.Dinov2Config(**_DINO, mlp_ratio=2)), _bit_processor,
@@ -278,7 +279,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 
 def _pointer(fake: FakeHub, folder: Path) -> None:
-    hub.hugging_face_clip(lambda folder: (folder / "model.safetensors").write_bytes(POINTER) and None)(fake, folder)
+    hub.hugging_face_clip(hub.beside("model.safetensors", POINTER))(fake, folder)
 
 
 def _several(fake: FakeHub, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def class_folders(folder: Path, channels: int, bits: int) -> dict[Path, np.ndarr
         if number < 4:
             np.save(path, array)
         else:  # the bands of a pixel together, or one band after the other
-            layout = {"photometric": "minisblack", "planarconfig": ("contig", "separate")[number % 2]}
+            layout: Any = {"photometric": "minisblack", "planarconfig": ("contig", "separate")[number % 2]}
             tifffile.imwrite(path, array if number % 2 == 0 else np.moveaxis(array, 2, 0), **layout)
         written[path] = array / np.iinfo(dtype).max
     return written
@@ -115,7 +116,7 @@ def test_class_folders_of_arrays_and_tiffs_keep_their_levels_and_are_measured(tm
     data = open_labelled(str(tmp_path / "data"), None, classes)
     assert (classes.keys, len(data.index)) == (tuple(sorted(LABELS)), len(written))
     prepare = vlm.Preprocess(
-        vlm.PreprocessConfig(image_size=16, mean=(0.0,) * channels, std=(1.0,) * channels, bits=bits)
+        vlm.PreprocessConfig(image_size=16, mean=(0.0,) * channels, std=(1.0,) * channels, bits=16 if bits == 16 else 8)
     )
     for index, target in zip(data.index, data.targets.tolist(), strict=True):
         path = Path(str(data.rows.image(index)))

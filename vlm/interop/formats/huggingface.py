@@ -1,7 +1,7 @@
 """Hugging Face's `CLIPModel` and `SiglipModel` (SigLIP 2 at fixed size too), both ways."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -126,7 +126,7 @@ def read_image_encoder(state: State, info: dict[str, Any] | None, hints: Hints) 
         ignore += [r"vision_model\.head\..+"] if siglip else [r"vision_model\.post_layernorm\..+"]
     rows = _TOWERS + (_SIGLIP if siglip else _CLIP) + pair("classifier", "head")
     table = expand(tuple(row for row in rows if _is_of_images(row[0])), config.depth)
-    names: Any = given.get("id2label")
+    names = cast("dict[str, Any] | None", given.get("id2label"))
     keys = [str(number) for number in range(num_classes)]
     labels = tuple(str(names[key]) for key in keys) if isinstance(names, dict) and names.keys() == set(keys) else None
     ours = read(state, table, skeleton(config, num_classes), ignore=ignore)
