@@ -268,7 +268,7 @@ def layout_rows() -> tuple[Rows, Rows, float]:
             try:
                 vlm.load("hf:org/model")
             except vlm.errors.VlmError as error:
-                refused.append((title, re.sub(r"/\S+/", "", str(error)).replace("|", "\\|")))
+                refused.append((title, re.sub(r"(?<!\w)/\S+/", "", str(error)).replace("|", "\\|")))
             else:
                 raise AssertionError(f"{title} was opened")
     return rows, refused, worst

@@ -131,7 +131,7 @@ def test_each_trouble_of_the_network_is_one_line_that_says_what_it_is(
 
 def test_a_hub_that_let_us_wait_is_not_asked_again_at_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     plan("hf:org/model", "clip").fetch()
-    monkeypatch.setattr("vlm.interop.hub.repository.PATIENCE", 0.5)
+    monkeypatch.setattr("vlm.interop.hub.repository.PATIENCE", 1.2)
     hub.trouble = "silent"
     list_repository(HubAddress("org/model"))
     with monkeypatch.context() as unasked:
