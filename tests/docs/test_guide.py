@@ -1,8 +1,10 @@
 """docs/guide: the code of a page is the source's, its commands run, and both languages say the same."""
 
 import ast
+import importlib
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,38 @@ def test_both_languages_have_the_same_code_commands_and_outputs(name: str) -> No
     for one, other in zip(blocks(english), blocks(japanese), strict=True):
         assert one.kind == other.kind
         assert same_in_both_languages(one) == same_in_both_languages(other)
+
+
+def python_pages() -> list[Path]:
+    return [path for path in documents() if any(block.kind == "python" for block in blocks(path.read_text("utf-8")))]
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_every_name_that_a_page_imports_of_vlm_exists(language: str) -> None:
+    """The long tests run the pages; this one finds at once that a module was renamed."""
+    missing: list[str] = []
+    for path in python_pages():
+        if (path.name.endswith(".ja.md") or path.parent.name == "ja") != (language == "ja"):
+            continue
+        for block in blocks(path.read_text(encoding="utf-8")):
+            if block.kind == "python":
+                missing += [f"{path.name}: {name}" for name in imported(block.body) if not exists(*name)]
+    assert not missing
+
+
+def imported(program: str) -> list[tuple[str, str]]:
+    """(module, name) of each `from vlm... import name`."""
+    nodes = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.ImportFrom)]
+    return [
+        (node.module, alias.name) for node in nodes if (node.module or "").startswith("vlm") for alias in node.names
+    ]
+
+
+def exists(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name) or find_spec(f"{module}.{name}") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def documents() -> list[Path]:
