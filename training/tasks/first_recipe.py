@@ -16,6 +16,7 @@ from vlm.training.audit.check import open_tokenizer
 from vlm.training.audit.numbers import find_twins, numbers
 from vlm.training.audit.scan import Seen, scan
 from vlm.training.data.division import open_training_rows, validation_split_of
+from vlm.training.data.formats.splits import canonical_split
 from vlm.training.data.rows import BrokenSample, ColumnNames, Rows
 from vlm.training.recipe.reading import parse_recipe
 from vlm.training.recipe.sections import SourceSection
@@ -123,6 +124,8 @@ def _look(data: str, columns: ColumnNames | None, root: str | Path | None) -> _D
     )
     rows = open_training_rows(source)
     split = validation_split_of(source)
+    if canonical_split(split) == "test":  # stays unseen until the end
+        split = ""
     tokenizer = open_tokenizer("mini")
     context = tokenizer.context_length
     seen = scan(rows, tokenizer, sample=LOOKED_AT, workers=0)

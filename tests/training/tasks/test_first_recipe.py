@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.check_sets import COLOURS, THINGS, noise_image
 from vlm.cli import main
+from vlm.training.data.targets import open_classifier_data
 from vlm.training.recipe.config import Recipe, VitRecipe
 from vlm.training.recipe.reading import read_any_recipe
 
@@ -61,6 +62,16 @@ def test_the_recipe_fits_the_data_and_says_why(shape, kind, tmp_path: Path, monk
     assert recipe.run.batch_size <= count // 4
     assert recipe.optim.warmup_steps < recipe.run.steps
     assert (recipe.model.start is None) == (shape.get("side") == 28)  # no pretrained model for tiny images
+
+
+def test_a_test_split_is_neither_trained_on_nor_chosen_by(tmp_path: Path):
+    data = photos(tmp_path / "photos", 40, side=20, splits=True)
+    (data / "val").rename(data / "test")
+    assert init(data, str(tmp_path / "r.toml")) == 0
+    recipe = read_any_recipe(tmp_path / "r.toml")
+    assert not recipe.data.validation_split and recipe.data.held_out
+    found = open_classifier_data(recipe.data, "single_label")
+    assert len(found.training.index) + len(found.validation.index) == 32
 
 
 def test_rare_classes_and_broken_files_are_provided_for(tmp_path: Path):
