@@ -79,10 +79,13 @@ def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, n
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Raises PluginError where a page loads anything from another host."""
+    """Names the search dialog for screen readers; raises PluginError where a page loads anything from another host."""
     if loaded := _LOADED.search(output):
         raise PluginError(f"{page.file.src_uri}: loads from another host: {loaded[0]}. Copy the file into docs/.")
-    return output
+    name = "検索" if _japanese(page) else "Search"
+    return output.replace(
+        'data-md-component="search" role="dialog"', f'data-md-component="search" role="dialog" aria-label="{name}"'
+    )
 
 
 def _taken_in(path: str, config: MkDocsConfig) -> File:

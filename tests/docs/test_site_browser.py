@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -92,6 +93,24 @@ def test_no_page_scrolls_sideways_at_390_pixels(page: Page, site: Path, address:
     page.set_viewport_size({"width": 1280, "height": 900})
     assert len(widths) > 60
     assert not {path: width for path, width in widths.items() if width > 390}
+
+
+AXE_PAGES = (
+    "", "index.ja/", "guide/en/07-mhsa/", "guide/ja/05-input-layer/", "photos/", "photos.ja/", "demo-tour.ja/",
+    "api-examples/", "interop.ja/", "reference/models/", "source/vlm/assets/mini/README/",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", AXE_PAGES)
+def test_axe_finds_nothing_serious(page: Page, address: str, path: str, scheme: Literal["light", "dark"]) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    page.goto(address + path)
+    page.wait_for_function("document.readyState === 'complete'")
+    found = [rule for rule in axe.run(page).response["violations"] if rule["impact"] in ("serious", "critical")]
+    page.emulate_media(color_scheme="light")
+    assert not [(rule["id"], [node["html"][:150] for node in rule["nodes"][:3]]) for rule in found]
 
 
 @pytest.mark.parametrize("chapter", sorted(path.stem for path in (ROOT / "docs/guide/en").glob("[01]*.md")))
