@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import timm.data
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 
 import vlm
 from benchmarks.machine import about
@@ -75,7 +75,8 @@ def variants() -> dict[str, Variant]:
     config = PreprocessConfig(image_size=SIDE)
     prepare = Preprocess(config)
     theirs: Any = image_transform(SIDE, is_train=True, mean=config.mean, std=config.std)
-    timms: Any = timm.data.create_transform(SIDE, is_training=True, scale=CROP, ratio=(0.75, 4 / 3), color_jitter=None)
+    plain: Any = create_transform  # color_jitter may be None, its type says otherwise
+    timms: Any = plain(SIDE, is_training=True, scale=CROP, ratio=(0.75, 4 / 3), color_jitter=None)
     crops = Transform(TransformConfig(scale=CROP), (SIDE, SIDE), seed=0)
 
     def open_one(file: bytes) -> Image.Image:

@@ -69,7 +69,7 @@ def test_a_test_split_is_neither_trained_on_nor_chosen_by(tmp_path: Path):
     (data / "val").rename(data / "test")
     assert init(data, str(tmp_path / "r.toml")) == 0
     recipe = read_any_recipe(tmp_path / "r.toml")
-    assert not recipe.data.validation_split and recipe.data.held_out
+    assert isinstance(recipe, VitRecipe) and not recipe.data.validation_split and recipe.data.held_out
     found = open_classifier_data(recipe.data, "single_label")
     assert len(found.training.index) + len(found.validation.index) == 32
 

@@ -168,10 +168,10 @@ def test_a_balanced_run_of_epochs_goes_on_where_it_was_stopped(run_folder: Path,
 def test_the_checkpoint_itself_knows_the_classes_and_the_data(run_folder: Path, tmp_path: Path, marker: str, capsys):
     data = tmp_path / "data"
     for number in range(24):
-        image = images(data, f"{['ant', 'bee', 'cat'][number % 3]}/{number}.png")
+        images(data, f"{['ant', 'bee', 'cat'][number % 3]}/{number}.png")
     recipe = write_vit_recipe(
         run_folder,
-        data={"train": str(image), "train_splits": [], "validation_split": None, "columns": None},
+        data={"train": str(data), "train_splits": [], "validation_split": None, "columns": None},
         run={"steps": 2, "batch_size": 8, "save_every": 1},
     )
     assert train(recipe, tmp_path / "run", SINGLE_PROCESS) == 0
