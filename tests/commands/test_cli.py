@@ -85,7 +85,7 @@ def test_broken_images_are_skipped_listed_by_reason_and_change_no_exit_code(
     (image_folder / "text.jpg").write_text("I am no image")
     whole = (image_folder / "c.jpg").read_bytes()
     (image_folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (image_folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (image_folder / "photo.jxl").write_bytes(b"\xff\x0a\xfa\x7f")
     assert run("search", "a dog", "--folder", image_folder, "-k", "99", "--model", model, "--json") == 0
     output = capsys.readouterr()
     assert len(json.loads(output.out)) == 6
@@ -95,7 +95,7 @@ def test_broken_images_are_skipped_listed_by_reason_and_change_no_exit_code(
         "empty.png": "empty file",
         "text.jpg": "not an image",
         "cut.jpg": "truncated",
-        "drawing.svg": "unsupported format",
+        "photo.jxl": "unsupported format",
     }
 
 

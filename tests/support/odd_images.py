@@ -20,7 +20,7 @@ ODD_IMAGES: dict[str, str | None] = {
     "animated.webp": None,
     "rotated.jpg": None,
     "bomb.png": "too many pixels",
-    "drawing.svg": "unsupported format",
+    "photo.jxl": "unsupported format",
 }
 
 
@@ -71,8 +71,7 @@ def write_odd_images(folder: Path) -> dict[str, Path]:
     corners.transpose(Image.Transpose.ROTATE_90).save(paths["rotated.jpg"], quality=95, subsampling=0, exif=exif)
 
     paths["bomb.png"].write_bytes(_png_header(60_000, 60_000))
-    svg = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>\n'
-    paths["drawing.svg"].write_text(svg, encoding="utf-8")
+    paths["photo.jxl"].write_bytes(b"\xff\x0a\xfa\x7f")
     return paths
 
 

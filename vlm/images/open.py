@@ -14,6 +14,7 @@ from vlm.images.colour import apply, flatten, srgb_transform
 from vlm.images.optional_formats import open_heic, raw_preview
 from vlm.images.repair import without_metadata
 from vlm.images.signatures import sniff
+from vlm.images.svg import open_svg
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, Image.MAX_IMAGE_PIXELS: 256 MiB of RGB
 MAX_BYTES = 64 * 2**20
@@ -158,6 +159,8 @@ def _loaded(opened: OpenedImage) -> tuple[OpenedImage, Image.Image]:
     try:
         opened.image.load()
         return opened, opened.image
+    except ImageError:
+        raise
     except Exception as error:
         again = _without_metadata(opened)
         try:
@@ -228,10 +231,16 @@ def _read_header(data: bytes, name: str) -> OpenedImage:
         raise ImageError(name, "not an image", f"its first bytes are those of no image format: {data[:8]!r}")
     if kind == "RAW":
         return _open_preview(data, name)
-    if kind != "HEIC" and (kind not in _FORMATS or not _installed(kind)):
+    if kind not in ("HEIC", "SVG") and (kind not in _FORMATS or not _installed(kind)):
         raise ImageError(name, "unsupported format", f"this is {kind}; save it as JPEG or PNG")
     try:
-        image = open_heic(data, name) if kind == "HEIC" else _open_by_pillow(data, kind)
+        match kind:
+            case "HEIC":
+                image = open_heic(data, name)
+            case "SVG":
+                image = open_svg(data, name, lambda inner: _open_inside(inner, name))
+            case _:
+                image = _open_by_pillow(data, kind)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -262,6 +271,14 @@ def _open_by_pillow(data: bytes, kind: str) -> Image.Image:
         if smaller is None:
             raise
         return Image.open(io.BytesIO(smaller), formats=(kind,))
+
+
+def _open_inside(data: bytes, name: str) -> Image.Image:
+    """The header of a raster image inside of a drawing."""
+    kind = sniff(data)
+    if kind not in ("PNG", "JPEG", "GIF", "WEBP"):
+        raise ImageError(name, "damaged", f"an image in it is {kind or 'of no known format'}; save it again")
+    return _check_pixels(OpenedImage(_open_by_pillow(data, kind), name)).image
 
 
 def _open_preview(data: bytes, name: str) -> OpenedImage:

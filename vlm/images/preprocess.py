@@ -15,6 +15,7 @@ from vlm.images.bands import open_bands
 from vlm.images.colour import apply, srgb_transform
 from vlm.images.large_jpegs import decode_jpeg, shrink
 from vlm.images.open import ON_ITS_SIDE, UPRIGHT, ImageSource, OpenedImage, decode, open_header, orientation_of
+from vlm.images.svg import SvgImage
 
 Decoding = Literal["exact", "scaled"]
 
@@ -73,6 +74,8 @@ class Preprocess:
         if opened.data is not None and isinstance(opened.image, JpegImageFile):
             image, size = self._fit_jpeg(opened, opened.data)
         else:
+            if isinstance(opened.image, SvgImage) and not self._is_band(opened.image.size):
+                opened.image.render_at(self._resized(*opened.image.size))
             whole, transform = decode(opened, to_srgb=self.config.to_srgb)
             image, size = self._fit(whole, whole.size, transform), whole.size
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), size

@@ -1,6 +1,8 @@
 """The format of an image file, by its first bytes and, where a format has none of its own, by its name."""
 
+import re
 import struct
+import zlib
 from pathlib import PurePath
 
 _RAW = """
@@ -9,7 +11,7 @@ _RAW = """
 """
 _OTHERS = """
     .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heics .heif .hif .jp2 .j2k
-    .j2c .jpc .jpx .jpf .ppm .pgm .pbm .pnm .tga .ico .psd .svg .jxl
+    .j2c .jpc .jpx .jpf .ppm .pgm .pbm .pnm .tga .ico .psd .svg .svgz .jxl
 """
 RAW_SUFFIXES = frozenset(_RAW.split())  # camera raw files: most begin like TIFF
 # All suffixes of images.  Some formats are always refused: a search lists them instead of leaving them out silently.
@@ -42,6 +44,12 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
     (0, b"\0MRM", "RAW"),  # Minolta
 )
 _HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}  # ISO/IEC 23008-12, annex B
+_FIRST_ELEMENT = re.compile(
+    r"(?:\ufeff|\xef\xbb\xbf)?"  # a byte order mark
+    r"(?:\s|(?><\?.*?\?>)|(?><!--.*?-->)|(?><!DOCTYPE[^\[>]*(?:\[.*?\]\s*)?>))*+"
+    r"<([\w.:-]+)[\s/>]",
+    re.S | re.I,
+)
 _BITMAP_HEADERS = {12, 40, 52, 56, 64, 108, 124}  # sizes of BITMAPCOREHEADER, BITMAPINFOHEADER and its successors
 
 
@@ -59,6 +67,8 @@ def sniff(data: bytes, name: str = "") -> str | None:
     suffix = PurePath(name).suffix.lower()
     if kind == "TIFF" and suffix in RAW_SUFFIXES:
         return "RAW"
+    if kind is None and suffix in (".svg", ".svgz"):
+        return "SVG"
     if kind is None and (data[-18:-2] == b"TRUEVISION-XFILE" or (suffix == ".tga" and _is_targa(data))):
         return "TGA"
     return kind
@@ -76,7 +86,20 @@ def _by_first_bytes(data: bytes) -> str | None:
         return "ICO"
     if _is_bitmap_without_file_header(data):
         return "DIB"
-    return "SVG" if b"<svg" in data[:2048].lower() else None
+    return "SVG" if _is_svg(data) else None
+
+
+def _is_svg(data: bytes) -> bool:
+    """The root element is <svg>, with or without a prefix; comments and a document type may come before it."""
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = zlib.decompressobj(wbits=31).decompress(data[:2048], 2048)
+        except zlib.error:
+            return False
+    start = data[:2048]
+    text = start.decode("utf-16", "ignore") if start[:2] in (b"\xff\xfe", b"\xfe\xff") else start.decode("latin-1")
+    found = _FIRST_ELEMENT.match(text)
+    return found is not None and found[1].rpartition(":")[2].lower() == "svg"
 
 
 def _by_brands(data: bytes) -> str | None:

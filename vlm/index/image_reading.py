@@ -43,7 +43,7 @@ class ReadFile(NamedTuple):
 @cache
 def reader_version() -> str:
     """Returns the formats that can be read here.  Files that another version refused are tried again."""
-    parts = [name for name in ("pillow_heif", "rawpy") if find_spec(name)]
+    parts = [name for name in ("pillow_heif", "rawpy", "resvg_py") if find_spec(name)]
     parts += [name for name in ("avif", "webp", "jpg_2000") if features.check(name)]
     return " ".join(["3", *parts])  # the number grows with the formats of vlm/images
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from vlm.embedder import Embedder
 from vlm.errors import ImageError, InputError
 from vlm.images.open import read_image_size
+from vlm.images.signatures import sniff
 from vlm.index.embedding_index import EmbeddingIndex
 from vlm.index.query import Query, parse_terms
 from vlm.serving.api_types import ClassifyRequest, EmbedRequest, SearchRequest, UploadedImage
@@ -159,6 +160,8 @@ class Service:
     def _decode(self, file: bytes, name: str) -> tuple[bytes, Tensor]:
         """-> digest, pixels (3, H, W)."""
         try:
+            if sniff(file) == "SVG":  # no limit on its size bounds the time that it takes
+                raise ImageError(name, "unsupported format", "this is SVG, which a server does not draw; send a PNG")
             width, height = read_image_size(file)
             if width * height > self._max_pixels:
                 detail = f"{width} x {height} pixels; the limit is {self._max_pixels:,}; make it smaller first"
