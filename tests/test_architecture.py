@@ -3,8 +3,8 @@
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import FunctionType
 from typing import NamedTuple
@@ -20,7 +20,6 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "core", "misc",
 class Import(NamedTuple):
     source: str  # dotted module that imports
     target: str  # dotted module that is imported
-    local: bool  # inside a function
 
     def __str__(self) -> str:
         return f"{self.source} imports {self.target}"
@@ -36,14 +35,7 @@ def dotted(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[Import]:
     """All of them: at the top, under TYPE_CHECKING and inside functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    in_functions = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -52,7 +44,7 @@ def imports(path: Path) -> Iterator[Import]:
         else:
             continue
         for target in targets:
-            yield Import(dotted(path), checkout(target), id(node) in in_functions)
+            yield Import(dotted(path), checkout(target))
 
 
 def checkout(module: str) -> str:
@@ -66,8 +58,10 @@ def module_of(module: str, name: str) -> str:
     return f"{module}.{name}" if inner.with_suffix(".py").exists() or (inner / "__init__.py").exists() else module
 
 
-def inside(package: str) -> list[Import]:
-    return [found for path in files(package) for found in imports(path)]
+def inside(*packages: str) -> list[Import]:
+    """Imports of modules of ours.  A package that imports itself under its other name is no other module."""
+    found = (one for path in files(*packages) for one in imports(path))
+    return [one for one in found if one.target.split(".")[0] in PACKAGES and one.target != one.source]
 
 
 def levels(page: str = "CONTRIBUTING.md") -> dict[str, int]:
@@ -86,34 +80,39 @@ def levels(page: str = "CONTRIBUTING.md") -> dict[str, int]:
 
 def level_of(module: str, known: dict[str, int]) -> int:
     """`vlm.interop.formats.timm` has the level of `vlm.interop`."""
+    assert folder(module, known) in known, f"CONTRIBUTING.md gives {module} no level: add its folder to the module map"
+    return known[folder(module, known)]
+
+
+def folder(module: str, known: dict[str, int]) -> str:
+    """The entry of the module map that a module belongs to; `vlm.__init__` is an entry of its own."""
+    if f"{module}.__init__" in known:
+        return f"{module}.__init__"
     parts = module.split(".")
-    found = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), None)
-    assert found is not None, f"CONTRIBUTING.md gives {module} no level: add its folder to the module map"
-    return known[found]
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), module)
 
 
-PUBLIC = ("vlm", "training", "demo")  # open every level to the user, lazily
+def climbing(found: Iterable[Import], known: dict[str, int]) -> list[str]:
+    """Imports of another folder that is not on a lower level."""
+    return [
+        str(one)
+        for one in found
+        if folder(one.source, known) != folder(one.target, known)
+        and level_of(one.target, known) >= level_of(one.source, known)
+    ]
+
+
+def in_order(found: Iterable[Import]) -> list[str]:
+    """Modules in the order in which they can be imported.  A circle raises CycleError, which names it."""
+    graph: dict[str, set[str]] = {}
+    for one in found:
+        graph.setdefault(one.source, set()).add(one.target)
+    return list(TopologicalSorter(graph).static_order())
 
 
 def test_imports_go_to_lower_levels_only() -> None:
-    known = levels()
-    climbing = [
-        str(found)
-        for package in PACKAGES
-        for found in inside(package)
-        if found.source not in PUBLIC
-        and found.target.split(".")[0] in PACKAGES
-        and found.target not in PUBLIC
-        and folder(found.source) != folder(found.target)
-        and level_of(found.target, known) >= level_of(found.source, known)
-    ]
-    assert not climbing
-
-
-def folder(module: str) -> str:
-    known = levels()
-    parts = module.split(".")
-    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), module)
+    """Those inside functions too."""
+    assert not climbing(inside(*PACKAGES), levels())
 
 
 def test_both_languages_draw_the_same_map() -> None:
@@ -122,28 +121,21 @@ def test_both_languages_draw_the_same_map() -> None:
 
 def test_every_module_has_a_level_and_every_level_a_module() -> None:
     known = levels()
-    modules = {dotted(path) for path in files(*PACKAGES)} - {*PUBLIC}
+    modules = {dotted(path) for path in files(*PACKAGES)}
     assert all(level_of(module, known) >= 0 for module in modules)
-    assert not {name for name in known if not any(f"{module}.".startswith(f"{name}.") for module in modules)}
+    assert {*known} == {folder(module, known) for module in modules}
 
 
 def test_inside_the_library_nobody_imports_the_public_face() -> None:
     """It sits above all levels but that of the commands."""
     known = levels()
-    below = [
-        found for found in inside("vlm") if found.source != "vlm" and level_of(found.source, known) < known["demo"]
-    ]
+    below = [found for found in inside("vlm") if level_of(found.source, known) < known["demo"]]
     assert not [str(found) for found in below if found.target == "vlm"]
 
 
 def test_no_two_modules_need_each_other() -> None:
-    """TopologicalSorter raises CycleError, which names the circle."""
-    graph: dict[str, set[str]] = {}
-    for package in PACKAGES:
-        for found in inside(package):
-            if found.target.split(".")[0] in PACKAGES and found.source not in PUBLIC and not found.local:
-                graph.setdefault(found.source, set()).add(found.target)
-    order = list(TopologicalSorter(graph).static_order())
+    """Inside functions neither."""
+    order = in_order(inside(*PACKAGES))
     assert order.index("vlm.config") < order.index("vlm.models.layers") < order.index("vlm.models.clip")
 
 
@@ -151,15 +143,17 @@ def test_the_import_reader_sees_all_three_kinds(tmp_path: Path, monkeypatch: pyt
     """A check that finds nothing must be able to find something."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "vlm").mkdir()
-    (tmp_path / "vlm" / "layers.py").write_text("")
+    (tmp_path / "vlm" / "layers.py").write_text("def f():\n    class A:\n        from vlm.late import f\n")
     (tmp_path / "vlm" / "late.py").write_text(
         "from vlm import layers\nif TYPE_CHECKING:\n    from vlm.clip import CLIP\ndef f():\n    import vlm.demo.app\n"
     )
-    assert sorted(inside("vlm")) == [
-        Import("vlm.late", "demo.app", True),
-        Import("vlm.late", "vlm.clip", False),
-        Import("vlm.late", "vlm.layers", False),
-    ]
+    late = [Import("vlm.late", target) for target in ("demo.app", "vlm.clip", "vlm.layers")]
+    found = inside("vlm")
+    assert {*found} == {Import("vlm.layers", "vlm.late"), *late}
+    known = {"vlm.layers": 0, "vlm.clip": 0, "vlm.late": 1, "demo": 2}
+    assert {*climbing(found, known)} == {"vlm.late imports demo.app", "vlm.layers imports vlm.late"}
+    with pytest.raises(CycleError):
+        in_order(found)
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
