@@ -6,8 +6,8 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ from tests.commands.conftest import Command
 from tests.support.odd_images import noise
 from tests.support.rights import read_only, small_disk
 from vlm.checkpoint.load import load
+from vlm.checkpoint.save import save
 from vlm.cli import main
-from vlm.commands.watching import changes_of
 from vlm.embedder import Embedder
 from vlm.images.open import ImageSource, OpenedImage
 from vlm.images.preprocess import Preprocess
@@ -342,13 +342,44 @@ def test_changes_are_picked_up_while_watching(
 
 
 @pytest.mark.long
-def test_a_real_change_is_seen(tmp_path: Path):
+def test_a_watched_folder_is_indexed_as_files_are_added_changed_and_deleted(
+    tiny_embedder: Embedder, image_folder: Path, tmp_path: Path
+):
+    """A real process and real changes; in the end the index is that of a new run."""
     pytest.importorskip("watchfiles")
-    seen: list[int] = []
-    timer = threading.Timer(0.5, (tmp_path / "a.png").write_bytes, [b"x"])
-    timer.start()
-    for count in changes_of(tmp_path):
-        seen.append(count)
-        break
-    timer.join()
-    assert seen[0] >= 1
+    save(tiny_embedder, tmp_path / "model")
+    words = [
+        "index",
+        image_folder,
+        "--index",
+        tmp_path / "i",
+        "--model",
+        tmp_path / "model",
+        "--workers",
+        "1",
+        "--watch",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlm", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+
+    def after(change: Callable[[], object]) -> str:
+        change()
+        return process.stdout.readline() if process.stdout is not None else ""
+
+    try:
+        assert "6 embedded" in process.stdout.readline()
+        assert "1 embedded" in after(lambda: noise(9, 9, 7).save(image_folder / "deeper" / "new.png"))
+        assert "1 embedded" in after(lambda: noise(9, 9, 8).save(image_folder / "deeper" / "new.png"))
+        assert "1 vanished" in after((image_folder / "a.png").unlink)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    fresh = tmp_path / "fresh"
+    with EmbeddingIndex.open(tmp_path / "i", tiny_embedder) as kept, EmbeddingIndex.open(fresh, tiny_embedder) as new:
+        new.add_folder(image_folder, workers=1)
+        for query in ("a dog", "犬"):
+            found, expected = ({hit.path: hit.score for hit in index.search(query, 99)} for index in (kept, new))
+            assert found == pytest.approx(expected)

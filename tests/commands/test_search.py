@@ -148,10 +148,15 @@ def test_control_characters_of_names_are_escaped_for_people_and_kept_for_program
     ]
 
 
+@pytest.mark.parametrize("source", ["file", "EXIF"])
 def test_by_date_puts_the_same_hits_in_the_order_of_their_dates(
-    vlm_command: Command, image_folder: Path, where: list[str | Path], tmp_path: Path
+    source: str, vlm_command: Command, image_folder: Path, where: list[str | Path], tmp_path: Path
 ):
     for age, path in enumerate(sorted(path for path in image_folder.rglob("*.*") if path.is_file())):
+        if source == "EXIF" and path.suffix in (".png", ".jpg"):
+            exif = Image.Exif()
+            exif[0x0132] = f"{2020 - age}:01:02 03:04:05"
+            noise(9, 9, age).save(path, exif=exif)
         os.utime(path, (86400 * 365 * (20 - age), 86400 * 365 * (20 - age)))
     vlm_command("index", image_folder, *where)
     plain, dated = (
@@ -203,12 +208,16 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_word(image_folder: 
 
 
 def test_without_a_query_a_terminal_asks_for_queries_and_loads_the_model_once(
-    vlm_command: Command, where: list[str | Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    vlm_command: Command,
+    where: list[str | Path],
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    lines = iter(["犬", "", "red -", "a cat"])
+    lines = iter(["犬", "", "red -", "a cat", str(image_folder / "b.png"), "nowhere.png"])
 
     def typed(prompt: str) -> str:
         line = next(lines, None)
@@ -224,8 +233,8 @@ def test_without_a_query_a_terminal_asks_for_queries_and_loads_the_model_once(
     )
     code, out, err = vlm_command("search", *where, "-k", "3")
     assert (code, len(made)) == (0, 1)
-    assert len([line for line in out.splitlines() if line.startswith("  ")]) == 6
-    assert "red -" in err and "Traceback" not in err
+    assert len([line for line in out.splitlines() if line.startswith("  ")]) == 9
+    assert "red -" in err and "nowhere.png" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])

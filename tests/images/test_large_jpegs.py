@@ -148,7 +148,7 @@ def test_the_size_is_that_of_the_upright_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_decoding_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"decoding is 'quick'; it must be one of exact, scaled\."):
+    with pytest.raises(ValueError, match=r"'quick'.*exact, scaled"):
         Preprocess(PreprocessConfig(), decoding="quick")  # type: ignore[arg-type]
 
 

@@ -316,7 +316,7 @@ def test_a_prune_during_the_building_makes_it_void(large: EmbeddingIndex):
         large.delete(paths(large, 1, exact=True))
         large.prune()
 
-    with pytest.raises(ValueError, match="was pruned while its approximate index was built"):
+    with pytest.raises(ValueError, match="pruned"):
         large.build_ann(prune)
     assert not ann_files(large)
 

@@ -378,7 +378,7 @@ def test_names_that_no_file_can_have_are_refused(index: EmbeddingIndex, image_fo
     for action in (index.add_folder, lambda name: index.add([name]), lambda name: index.delete([name])):
         with pytest.raises(InputError, match=r"a\\x00b"):
             action(f"{image_folder}/a\0b")
-    with pytest.raises(InputError, match="There is no folder"):
+    with pytest.raises(InputError, match=r"a\.png"):
         index.add_folder(image_folder / "a.png")
     assert counts(index.add([image_folder / "nowhere.png"])) == (0, 0, 0, 0, 1)
 

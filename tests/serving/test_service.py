@@ -202,11 +202,11 @@ def test_a_image_that_cannot_be_read_is_named_by_its_place_or_its_file(client: T
 def test_a_image_may_have_as_many_pixels_as_were_allowed_and_no_more(tiny_embedder: Embedder):
     service, usual = Service(tiny_embedder, max_pixels=24 * 24), Service(tiny_embedder)
     assert asyncio.run(service.embed_all_images([UploadedImage(png(side=24))])).shape == (1, 24)
-    with pytest.raises(ImageError, match=r"^images\[0\]: too many pixels.*25 x 25 pixels; the limit is 576; make it"):
+    with pytest.raises(ImageError, match=r"^images\[0\]: too many pixels.*25 x 25.*576"):
         asyncio.run(service.embed_all_images([UploadedImage(png(side=25))]))
     wide, file = Image.new("1", (40, 1_000_001)), io.BytesIO()
     wide.save(file, "PNG")
-    with pytest.raises(ImageError, match=r"40 x 1000001 pixels; the limit is 40,000,000; make"):  # docs/server.md
+    with pytest.raises(ImageError, match=r"40 x 1000001 .*40,000,000"):  # docs/server.md
         asyncio.run(usual.embed_all_images([UploadedImage(file.getvalue())]))
     service.close()
     usual.close()

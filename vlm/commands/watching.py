@@ -13,7 +13,8 @@ def changes_of(folder: Path) -> Iterator[int]:
         folder: subfolders too.
 
     Returns:
-        How many files changed, each time some did and 1.6 s have passed.  It ends with KeyboardInterrupt.
+        How many files changed, each time some did and 1.6 s have passed; the first time after a second, so that changes
+        from before the watch began are picked up.  It ends with KeyboardInterrupt.
 
     Raises:
         MissingPackageError: without watchfiles.
@@ -22,5 +23,15 @@ def changes_of(folder: Path) -> Iterator[int]:
         from watchfiles import watch
     except ImportError as error:
         raise missing_package("--watch", "watchfiles", "retrieval") from error
-    for changes in watch(folder, watch_filter=None, raise_interrupt=True, ignore_permission_denied=True):
-        yield len(changes)
+    begun = False
+    for changes in watch(
+        folder,
+        watch_filter=None,
+        raise_interrupt=True,
+        ignore_permission_denied=True,
+        rust_timeout=1000,
+        yield_on_timeout=True,
+    ):
+        if changes or not begun:
+            yield len(changes)
+        begun = True

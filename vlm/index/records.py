@@ -1,6 +1,7 @@
 """Rows of an index: image contents, and the files that hold them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Reasons of access say nothing about the bytes of a file: they are reported and never stored.
 ACCESS_REASONS = frozenset({"missing", "not a file", "outside the folder", "unreadable"})
@@ -31,9 +32,8 @@ class Record:
     reader: str | None = None  # version of the reader that refused it
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """State of a path in the index."""
+class FileState(NamedTuple):
+    """State of a path in the index.  The database says True and False as 1 and 0."""
 
     size: int
     mtime: int

@@ -228,13 +228,13 @@ class VectorStore:
         below, bounds = below_folder(folder)
         with self.reading():
             found = self.database.execute(f"{_STATES} WHERE {below}", (model, *bounds))
-            return {os.fsdecode(path): FileState(*row[:3], *map(bool, row[3:])) for path, *row in found}
+            return {os.fsdecode(row[0]): FileState._make(row[1:]) for row in found}
 
     def state_of(self, model: int, path: str) -> FileState | None:
         """Returns the state of a path, None if it is unknown."""
         with self.reading():
             row = self.database.execute(f"{_STATES} WHERE path = ?", (model, os.fsencode(path))).fetchone()
-        return None if row is None else FileState(*row[1:4], *map(bool, row[4:]))
+        return None if row is None else FileState._make(row[1:])
 
     def count(self, model: int) -> int:
         """Files that can be found."""

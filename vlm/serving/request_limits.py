@@ -65,7 +65,8 @@ class RequestLimits:
         body = b""
         if refusal is None:
             try:
-                body = await asyncio.wait_for(self._read_body(receive), self._body_seconds)
+                async with asyncio.timeout(self._body_seconds):  # wait_for would start a task for each request
+                    body = await self._read_body(receive)
             except TimeoutError:
                 refusal = problem(408, f"The request was not complete after {self._body_seconds:g} s. Send it faster.")
             except _HungUp:
