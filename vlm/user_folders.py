@@ -4,29 +4,39 @@ import os
 import sys
 from pathlib import Path
 
+from vlm.errors import InputError
+
 
 def cache_folder() -> Path:
     """Returns the cache folder: $XDG_CACHE_HOME/vlm, else the system's.  It may be deleted at any time."""
-    home = Path.home()
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given).absolute() / "vlm"
+    home = _home()
+    if home is None:
+        raise InputError("the home folder of this user is not known, wanted a place for a cache. Set HOME.")
     match sys.platform:
         case "darwin":
-            place = home / "Library" / "Caches"
+            return (home / "Library" / "Caches" / "vlm").absolute()
         case "win32":
-            place = Path(os.environ.get("LOCALAPPDATA", home))
+            return (Path(os.environ.get("LOCALAPPDATA", home)) / "vlm").absolute()
         case _:
-            place = home / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or place).absolute() / "vlm"
+            return (home / ".cache" / "vlm").absolute()
 
 
 def config_file() -> Path | None:
     """The user's config file: $VLM_CONFIG, else config.json in $XDG_CONFIG_HOME/vlm or the system's place for it.
 
-    None where VLM_CONFIG is set and empty: then no config file is read or written.
+    None where VLM_CONFIG is set and empty, or where this user has no home folder: then no config file is read or
+    written.
     """
     given = os.environ.get("VLM_CONFIG")
     if given is not None:
-        return Path(given).expanduser().absolute() if given else None
-    home = Path.home()
+        return expanded(given).absolute() if given else None
+    if folder := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(folder).absolute() / "vlm" / "config.json"
+    home = _home()
+    if home is None:
+        return None
     match sys.platform:
         case "darwin":
             place = home / "Library" / "Application Support"
@@ -34,4 +44,16 @@ def config_file() -> Path | None:
             place = Path(os.environ.get("APPDATA", home))
         case _:
             place = home / ".config"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or place).absolute() / "vlm" / "config.json"
+    return place.absolute() / "vlm" / "config.json"
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Replace a leading ~ or ~user by that user's home folder; the path stays as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user id without an account: a container
+        return None

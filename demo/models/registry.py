@@ -18,6 +18,7 @@ from vlm.bundled import BUNDLED
 from vlm.checkpoint.sources import FORMAT
 from vlm.demo.models import downloads
 from vlm.demo.page.texts import PageError
+from vlm.user_folders import expanded
 
 Kind = Literal["clip", "vit_classifier"]
 
@@ -71,7 +72,7 @@ class ModelRegistry:
         classifier: str | None = None,
         any_source: bool = False,
     ) -> None:
-        self.roots = tuple(Path(root).expanduser().absolute() for root in roots)
+        self.roots = tuple(expanded(root).absolute() for root in roots)
         self.named: dict[Kind, list[str]] = {  # on the command line
             "clip": list(dict.fromkeys((model, "mini"))),
             "vit_classifier": [classifier] if classifier is not None else [],
@@ -202,7 +203,7 @@ def _size(folder: Path) -> int:
 
 def _local_path(source: str) -> Path:
     """Folder of a local model."""
-    return BUNDLED.get(source, Path(source).expanduser()).resolve()
+    return BUNDLED.get(source, expanded(source)).resolve()
 
 
 def _changed(source: str) -> float:

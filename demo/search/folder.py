@@ -14,7 +14,7 @@ from vlm.demo.search.retrieval import BATCH, Filters, SearchResult
 from vlm.errors import InputError
 from vlm.images.finding import find_images
 from vlm.index.query import Term
-from vlm.user_folders import cache_folder
+from vlm.user_folders import cache_folder, expanded
 
 
 class IndexingProgress(NamedTuple):
@@ -41,7 +41,7 @@ class FolderCollection:
     """
 
     def __init__(self, folder: str | Path, embedder: Callable[[], vlm.Embedder], cache: Path | None = None) -> None:
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = expanded(folder).absolute()
         if not self.folder.is_dir():
             raise InputError(f"There is no folder '{folder}'. Give --folder one that holds images.")
         self._index_file = (cache or cache_folder() / "demo") / f"{_key(self.folder)}.index"

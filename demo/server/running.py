@@ -62,7 +62,7 @@ def serve_page(
         InputError: the port is in use, or the address is not one of this machine.
     """
     host = (host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1").strip("[]")
-    listener = _listen(host, port or int(os.environ.get("GRADIO_SERVER_PORT") or 0))
+    listener = _listen(host, port or _port_from_env())
     chosen: int = listener.getsockname()[1]
     app = FastAPI(
         docs_url=None,
@@ -95,11 +95,18 @@ def serve_page(
     return RunningPage(f"http://{name}:{chosen}", server, thread)
 
 
+def _port_from_env() -> int:
+    given = os.environ.get("GRADIO_SERVER_PORT") or "0"
+    if not given.isdecimal() or int(given) > 65535:
+        raise InputError(f"GRADIO_SERVER_PORT is {given!r}; it must be a whole number from 0 to 65535.")
+    return int(given)
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket on a port, or on the first free one for port 0."""
     try:
         family, *_, address = socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(f"'{host}' is no address of this machine ({error}). Give --host another one.") from error
     candidates = [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS)
     reason: OSError | None = None

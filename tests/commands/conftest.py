@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_words import CommandWords
 from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
@@ -24,3 +25,9 @@ def vlm_command(tiny_embedder: Embedder, tmp_path: Path, capsys: pytest.CaptureF
         return code, output.out, output.err
 
     return run
+
+
+@pytest.fixture
+def place(tiny_embedder: Embedder, image_folder: Path, run_folder: Path, tmp_path: Path) -> CommandWords:
+    save(tiny_embedder, tmp_path / "model")
+    return CommandWords(tmp_path, image_folder, run_folder)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vlm
+from tests.support.command_words import CommandWords, one_line
 from tests.support.machine import (
     files_no_longer_than,
     kill_who_decodes,
@@ -22,73 +23,23 @@ from tests.support.machine import (
     small_disk,
     without_privileges,
 )
-from tests.support.tiny_run import write_recipe, write_vit_recipe
+from tests.support.tiny_run import write_recipe
 from vlm.cli import main
-from vlm.embedder import Embedder
 from vlm.training.engine.run_folder import locked
 
 ROOT = Path(__file__).parents[2]
 
 
-class Place:
-    """A model, images, data and recipes in one folder, and the words of each command for them."""
-
-    def __init__(self, folder: Path, images: Path, run_folder: Path):
-        self.folder, self.images, self.run_folder = folder, images, run_folder
-        self.data = str(run_folder / "data.parquet")
-        changes = {"run": {"steps": 4, "save_every": 2, "eval_every": 4}, "data": {"workers": 1, "cache": "none"}}
-        self.recipe = write_recipe(run_folder, **changes)
-        self.vit_recipe = write_vit_recipe(run_folder, **changes)
-
-    def words(self, command: str) -> list[str]:
-        model, images, data = str(self.folder / "model"), str(self.images), self.data
-        return [
-            str(word)
-            for word in {
-                "classify": ["classify", self.images / "a.png", "--labels", "a", "b", "--model", model],
-                "look": ["look", self.images / "a.png", "--out", self.folder / "look", "--model", model],
-                "search": ["search", "a dog", "--folder", images, "--model", model],
-                "find": ["search", "a dog", "--index", self.folder / "i", "--model", model, "--json"],
-                "index": ["index", images, "--index", self.folder / "i", "--model", model],
-                "train": ["train", self.recipe, "--out", self.folder / "run"],
-                "train vit": ["train", self.vit_recipe, "--out", self.folder / "run"],
-                "evaluate": ["evaluate", model, "--data", data, "--split", "validation"],
-                "embed": ["embed", model, data, "--out", self.folder / "shards", "--rows-per-shard", "20"],
-                "check": ["check", data, "--workers", "1", "--out", self.folder / "found"],
-                "convert": ["convert", model, self.folder / "out"],
-                "serve": ["serve", "--index", self.folder / "i", "--model", model, "--port", "0"],
-            }[command]
-        ]
-
-    def run(self, command: str) -> int:
-        return main(self.words(command))
-
-
-@pytest.fixture
-def place(tiny_embedder: Embedder, image_folder: Path, run_folder: Path, tmp_path: Path) -> Place:
-    vlm.save(tiny_embedder, tmp_path / "model")
-    return Place(tmp_path, image_folder, run_folder)
-
-
-def warm(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def warm(place: CommandWords, capsys: pytest.CaptureFixture[str]) -> None:
     """datasets keeps a cache of a parquet file; write it before the disk is full."""
     assert place.run("evaluate") == 0
     capsys.readouterr()
 
 
-def one_line(code: int, capsys: pytest.CaptureFixture[str], *facts: str) -> None:
-    """One line behind the progress, exit code 1, no traceback."""
-    err = capsys.readouterr().err
-    errors = [line for line in err.splitlines() if "vlm: " in line and "error: " in line]
-    assert code == 1, err
-    assert len(errors) == 1 and err.splitlines()[-1] == errors[0] and "Traceback" not in err, err
-    assert all(fact in errors[0] for fact in facts), errors[0]
-
-
 # ---- the disk is full
 
 
-def add_images(place: Place) -> None:
+def add_images(place: CommandWords) -> None:
     for number in range(140):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(place.images / f"{number}.png")
 
@@ -98,7 +49,7 @@ def no_space(*_: object, **__: object) -> None:
 
 
 def test_a_full_disk_leaves_an_index_as_it_was(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: CommandWords, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert place.run("index") == 0
     capsys.readouterr()
@@ -116,7 +67,9 @@ def test_a_full_disk_leaves_an_index_as_it_was(
 
 
 @pytest.mark.parametrize("task", ["train", "train vit"])
-def test_a_full_disk_leaves_the_checkpoints_of_a_run(task: str, place: Place, capsys: pytest.CaptureFixture[str]):
+def test_a_full_disk_leaves_the_checkpoints_of_a_run(
+    task: str, place: CommandWords, capsys: pytest.CaptureFixture[str]
+):
     words = place.words(task)
     recipe = Path(words[1])  # a worker's shared memory is a file too, and would be too long
     recipe.write_text(recipe.read_text().replace("workers = 1", "workers = 0"))
@@ -128,7 +81,7 @@ def test_a_full_disk_leaves_the_checkpoints_of_a_run(task: str, place: Place, ca
     assert list((place.folder / "run" / "checkpoints").glob("step-*"))
 
 
-def test_a_full_disk_leaves_whole_shards(place: Place, capsys: pytest.CaptureFixture[str]):
+def test_a_full_disk_leaves_whole_shards(place: CommandWords, capsys: pytest.CaptureFixture[str]):
     words = [*place.words("embed"), "--workers", "0"]
     warm(place, capsys)
     with files_no_longer_than(300):
@@ -139,7 +92,9 @@ def test_a_full_disk_leaves_whole_shards(place: Place, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("command", ["convert", "check"])
-def test_a_full_disk_leaves_no_half_model_or_report(command: str, place: Place, capsys: pytest.CaptureFixture[str]):
+def test_a_full_disk_leaves_no_half_model_or_report(
+    command: str, place: CommandWords, capsys: pytest.CaptureFixture[str]
+):
     words = [*place.words(command), *(["--workers", "0"] if command == "check" else [])]
     warm(place, capsys)
     with files_no_longer_than(2000):
@@ -153,7 +108,7 @@ def test_a_full_disk_leaves_no_half_model_or_report(command: str, place: Place, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", ["index", "train", "embed"])
-def test_a_file_system_without_space_is_one_line(command: str, place: Place, capsys: pytest.CaptureFixture[str]):
+def test_a_file_system_without_space_is_one_line(command: str, place: CommandWords, capsys: pytest.CaptureFixture[str]):
     with small_disk(place.folder / "small", "16k") as small:
         words = place.words(command)
         place_of_out = words.index("--index" if command == "index" else "--out") + 1
@@ -166,7 +121,7 @@ def test_a_file_system_without_space_is_one_line(command: str, place: Place, cap
 
 @pytest.mark.parametrize("command", ["classify", "search", "index", "train", "train vit", "evaluate", "embed", "look"])
 def test_no_memory_is_one_line(
-    command: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, place: CommandWords, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     words = place.words(command)
     with monkeypatch.context() as patch:
@@ -181,7 +136,7 @@ def test_no_memory_is_one_line(
 
 @pytest.mark.parametrize("command", ["serve", "classify"])
 def test_no_memory_for_the_model_is_one_line(
-    command: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, place: CommandWords, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert place.run("index") == 0
     monkeypatch.setattr("vlm.models.clip.CLIP.__init__", no_memory)
@@ -194,7 +149,7 @@ def test_no_memory_for_the_model_is_one_line(
 
 @pytest.mark.parametrize("command", ["train", "train vit", "embed", "index"])
 def test_a_killed_worker_is_one_line_and_the_command_goes_on_later(
-    command: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, place: CommandWords, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     words = [*place.words(command), *(["--workers", "2"] if command == "index" else [])]
     if command == "index":  # a process starts where there is a batch for it
@@ -217,7 +172,7 @@ def zero(file: Path, first: int, last: int) -> None:
 @pytest.mark.parametrize("command", ["find", "index", "serve"])
 @pytest.mark.parametrize("part", [(0, 100), (100, 4096), (4096, 1 << 30)], ids=["header", "first page", "the rest"])
 def test_a_damaged_database_is_one_line_that_says_how_to_go_on(
-    command: str, part: tuple[int, int], place: Place, capsys: pytest.CaptureFixture[str]
+    command: str, part: tuple[int, int], place: CommandWords, capsys: pytest.CaptureFixture[str]
 ):
     assert place.run("index") == 0
     (database,) = [path for path in (place.folder / "i").rglob("*") if path.suffix in (".sqlite", ".db", ".sqlite3")]
@@ -231,7 +186,9 @@ def test_a_damaged_database_is_one_line_that_says_how_to_go_on(
 # ---- two processes
 
 
-def test_a_second_run_in_a_folder_is_one_line_and_touches_nothing(place: Place, capsys: pytest.CaptureFixture[str]):
+def test_a_second_run_in_a_folder_is_one_line_and_touches_nothing(
+    place: CommandWords, capsys: pytest.CaptureFixture[str]
+):
     words = place.words("train")
     with locked(place.folder / "run"):
         (place.folder / "run" / "metrics.jsonl").write_text("the first run's")
@@ -242,7 +199,7 @@ def test_a_second_run_in_a_folder_is_one_line_and_touches_nothing(place: Place, 
 
 
 @pytest.mark.long
-def test_of_two_processes_in_a_run_folder_one_trains_and_one_says_so(place: Place):
+def test_of_two_processes_in_a_run_folder_one_trains_and_one_says_so(place: CommandWords):
     command = [sys.executable, "-m", "vlm", *place.words("train")]
     pair = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ends = [process.communicate(timeout=120)[1] for process in pair]
@@ -258,7 +215,7 @@ def test_of_two_processes_in_a_run_folder_one_trains_and_one_says_so(place: Plac
 
 @pytest.mark.parametrize("command", ["index", "train", "embed", "convert", "check", "look"])
 def test_a_folder_that_may_not_be_written_is_one_line(
-    command: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, place: CommandWords, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     words = place.words(command)
     assert main(words) == 0  # and what is imported late is imported
@@ -289,7 +246,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(
 
 @pytest.mark.parametrize("closed", ["model", "i"])
 def test_a_model_or_an_index_that_may_not_be_read_is_one_line(
-    closed: str, place: Place, capsys: pytest.CaptureFixture[str]
+    closed: str, place: CommandWords, capsys: pytest.CaptureFixture[str]
 ):
     assert place.run("index") == 0 and place.run("find") == 0
     capsys.readouterr()
@@ -315,7 +272,7 @@ def _open_to_all(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_ctrl_c_in_a_training_run_saves_and_ends_with_75(place: Place):
+def test_ctrl_c_in_a_training_run_saves_and_ends_with_75(place: CommandWords):
     recipe = write_recipe(place.run_folder, run={"steps": 100_000, "eval_every": 100_000}, data={"workers": 1})
     command = [sys.executable, "-m", "vlm", "train", str(recipe), "--out", str(place.folder / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -331,7 +288,7 @@ def test_ctrl_c_in_a_training_run_saves_and_ends_with_75(place: Place):
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", ["find", "classify", "evaluate"])
-def test_a_closed_pipe_is_silence(command: str, place: Place):
+def test_a_closed_pipe_is_silence(command: str, place: CommandWords):
     assert place.run("index") == 0
     words = " ".join([f"'{sys.executable}'", "-m", "vlm", *(f"'{word}'" for word in place.words(command))])
     done = subprocess.run(

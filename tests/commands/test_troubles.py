@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import sqlite3
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -66,6 +67,8 @@ def sqlite_error(kind: type[sqlite3.Error], code: int, text: str) -> sqlite3.Err
         (PermissionError(errno.EACCES, "Permission denied", "/x/a"), ["no access", "/x/a", "permissions"]),
         (OSError(errno.EROFS, "Read-only file system", "/x/a"), ["no access", "/x/a", "Read-only"]),
         (OSError(errno.EIO, "Input/output error", "/x/a"), ["drive", "/x/a"]),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), ["network", "refused", "connection"]),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), ["network", "not known", "connection"]),
         (OSError(errno.EMFILE, "Too many open files"), ["too many open files", "ulimit -n"]),
         (ModuleNotFoundError("No module named 'sklearn'", name="sklearn"), ["scikit-learn", "vlm-clip[train]"]),
         (ModuleNotFoundError("No module named 'faiss'", name="faiss.x"), ["faiss-cpu", "vlm-clip[retrieval]"]),

@@ -25,6 +25,7 @@ from vlm.training.data.formats.tars import open_tars
 from vlm.training.data.formats.text_files import TEXT_FILES, open_text_file
 from vlm.training.data.near_miss import near_miss
 from vlm.training.data.rows import ColumnNames, Joined, OfSplit, Rows
+from vlm.user_folders import expanded
 
 _DATA = {*TEXT_FILES, ".parquet", ".tar", ".gz", ".zip"}
 WANTED = (
@@ -55,7 +56,7 @@ def open_rows(
 
 
 def _open(source: str, splits: Sequence[str], named: ColumnNames, root: Path | None) -> Rows:
-    path = Path(source).expanduser()
+    path = expanded(source)
     try:
         if path.is_file():
             return _open_files([path], source, splits, named, root)

@@ -143,7 +143,7 @@ def init_from_env(device_type: str | None = None, timeout_minutes: float | None 
         timeout_minutes: how long a collective may take before the run ends; None is torch's default.
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or the other processes cannot be joined.
     """
     rank, size, local = place_from_env()
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,13 +160,19 @@ def init_from_env(device_type: str | None = None, timeout_minutes: float | None 
                 os.environ.setdefault(name, value)
             timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
             on_gpu = device.type == "cuda"
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                rank=rank,
-                world_size=size,
-                timeout=timeout,
-                device_id=device if on_gpu else None,
-            )
+            try:
+                dist.init_process_group(
+                    "nccl" if on_gpu else "gloo",
+                    rank=rank,
+                    world_size=size,
+                    timeout=timeout,
+                    device_id=device if on_gpu else None,
+                )
+            except (ValueError, dist.DistError) as error:  # a variable is missing; the first machine does not answer
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"process {rank} of {size} cannot join the others: {reason}. Start all of them with torchrun."
+                ) from error
         host_group = dist.new_group(backend="gloo") if device.type == "cuda" else None
     return Processes(rank=rank, size=size, device=device, host_group=host_group)
 
@@ -175,7 +181,10 @@ def place_from_env() -> tuple[int, int, int]:
     """(rank, number of processes, rank on this machine) from torchrun's variables or those of a SLURM step."""
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
         if os.environ.get(names[1]):
-            rank, size, local = (int(os.environ.get(name, 0)) for name in names)
+            try:
+                rank, size, local = (int(os.environ.get(name, 0)) for name in names)
+            except ValueError as error:
+                raise InputError(f"{', '.join(names)} must be whole numbers ({error}). Start with torchrun.") from error
             return rank, size, local
     return 0, 1, 0
 

@@ -20,6 +20,7 @@ from vlm.models.vision import ViTClassifier
 from vlm.training.engine.loop import Rehearsal
 from vlm.training.engine.state import recorded, saved
 from vlm.training.recipe.sections import RunSection
+from vlm.user_folders import expanded
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def check_run(out: Path, *, resume: bool, push: str | None, data: Sequence[str] 
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise InputError(f"--push {push} is no name on the hub; wanted org/name.")
     for path in data:
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
             raise RunFolderError(f"{out} lies in the data {path}: the run's files would be read as data. Name another.")
     if out.exists() and not out.is_dir():

@@ -44,6 +44,7 @@ from vlm.training.measure.multi_label import (
 )
 from vlm.training.recipe.config import VitRecipe
 from vlm.training.recipe.reading import read_any_recipe
+from vlm.user_folders import expanded
 
 
 def report(
@@ -219,7 +220,7 @@ def _open_measured(
 
 def _recipe_of(folder: Path) -> VitRecipe | None:
     """The recipe of the run in a folder, today's or an earlier version's; None where it is no run."""
-    path = folder.expanduser() / "recipe.toml"
+    path = expanded(folder) / "recipe.toml"
     if not path.is_file():
         return None
     recipe = read_any_recipe(path, recorded={"task": "vit"})

@@ -65,7 +65,7 @@ def _recorded_task(recorded: Recorded) -> str:
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"There is no recipe {path}. Give the path of a TOML file.") from None
     except UnicodeDecodeError as error:
@@ -75,3 +75,17 @@ def _values(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         hint = " Put a Windows path into 'single quotes'." if "escape" in str(error) or "hex" in str(error) else ""
         raise RecipeError(f"{path} is no TOML: {error}.{hint}") from None
+    if (setting := _with_nul(values)) is not None:
+        raise RecipeError(
+            f"{path}: the text of '{setting}' contains a NUL, which no path and no name has. Take it out."
+        )
+    return values
+
+
+def _with_nul(values: Any, setting: str = "") -> str | None:
+    """The name of the first setting whose text contains a NUL."""
+    if isinstance(values, str):
+        return setting if "\0" in values else None
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = (_with_nul(value, f"{setting}.{name}".lstrip(".")) for name, value in items)
+    return next((name for name in found if name is not None), None)

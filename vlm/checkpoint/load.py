@@ -20,6 +20,7 @@ from vlm.onnx.backends import Backend, check, run_by
 from vlm.onnx.classifier import run_classifier_by
 from vlm.precision import cast_weights, choose_device, weight_dtype
 from vlm.tokenizers.load import load_tokenizer
+from vlm.user_folders import expanded
 
 if TYPE_CHECKING:
     from vlm.interop.external.external_clip import ExternalClip
@@ -172,7 +173,7 @@ def load_classifier(
 
 def _name(source: str | Path) -> str:
     """A folder's name; "hf:org/name" and its like stay whole."""
-    return str(source) if ":" in str(source) else Path(source).expanduser().absolute().name
+    return str(source) if ":" in str(source) else expanded(source).absolute().name
 
 
 def _external(

@@ -23,6 +23,7 @@ from vlm.checkpoint.weights import stored
 from vlm.embedder import Embedder
 from vlm.errors import CheckpointError
 from vlm.models.vision import CosineHead, ViTClassifier
+from vlm.user_folders import expanded
 
 
 def save(
@@ -40,7 +41,7 @@ def save(
         CheckpointError: the folder holds other files, or a weight is not finite.
         OSError: the folder cannot be written; an older model there is unchanged.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = expanded(folder).absolute()
     if isinstance(model, Embedder):
         weights, (tokenizer, preprocess) = model.model, model.parts()
         config: dict[str, Any] = {"format": FORMAT, "kind": "clip", "model": weights.config.to_dict()}
@@ -77,7 +78,7 @@ def save_calibration(folder: str | Path, calibration: Calibration, card: str) ->
         calibration: replaces the one there.
         card: the new text of README.md.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = expanded(folder).absolute()
     config = {**read_config(folder, "clip"), "calibration": calibration.to_dict()}
     with (  # all three are written before the first is renamed
         replacing(folder / "manifest.json") as new_manifest,

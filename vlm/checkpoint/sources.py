@@ -13,6 +13,7 @@ from vlm.errors import CheckpointError, OtherKind
 from vlm.interop.names.catalog import catalog
 from vlm.interop.selection import OUR_FORMAT, Purpose
 from vlm.interop.sources import Files, plan
+from vlm.user_folders import expanded
 
 FORMAT = OUR_FORMAT
 
@@ -40,7 +41,7 @@ def locate(source: str | Path, purpose: Purpose) -> Path | Files | None:
         return files.folder if files.family == "vlm" else files
     if name.startswith("openclip:"):
         return None
-    folder = Path(source).expanduser().absolute()
+    folder = expanded(source).absolute()
     folder = folder if folder.exists() else set_aside(folder)
     if not folder.exists():
         hub = f" Did you mean hf:{name}?" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else ""

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vlm.commands.options import MODEL_HELP, Run, add_device, add_trust, chosen_model
+from vlm.commands.options import MODEL_HELP, Run, add_device, add_trust, chosen_model, port
 
 
 def demo(parser: ArgumentParser) -> Run:
@@ -21,7 +21,7 @@ def demo(parser: ArgumentParser) -> Run:
         "--lang", choices=["auto", "ja", "en"], default="auto", help="auto: the browser's language; default %(default)s"
     )
     parser.add_argument("--host", help="default: GRADIO_SERVER_NAME, or 127.0.0.1")
-    parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free port from 7860 on")
+    parser.add_argument("--port", type=port, help="default: GRADIO_SERVER_PORT, or the first free port from 7860 on")
     parser.add_argument(
         "--allow-host", nargs="+", default=[], metavar="NAME", help="names by which browsers may call the page"
     )

@@ -48,7 +48,7 @@ def classify(parser: ArgumentParser) -> Run:
     def run(args: Namespace) -> None:
         from vlm.zero_shot import ZeroShotClassifier, ranked
 
-        if args.classifier:
+        if args.classifier is not None:
             if args.templates:
                 raise InputError("--templates make sentences of --labels; a classifier reads none. Leave them out.")
             if args.model:
@@ -98,7 +98,7 @@ def look(parser: ArgumentParser) -> Run:
         from vlm.inspect import figures
         from vlm.inspect.drawing import choose_lettering, image_seen
 
-        if args.classifier:
+        if args.classifier is not None:
             vision, preprocess, scores = _inside_classifier(args, args.classifier)
         else:
             vision, preprocess, scores = _inside_model(args, chosen_model(args.model))

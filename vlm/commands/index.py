@@ -10,6 +10,7 @@ from vlm.commands.index_model import add_index_model, load_index_model
 from vlm.commands.options import Run, add_backend, add_json, positive, print_rows
 from vlm.commands.printing import escaped, note
 from vlm.errors import ImageError, InputError, VlmError
+from vlm.user_folders import expanded
 
 if TYPE_CHECKING:
     from vlm.index.embedding_index import Added, EmbeddingIndex
@@ -103,7 +104,7 @@ def _change_roots(args: Namespace) -> None:
 def _update(args: Namespace) -> None:
     from vlm.index.embedding_index import Added, EmbeddingIndex
 
-    if args.folder and not args.folder.expanduser().is_dir() and not args.index.is_dir():
+    if args.folder and not expanded(args.folder).is_dir() and not args.index.is_dir():
         raise InputError(
             f"There is no folder '{args.folder}'. Name a folder with images."
         )  # before the model is loaded
@@ -148,7 +149,7 @@ def _watch(opened: "EmbeddingIndex", args: Namespace) -> None:
     note(f"watching {args.folder}; Ctrl-C ends it")
     args.force = args.retry_skipped = False  # that was for the first pass
     with contextlib.suppress(KeyboardInterrupt):
-        for _ in changes_of(args.folder.expanduser()):
+        for _ in changes_of(expanded(args.folder)):
             try:
                 added = opened.add_folder(args.folder, workers=args.workers, exclude=args.exclude)
             except VlmError as error:  # a disk that is unmounted for a while

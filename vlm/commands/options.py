@@ -86,7 +86,7 @@ def add_data_description(parser: ArgumentParser) -> None:
 
 
 def columns_of(given: Sequence[list[tuple[str, str]]]) -> dict[str, list[str]] | None:
-    """What `--columns` says: role -> names; None where nothing is said."""
+    """Returns the columns of `--columns`: role -> names; None where none is given."""
     found: dict[str, list[str]] = {}
     for role, name in (pair for word in given for pair in word):
         found.setdefault(role, []).append(name)
@@ -124,6 +124,13 @@ def positive(text: str) -> int:
     """A type of argparse: a whole number, 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """A type of argparse: a port number; 0 is any that is free."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, got {text}")
     return int(text)
 
 

@@ -81,7 +81,7 @@ def _explain(error: Exception, debug: bool, given: list[str]) -> int:
     if not isinstance(error, VlmError) and (line := trouble(error, given)) is not None:
         _say(f"error: {line}")
         return FAILED
-    if isinstance(error, (VlmError, ValueError, OSError)):  # the strict rule is VlmError alone
+    if isinstance(error, VlmError):
         _say(f"error: {_one_line(error)}")
         return FAILED
     if not debug:
@@ -107,7 +107,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"vlm: {text}", file=sys.stderr, flush=True)
+    """One line on stderr; bytes of a file name that are not UTF-8 are escaped."""
+    print(f"vlm: {text.encode('utf-8', 'backslashreplace').decode()}", file=sys.stderr, flush=True)
 
 
 def _stdout_is_closed() -> bool:

@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from vlm.commands.index_model import add_index_model, load_index_model
-from vlm.commands.options import Run, add_backend, positive
+from vlm.commands.options import Run, add_backend, port, positive
 from vlm.errors import InputError, missing_package
 
 
@@ -17,7 +17,7 @@ def serve(parser: ArgumentParser) -> Run:
     """Serve search, classification and embeddings over HTTP; by default only this machine can connect."""
     parser.add_argument("--index", type=Path, metavar="FOLDER", help="that `vlm index` made; without it no /search")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at, default %(default)s")
-    parser.add_argument("--port", type=_port, default=8000, help="default %(default)s; 0: any that is free")
+    parser.add_argument("--port", type=port, default=8000, help="default %(default)s; 0: any that is free")
     access = parser.add_mutually_exclusive_group()
     access.add_argument("--token", help="that clients must send; default VLM_TOKEN, which other users cannot see")
     access.add_argument("--no-token", action="store_true", help="serve everybody who can connect to --host")
@@ -61,12 +61,6 @@ def serve(parser: ArgumentParser) -> Run:
     return run
 
 
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise ArgumentTypeError(f"must be a whole number from 0 to 65535, got {text}")
-    return int(text)
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -78,5 +72,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine can be like this
         raise InputError(f"cannot listen at {host}, port {port}: {error}. Choose another --host or --port.") from error

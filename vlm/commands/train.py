@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlm.commands.options import Run, add_data_description, add_device, columns_of, positive
 from vlm.errors import InputError
+from vlm.user_folders import expanded
 
 if TYPE_CHECKING:
     from vlm.training.recipe.config import Recipe, VitRecipe
@@ -123,7 +124,7 @@ def _write_recipe(args: Namespace) -> int:
     """`--init`: the recipe, its choices, and the command that trains from it."""
     from vlm.training.tasks.first_recipe import choices_table, write_first_recipe
 
-    name = Path(args.init).expanduser().absolute().name.split(".")[0] or "my"
+    name = expanded(args.init).absolute().name.split(".")[0] or "my"
     path: Path = args.recipe or Path(f"{name}.toml")
     written = write_first_recipe(args.init, path, columns=columns_of(args.columns), root=args.root)
     print(choices_table(written))

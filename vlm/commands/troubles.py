@@ -18,6 +18,7 @@ from vlm.errors import DISTRIBUTION, missing_package
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _UNSTABLE = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN}
+_NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH}
 _PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY}
 _NO_SPACE_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.I)
 _NO_MEMORY_TEXT = re.compile(
@@ -111,6 +112,8 @@ def _explain_system(error: OSError, given: list[Path]) -> str | None:
         return f"too many open files: {place}{reason}. Raise the limit with `ulimit -n`, or use fewer workers."
     if error.errno in _UNSTABLE:
         return f"the disk or network drive failed: {place}{reason}. Check the drive, then run the command again."
+    if error.errno in _NETWORK or type(error).__name__ == "gaierror":
+        return f"the network failed: {place}{reason}. Check the connection, then run the command again."
     if error.errno in _PATHS and _belongs(error, given):
         return f"{place}{reason}. Check the path on the command line."
     return None

@@ -29,6 +29,7 @@ from vlm.index.records import Record, StoredModel
 from vlm.index.roots import Root, Roots
 from vlm.index.search import EVERYTHING, Hit, IndexSearch
 from vlm.index.vector_store import VectorStore
+from vlm.user_folders import expanded
 
 
 class EmbeddingIndex:
@@ -128,7 +129,7 @@ class EmbeddingIndex:
             InputError: if there is no such folder, or it had images and has none.
             IndexFileError: if the index cannot be written.
         """
-        root = Path(checked_name(folder)).expanduser()
+        root = expanded(checked_name(folder))
         if not root.is_dir():
             known = next((r for r in self._roots.all() if r.path == absolute_path(folder) and r.images), None)
             if known is None:

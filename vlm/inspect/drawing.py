@@ -167,6 +167,7 @@ def sheet(
     draw.text((16, 14), lettering.words[name], fill=INK, font=title)
     draw.text((16, 46), lettering.words[f"{name} note"], fill=GREY, font=note)
     for column, text in enumerate(columns):
+        text = text[:width]  # the loop measures the whole text each time
         while text and label.getlength(text) > width:
             text = text[:-2] + "…" if len(text) > 2 else ""  # nothing where even one letter is too wide
         draw.text((left + column * (width + _GAP) + width / 2, top - 9), text, fill=INK, font=label, anchor="ms")

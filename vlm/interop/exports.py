@@ -18,6 +18,7 @@ from vlm.models.external import ExternalModel
 from vlm.models.vision import CosineHead, ViTClassifier
 from vlm.onnx import towers as onnx_towers
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
+from vlm.user_folders import expanded
 
 Format = Literal["openclip", "huggingface", "timm", "onnx"]
 
@@ -32,7 +33,7 @@ def export(model: Embedder | ViTClassifier, folder: str | Path, to: Format) -> N
     """
     if to not in get_args(Format):
         raise InputError(f"There is no format '{to}'; it must be one of {', '.join(get_args(Format))}.")
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder. Name a new one.")
     with atomic.replacing_folder(folder) as new:

@@ -25,6 +25,7 @@ from vlm.interop.selection import (
     choose,
     code_repositories,
 )
+from vlm.user_folders import expanded
 
 LOCAL_CONFIGS = {"open_clip_config.json": "openclip", "config.json": "transformers"}
 
@@ -122,7 +123,7 @@ def plan(source: str, purpose: Purpose) -> Plan:
         return _plan_openclip(source)
     if source.startswith("hf:"):
         return _plan_hub(source, purpose)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise InputError(
             f"There is no '{source}': wanted a short name (vlm models), openclip:NAME/TAG, hf:ORG/NAME, a folder or a "

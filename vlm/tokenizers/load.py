@@ -11,6 +11,7 @@ from vlm.errors import CheckpointError
 from vlm.tokenizers.clip_bpe import CLIPTokenizer
 from vlm.tokenizers.protocol import CONFIG_FILE, Tokenizer, TokenizerConfig
 from vlm.tokenizers.sentencepiece import MODEL_FILE, SentencePieceTokenizer
+from vlm.user_folders import expanded
 
 _KINDS: dict[str, Callable[[Path, TokenizerConfig], Tokenizer]] = {
     "sentencepiece": lambda folder, config: SentencePieceTokenizer(
@@ -36,7 +37,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     Raises:
         CheckpointError: the files are missing or damaged, or disagree.
     """
-    folder = BUNDLED.get(str(source)) or Path(source).expanduser()
+    folder = BUNDLED.get(str(source)) or expanded(source)
     path = folder / CONFIG_FILE
     try:
         values: Json = json.loads(path.read_text(encoding="utf-8"))

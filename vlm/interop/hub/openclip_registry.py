@@ -8,6 +8,7 @@ from typing import Any
 from vlm.errors import CheckpointError, HubError, InputError, MissingPackageError
 from vlm.interop.formats.foreign import one_line
 from vlm.interop.hub.address import HubAddress
+from vlm.user_folders import expanded
 
 _SAFE = "open_clip_model.safetensors"
 _PICKLED = "open_clip_pytorch_model.bin"
@@ -40,7 +41,7 @@ def registered(name_and_tag: str) -> RegisteredModel:
     if model is None:
         raise InputError(f"OpenCLIP has no model '{name}'. {_near(name, open_clip.list_models())}")
     tokenizer: str | None = model.get("text_cfg", {}).get("hf_tokenizer_name")
-    local = Path(tag).expanduser()
+    local = expanded(tag)
     if tag and local.is_file():
         return RegisteredModel(name, model, None, None, (), local, None, tokenizer)
     known: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)

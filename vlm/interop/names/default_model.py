@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vlm.errors import ConfigError, InputError
 from vlm.interop.names.catalog import catalog
-from vlm.user_folders import config_file
+from vlm.user_folders import config_file, expanded
 
 REMOTE = ("hf:", "openclip:")
 
@@ -73,7 +73,7 @@ def write_default(name: str) -> Path:
         raise InputError("VLM_CONFIG is empty: there is no config file to write. Unset it, or set it to a file name.")
     name = _checked(name, "NAME").name
     if not is_named(name):
-        name = str(Path(name).expanduser().absolute())  # a folder is found from everywhere
+        name = str(expanded(name).absolute())  # a folder is found from everywhere
     content = (_read(path) if path.is_file() else {}) | {"model": name}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
@@ -88,7 +88,7 @@ def is_named(name: str) -> bool:
 
 
 def _checked(name: str, origin: str) -> ChosenModel:
-    if is_named(name) or Path(name).expanduser().exists():
+    if is_named(name) or expanded(name).exists():
         return ChosenModel(name, origin)
     known = ", ".join(catalog())
     raise InputError(

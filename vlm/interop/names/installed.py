@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from vlm.errors import InputError
 from vlm.interop.names.catalog import CatalogEntry, catalog
-from vlm.user_folders import cache_folder
+from vlm.user_folders import cache_folder, expanded
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -92,7 +92,7 @@ def _storage(repository: str) -> Path:
     """The folder of a repository in the hub's cache, by huggingface_hub's rules (environment variables)."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
-    return cache.expanduser() / f"models--{repository.replace('/', '--')}"
+    return expanded(cache) / f"models--{repository.replace('/', '--')}"
 
 
 def _speed_file() -> Path:
