@@ -98,7 +98,7 @@ def open_svg(data: bytes, name: str, open_raster: Callable[[bytes], Image.Image]
         ImageError: resvg-py is not installed, the file is damaged, or a limit is exceeded.
     """
     try:
-        import resvg_py  # noqa: F401
+        import resvg_py  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         detail = "this is SVG; install vlm's extra svg (resvg-py), or save it as PNG"
         raise ImageError(name, "unsupported format", detail) from error
