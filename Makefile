@@ -36,7 +36,10 @@ docs: $(READY)  ## the site, into site/; a broken link or equation ends it
 
 train: $(READY)  ## the bundled model, from nothing: under two hours on two cores
 	$(BIN)/vlm train training/recipes/mini-picture-words.toml --out runs/mini-picture-words --resume auto
-	$(BIN)/vlm train training/recipes/mini.toml --out runs/mini --resume auto
+	$(BIN)/vlm train training/recipes/mini-icons.toml --out runs/mini-icons --resume auto
+	$(BIN)/python -m training.average runs/mini-picture-words=0.2 runs/mini-icons=0.8 --out runs/mini-average
+	$(BIN)/vlm train training/recipes/mini-full-size.toml --out runs/mini-full-size --resume auto
+	$(BIN)/python -m training.average runs/mini-picture-words=0.15 runs/mini-icons=0.45 runs/mini-full-size=0.4 --out runs/mini
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

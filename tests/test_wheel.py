@@ -287,7 +287,7 @@ def _wait(ready, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def test_what_needs_picture_words_says_so_in_one_line(python: Path, home: Path):
-    recipe = _site(python) / "vlm" / "training" / "recipes" / "mini.toml"
+    recipe = _site(python) / "vlm" / "training" / "recipes" / "mini-icons.toml"
     for words in (["evaluate", "mini"], ["train", recipe, "--out", "model"], ["train", recipe, "--dry-run"]):
         done = command(python, home, *words)
         assert done.returncode == 1, done.stderr

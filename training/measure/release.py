@@ -18,45 +18,47 @@ from vlm.training.measure.match_calibration import calibrate, section
 from vlm.training.measure.measurement import Measurement, markdown_table
 
 
-def release(out: Path, run: Path) -> None:
+def release(out: Path, model: Path, runs: Sequence[Path]) -> None:
     """Write the released model: weights rounded to float16, and a card with the numbers of the rounded weights.
 
     Args:
         out: folder of the released model; a model that is there is replaced.
-        run: folder of the finished run; evaluation.json is written into it.
+        model: folder of the finished model; evaluation.json is written into it.
+        runs: folders of the runs that led to it, in order; their recipes stand in the card.
     """
     import torch
 
     from vlm.checkpoint.load import load
     from vlm.checkpoint.save import save
 
-    trained = load(run)
+    trained = load(model)
     with tempfile.TemporaryDirectory() as folder:
         save(trained, Path(folder) / out.name, dtype=torch.float16)
         packed = load(Path(folder) / out.name)
         measured = evaluate_drawings(packed, [*VALIDATION, *TEST])
         trained.calibration, reliable = calibrate(packed)
     parameters = sum(p.numel() for p in trained.model.parameters())
-    (run / "evaluation.json").write_text(
+    (model / "evaluation.json").write_text(
         json.dumps([one._asdict() for one in measured], ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    text = card(out.name, run, parameters, measured) + "\n" + section(trained.calibration, reliable)
+    text = card(out.name, runs, parameters, measured) + "\n" + section(trained.calibration, reliable)
     save(trained, out, text, dtype=torch.float16)
     write_attribution(out)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)
 
 
-def card(name: str, run: Path, parameters: int, measured: Sequence[Measurement]) -> str:
+def card(name: str, runs: Sequence[Path], parameters: int, measured: Sequence[Measurement]) -> str:
     """The text of README.md.
 
     Args:
         name: of the model.
-        run: folder of the finished run.
+        runs: folders of the runs that led to it, in order.
         parameters: number of the model's weights.
         measured: what the card reports.
     """
     drawn, icons = (parquet.read_metadata(folder / "train.parquet").num_rows for folder in (PICTURE_WORDS, ICON_WORDS))
-    recipe = (run / "recipe.toml").read_text(encoding="utf-8").strip()
+    minutes = sum(minutes_of_steps(run) for run in runs)
+    recipes = "\n\n".join(f"```toml\n{(run / 'recipe.toml').read_text(encoding='utf-8').strip()}\n```" for run in runs)
     return f"""---
 library_name: vlm
 pipeline_tag: zero-shot-image-classification
@@ -90,12 +92,10 @@ licences: `ATTRIBUTION.md` and `LICENSES.txt` beside this card.
 
 ## Recipe
 
-About {minutes_of_steps(run):.0f} minutes of steps (mean step x number of steps) of `vlm train` with this
-recipe; `make train` runs it again:
+About {minutes:.0f} minutes of steps (mean step x number of steps) of `vlm train` on two cores or one, in
+{len(runs)} run{"s"[: len(runs) > 1]}; `make train` runs them again, and says how they are joined:
 
-```toml
-{recipe}
-```
+{recipes}
 
 ## What it scores
 

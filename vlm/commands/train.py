@@ -30,7 +30,7 @@ def train(parser: ArgumentParser) -> Run:
     --resume auto to go on. A second Ctrl-C stops at once.
     """
     parser.add_argument(
-        "recipe", metavar="RECIPE", type=Path, nargs="?", help="a TOML file, such as training/recipes/mini.toml"
+        "recipe", metavar="RECIPE", type=Path, nargs="?", help="a TOML file, such as training/recipes/finetune.toml"
     )
     parser.add_argument(
         "--init",

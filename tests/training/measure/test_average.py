@@ -1,0 +1,37 @@
+"""Averages of two models' weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm.checkpoint.load import load
+from vlm.checkpoint.save import save
+from vlm.embedder import Embedder
+from vlm.errors import CheckpointError, InputError
+from vlm.models.clip import CLIP
+from vlm.training.measure.average import average
+
+
+@pytest.fixture
+def two(tiny_embedder: Embedder, tmp_path: Path) -> tuple[str, str]:
+    other = CLIP(tiny_embedder.model.config)
+    save(tiny_embedder, tmp_path / "start")
+    save(Embedder(other, *tiny_embedder.parts()), tmp_path / "end")
+    return str(tmp_path / "start"), str(tmp_path / "end")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_each_weight_is_the_average_of_two(two: tuple[str, str], share: float, tmp_path: Path):
+    average({two[0]: 1 - share, two[1]: share}, tmp_path / "out")
+    before, after, made = (load(path).model.state_dict() for path in (*two, str(tmp_path / "out")))
+    for name, weight in made.items():
+        torch.testing.assert_close(weight, torch.lerp(before[name], after[name], share), msg=name)
+
+
+def test_what_cannot_be_averaged_is_an_error(two: tuple[str, str], tmp_path: Path):
+    with pytest.raises(InputError, match="add up to 1"):
+        average({two[0]: 0.5, two[1]: 0.6}, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="different architectures"):
+        average({two[0]: 0.5, "mini": 0.5}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
