@@ -360,7 +360,11 @@ def test_a_watched_folder_is_indexed_as_files_are_added_changed_and_deleted(
         "--watch",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vlm", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "vlm", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,  # a job in the background
     )
     assert process.stdout is not None
 
