@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlm.tokenizers.protocol import Tokenizer
     from vlm.zero_shot import ZeroShotClassifier, class_embeddings, classify
 
-__version__ = "0.1.0"  # pyproject.toml reads it from here
+__version__ = "0.2.0"  # pyproject.toml reads it from here
 
 _HOME = {  # public name -> its module; the imports above say the same to type checkers
     "Backbone": "checkpoint.backbone",

@@ -111,7 +111,10 @@ def imported(program: str) -> list[tuple[str, str]]:
     """(module, name) of each `from vlm... import name`."""
     nodes = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.ImportFrom)]
     return [
-        (node.module, alias.name) for node in nodes if (node.module or "").startswith("vlm") for alias in node.names
+        (node.module, alias.name)
+        for node in nodes
+        if node.module and node.module.startswith("vlm")
+        for alias in node.names
     ]
 
 

@@ -27,7 +27,7 @@ from vlm.images.preprocess import Preprocess
 from vlm.training.data.captions import CaptionChoice
 from vlm.training.data.pair_stream import PairStream
 from vlm.training.data.pairs import Pairs, open_pairs
-from vlm.training.data.rows import BrokenSample, Captions, Joined, Rows, Selected, class_names
+from vlm.training.data.rows import BrokenSample, Captions, Joined, Remark, Rows, Selected, class_names
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.augmentation import AugmentConfig
 
@@ -148,8 +148,8 @@ class Letters:
     def concept(self, index: int) -> str:
         return f"concept {self.letters[index]}"
 
-    def remarks(self) -> list[str]:
-        return [f"remark {self.name}"]
+    def remarks(self) -> list[Remark]:
+        return [Remark("links", f"remark {self.name}")]
 
     def group(self, index: int) -> str:
         return f"group {self.letters[index]}"
