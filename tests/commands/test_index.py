@@ -49,9 +49,15 @@ def test_vectors_go_out_and_in_on_the_command_line(
     assert answers[0] == answers[1]
 
 
+COLOURS = ("a red", "a blue", "a black", "a white", "a green", "a yellow", "a small")
+THINGS = ("dog", "cat", "car", "house", "tree", "fish", "bird", "heart", "star", "key")
+
+
 def test_an_approximate_index_is_built_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     embedder = load("mini")
-    vectors = np.random.default_rng(0).standard_normal((700, embedder.embed_dim)).astype(np.float16)
+    texts = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]  # 70 clusters of 10 vectors
+    noise = np.random.default_rng(0).standard_normal((10, len(texts), embedder.embed_dim))
+    vectors = (embedder.embed_texts(texts).numpy() + 0.03 * noise).reshape(700, -1).astype(np.float16)
     for part in ("img_emb", "metadata"):
         (tmp_path / "in" / part).mkdir(parents=True)
     np.save(tmp_path / "in/img_emb/img_emb_0.npy", vectors)

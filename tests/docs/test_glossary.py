@@ -26,7 +26,7 @@ VARIANTS = {  # pattern of a variant -> the glossary's term
 }
 PAGES = sorted({*ROOT.glob("*.ja.md"), *DOCS.rglob("*.ja.md"), *(DOCS / "guide" / "ja").glob("*.md")})
 PROGRAMS = [  # what programs print, draw or show in Japanese
-    *sorted((ROOT / "demo").rglob("*.json")),
+    *sorted({*(ROOT / "demo").rglob("*.json")} - {ROOT / "demo" / "search" / "mini_words.json"}),  # words of the data
     *sorted((DOCS / "notebooks").glob("*.ipynb")),
     ROOT / "vlm" / "assets" / "models" / "catalog.json",
     ROOT / "vlm" / "inspect" / "drawing.py",
