@@ -277,7 +277,8 @@ def test_ctrl_c_in_a_training_run_saves_and_ends_with_75(place: CommandWords):
     command = [sys.executable, "-m", "vlm", "train", str(recipe), "--out", str(place.folder / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for _ in range(600):
-        if (place.folder / "run" / "metrics.jsonl").exists():
+        metrics = place.folder / "run" / "metrics.jsonl"
+        if metrics.exists() and metrics.read_bytes():  # steps are made: the loop reads the signal
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
