@@ -27,6 +27,7 @@ from vlm.errors import DISTRIBUTION
 ROOT = Path(__file__).parent.parent
 IMAGE = ROOT / "demo" / "samples" / "fxemoji" / "dog.webp"
 LABELS = ["犬", "a car", "りんご"]
+DATA = ("picture_words", "icon_words")  # of the repository, not of the package
 PACKAGES = {"vlm": "vlm", "training": "vlm/training", "demo": "vlm/demo"}  # in the checkout -> in the wheel
 RECIPE = """task = "clip"
 
@@ -87,10 +88,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source / path.name)
-    skipped = shutil.ignore_patterns("__pycache__", "picture_words")
+    skipped = shutil.ignore_patterns("__pycache__", *DATA)
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=skipped)
-    shutil.copytree(ROOT / "training" / "picture_words", source / "training" / "picture_words")
+    for name in DATA:
+        shutil.copytree(ROOT / "training" / name, source / "training" / name)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
@@ -102,7 +104,7 @@ def library() -> set[str]:
     for package, place in PACKAGES.items():
         for path in (ROOT / package).rglob("*"):
             inner = path.relative_to(ROOT / package)
-            if path.is_file() and "__pycache__" not in inner.parts and inner.parts[0] != "picture_words":
+            if path.is_file() and "__pycache__" not in inner.parts and inner.parts[0] not in DATA:
                 found.add(f"{place}/{inner.as_posix()}")
     return found - {f"vlm/demo/{name}" for name in ("README.md", "requirements.txt")}
 
@@ -114,7 +116,8 @@ def test_the_wheel_holds_the_library_training_and_the_demo(built: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == library()
     licences = {name.partition(".dist-info/licenses/")[2] for name in names if "/licenses/" in name}
-    assert licences == {"LICENSE", "vlm/assets/clip_bpe/LICENSE"}
+    assert licences == {"LICENSE", "vlm/assets/clip_bpe/LICENSE", "vlm/assets/mini/ATTRIBUTION.md",
+                        "vlm/assets/mini/LICENSES.txt"}  # fmt: skip
 
 
 @pytest.mark.long
