@@ -1,11 +1,13 @@
 """Averages the weights of CLIPs (model soups, Wortsman et al. 2022; WiSE-FT, Wortsman et al. 2022)."""
 
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from vlm.checkpoint.load import load
 from vlm.checkpoint.save import save
+from vlm.embedder import Embedder
 from vlm.errors import CheckpointError, InputError
 
 
@@ -30,9 +32,11 @@ def average(shares: Mapping[str, float], out: Path) -> None:
             other.model.config.vision != one.model.config.vision
             or other.model.config.text != one.model.config.text
             or other.preprocess.config != one.preprocess.config
+            or _files(other) != _files(one)
         ):
             raise CheckpointError(
-                f"{first} and {source} have different architectures or preprocessing. Average models of one training."
+                f"{first} and {source} have different architectures, preprocessing or tokenizers. Average models of "
+                "one training."
             )
     states = {source: embedder.model.state_dict() for source, embedder in models.items()}
     made = list(models.values())[-1]
@@ -41,3 +45,10 @@ def average(shares: Mapping[str, float], out: Path) -> None:
     )
     made.calibration = None
     save(made, out)
+
+
+def _files(embedder: Embedder) -> dict[str, bytes]:
+    """The files of the tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        embedder.tokenizer.save(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

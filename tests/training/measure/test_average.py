@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportMissingTypeStubs, reportAttributeAccessIssue, reportUnknownVariableType]
 
 from vlm.checkpoint.load import load
 from vlm.checkpoint.save import save
 from vlm.embedder import Embedder
 from vlm.errors import CheckpointError, InputError
 from vlm.models.clip import CLIP
+from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 from vlm.training.measure.average import average
 
 
@@ -34,4 +36,12 @@ def test_what_cannot_be_averaged_is_an_error(two: tuple[str, str], tmp_path: Pat
         average({two[0]: 0.5, two[1]: 0.6}, tmp_path / "out")
     with pytest.raises(CheckpointError, match="different architectures"):
         average({two[0]: 0.5, "mini": 0.5}, tmp_path / "out")
+    other, pieces = load(two[1]), ModelProto()
+    assert isinstance(other.tokenizer, SentencePieceTokenizer)
+    pieces.ParseFromString(other.tokenizer.to_bytes())
+    pieces.pieces[-1].piece, pieces.pieces[-2].piece = pieces.pieces[-2].piece, pieces.pieces[-1].piece
+    swapped = SentencePieceTokenizer(pieces.SerializeToString(), other.tokenizer.context_length)
+    save(Embedder(other.model, swapped, other.preprocess), tmp_path / "third")
+    with pytest.raises(CheckpointError, match="tokenizers"):
+        average({two[0]: 0.5, str(tmp_path / "third"): 0.5}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
