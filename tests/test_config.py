@@ -221,7 +221,7 @@ def test_each_pool_needs_only_what_it_reads() -> None:
     for pool, full in (("eot", False), ("mean", False), ("eot", True), ("mean", True), ("last", True)):
         assert TextConfig.from_dict({"pool": pool, "pad_to_context": full}).pad_to_context is full
     for pool in ("class", "attention"):
-        with pytest.raises(ValueError, match=f"norm_after_pool goes with pool 'mean' only; pool is '{pool}'"):
+        with pytest.raises(ValueError, match=f"norm_after_pool goes.*'mean'.*'{pool}'"):
             VisionConfig.from_dict({"pool": pool, "norm_after_pool": True})
 
 
@@ -323,7 +323,5 @@ def test_settings_that_give_the_pixels_of_an_older_spelling_have_its_identity(
 
 
 def test_an_unknown_size_lists_the_sizes() -> None:
-    with pytest.raises(
-        ValueError, match=r"There is no size 'mimi'\. Did you mean 'mini'\? Sizes: mini, S/32, .*H/14\."
-    ):
+    with pytest.raises(ValueError, match=r"'mimi'.*'mini'\? Sizes: mini, S/32, .*H/14"):
         named_size("mimi")

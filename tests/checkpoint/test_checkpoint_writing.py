@@ -33,7 +33,7 @@ def test_a_save_that_fails_leaves_the_older_model_whole(
     before = load(saved).fingerprint
     with torch.no_grad():
         tiny_embedder.model.logit_scale.fill_(torch.nan)
-    with pytest.raises(ValueError, match="logit_scale has values that are not finite"):
+    with pytest.raises(ValueError, match=r"logit_scale.*values.*finite"):
         save(tiny_embedder, saved)
     with torch.no_grad():
         tiny_embedder.model.logit_scale.fill_(1.0)
@@ -76,7 +76,7 @@ def test_a_folder_with_other_files_is_left_alone(saved: Path, tiny_embedder: Emb
     load(saved)  # an extra file does no harm to reading
     for number in range(6):
         (tmp_path / "photos" / f"{number}.txt").touch()
-    with pytest.raises(ValueError, match=r"be lost: 0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt\. Name a new or empty"):
+    with pytest.raises(ValueError, match=r"lost: 0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt"):
         save(tiny_embedder, tmp_path / "photos")
 
 

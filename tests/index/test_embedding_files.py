@@ -171,7 +171,7 @@ def test_shards_of_training_embed_are_read(index: EmbeddingIndex, tmp_path: Path
 
 def test_vectors_of_another_model_are_refused_by_their_fingerprint(index: EmbeddingIndex, tmp_path: Path):
     write_shard(tmp_path / "in", unit(3, index.embedder.embed_dim), ["a", "b", "c"], "0123456789abcdef", pa.float16())
-    with pytest.raises(InputError, match=f"is of model 0123456789abcdef .*of model {index.embedder.fingerprint}"):
+    with pytest.raises(InputError, match=f"model 0123456789abcdef .*of.*{index.embedder.fingerprint}"):
         index.add_embeddings(tmp_path / "in")
     assert len(index) == 0
 

@@ -226,7 +226,7 @@ def test_features_hold_the_vector_the_tokens_and_every_block(config: VisionConfi
 
 
 def test_a_block_that_is_not_there_is_an_error_that_says_which_are():
-    with pytest.raises(ValueError, match=r"no blocks \[3\]: this model has 3, numbered 0 to 2"):
+    with pytest.raises(ValueError, match=r"\[3\].*3, numbered 0.*2"):
         vit().features(random_images(), blocks=(0, 3))
 
 
@@ -322,7 +322,7 @@ def test_a_labels_score_is_its_logit_and_an_unknown_label_is_an_error():
     images = random_images()
     scores = label_score(classifier, "猫")(classifier.vision(images))
     torch.testing.assert_close(scores, classifier(images)[:, 1])
-    with pytest.raises(ValueError, match="'魚' is none of the classifier's 3 labels: 犬, 猫, 鳥"):
+    with pytest.raises(ValueError, match=r"'魚'.*classifier's 3 labels"):
         label_score(classifier, "魚")
 
 

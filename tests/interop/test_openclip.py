@@ -71,7 +71,7 @@ def test_every_openclip_model_is_converted_or_its_foreign_part_is_named(name: st
     config = open_clip.get_model_config(name)
     assert config is not None
     if ModelCfg.from_dict(config).outside():
-        with pytest.raises(ValueError, match="has parts that this library does not"):
+        with pytest.raises(ValueError, match=r"parts.*library"):
             openclip.read_model({}, ModelCfg.from_dict(config))
     else:
         assert compare(shrunk(config)).worst < 1e-5
@@ -193,7 +193,7 @@ def test_ours_to_openclip_and_back_is_bit_identical_and_openclip_gives_our_outpu
 
 def test_what_openclip_cannot_express_is_named_whole() -> None:
     config = clip_config(vision={"patch_bias": True, "qkv_bias": False}, text={"pool": "mean"})
-    with pytest.raises(ValueError, match="text pool 'mean'; a patch bias; no q/k/v bias"):
+    with pytest.raises(ValueError, match=r"'mean'.*patch.*q/k/v"):
         openclip.write_model(config, CLIP(config).state_dict())
 
 
@@ -244,7 +244,7 @@ def test_of_weights_of_no_known_size_the_hints_say_what_weights_cannot(activatio
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-L-14-CLIPA"])
 def test_weights_whose_pooling_is_not_in_them_are_not_guessed(name: str) -> None:
     state = build(config_of(name)).state_dict()
-    with pytest.raises(ValueError, match=r"^These OpenCLIP weights fit no known model, and their pooling and mask are"):
+    with pytest.raises(ValueError, match=r"OpenCLIP weights.*pooling"):
         openclip.guess(state, [], Hints(activation="gelu", num_heads=2))
 
 

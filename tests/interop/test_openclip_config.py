@@ -166,13 +166,13 @@ def test_a_preprocessing_comes_back_as_it_went(resize: Any, interpolation: Any) 
 
 
 def test_a_preprocessing_of_unknown_parts_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^OpenCLIP preprocess_cfg has settings not known here: zoom, turn\.$"):
+    with pytest.raises(ValueError, match=r"OpenCLIP preprocess_cfg.*zoom, turn"):
         to_preprocess({"zoom": 1, "mean": [0, 0, 0], "turn": 2}, 224)
-    with pytest.raises(ValueError, match=r"^OpenCLIP resize_mode is 'zoom'; known here: shortest, longest, squash\.$"):
+    with pytest.raises(ValueError, match=r"resize_mode.*'zoom'.*shortest, longest, squash"):
         to_preprocess({"resize_mode": "zoom"}, 224)
     with pytest.raises(ValueError, match=r"this model's preprocessing resizes to \(248, 248\)"):
         write_preprocess(PreprocessConfig(crop_pct=0.9))
-    with pytest.raises(ValueError, match=r"^OpenCLIP resizes bicubic or bilinear; .* is lanczos\.$"):
+    with pytest.raises(ValueError, match=r"bilinear; .*lanczos"):
         write_preprocess(PreprocessConfig(interpolation="lanczos"))
 
 

@@ -94,9 +94,9 @@ def test_bare_weights_are_read_as_with_the_config_that_timm_gives_them(
 @pytest.mark.parametrize(("name", "choice"), [("clip", "gelu or quick_gelu"), ("siglip", "gelu or gelu_tanh")])
 def test_bare_weights_that_may_have_two_activations_are_refused(name: str, choice: str) -> None:
     state = tiny(f"vit_base_patch16_{name}_224", embed_dim=192, num_heads=3)
-    with pytest.raises(ValueError, match=f"^timm ViT: the activation is not in the weights; it may be {choice}. Say"):
+    with pytest.raises(ValueError, match=f"activation.*weights.*{choice}"):
         read_classifier(state, None, Hints())
-    with pytest.raises(ValueError, match=r"^timm ViT: the number of heads is not in the weights"):
+    with pytest.raises(ValueError, match=r"number.*heads.*weights"):
         read_classifier(tiny(), None, Hints())
 
 
@@ -180,9 +180,7 @@ def test_what_is_none_of_ours_is_named(said: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(("height", "width"), [(16, 8), (8, 16)])
 def test_patches_that_are_not_square_are_refused(height: int, width: int) -> None:
     state = tiny() | {"patch_embed.proj.weight": torch.zeros(48, 3, height, width)}
-    with pytest.raises(
-        ValueError, match=rf"^patches are {height} x {width} pixels; only square patches are known here"
-    ):
+    with pytest.raises(ValueError, match=rf"patches.*{height}.*{width}"):
         encoder_config(state, named("vit_tiny_patch16_224"))
 
 

@@ -105,7 +105,7 @@ def test_end_of_text_is_the_symbol_that_the_model_names(ours: SentencePieceToken
     assert from_sentencepiece(proto.SerializeToString()).encode("a red apple").tokens[-1] == "<end>"
     assert from_sentencepiece(ours.to_bytes()).encode("a red apple").tokens[-1] == "</s>"
     proto.trainer_spec.eos_piece = "<none>"
-    with pytest.raises(ValueError, match=r"no symbol that ends a text \(<none>\)"):
+    with pytest.raises(ValueError, match=r"symbol.*ends.*text"):
         from_sentencepiece(proto.SerializeToString())
 
 
@@ -228,15 +228,15 @@ def test_damaged_tokenizers_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "tokenizer.json")) + " is not a tokenizer.json"):
         read_tokenizer(tmp_path, 8, 100)
     config = TokenizerConfig(kind="tokenizers", context_length=8, vocab_size=100, eot_id=1, pad_id=0)
-    with pytest.raises(ValueError, match=r"these bytes is not a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"bytes.*tokenizer.json"):
         JsonTokenizer(b"{}", config)
-    with pytest.raises(ValueError, match=r"cannot read the tokenizer .*gone\.json: No such file or directory\."):
+    with pytest.raises(ValueError, match=r"tokenizer .*gone\.json.*directory"):
         JsonTokenizer(tmp_path / "gone.json", config)
     words = from_clip().to_str().encode()
-    with pytest.raises(ValueError, match=r"^the tokenizer has 49408 ids, more than the model's 49407\."):
+    with pytest.raises(ValueError, match=r"tokenizer.*49408.*model's 49407"):
         JsonTokenizer(words, dataclasses.replace(config, vocab_size=49407))
     fits = dataclasses.replace(config, vocab_size=49408)
     assert JsonTokenizer(words, fits).vocab_size == 49408
-    with pytest.raises(ValueError, match=r"^clean is 'upper'; it must be one of none, lower, whitespace, canonicalize"):
+    with pytest.raises(ValueError, match=r"'upper'.*none, lower, whitespace, canonicalize"):
         JsonTokenizer(words, dataclasses.replace(fits, clean="upper"))
     assert read_tokenizer(tmp_path / "nothing", 8, 100) is None

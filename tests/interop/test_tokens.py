@@ -54,7 +54,7 @@ def test_symbols_are_those_that_the_files_name(
 def test_a_symbol_that_no_file_names_is_asked_for(tmp_path: Path, given: dict[str, str], symbol: str) -> None:
     words(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: no file says which symbol is the {symbol}"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*symbol.*{symbol}"):
         read_tokenizer(tmp_path, 8, 5)
 
 
@@ -67,7 +67,7 @@ def test_clipas_begin_is_the_symbol_that_the_files_name(tmp_path: Path) -> None:
         assert found is not None
         assert (found.encode("red")[:2], found.eot_id) == ([begin, 4], 0)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(said | {"cls_token": "gone"}))
-    with pytest.raises(ValueError, match="no file says which symbol is the cls_token"):
+    with pytest.raises(ValueError, match=r"file.*symbol.*cls_token"):
         read_tokenizer(tmp_path, 8, 5, without_end=True)
 
 
@@ -108,7 +108,7 @@ def test_without_byte_fallback_an_unknown_letter_is_the_unknown_symbol() -> None
 
 
 def test_a_model_of_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^this SentencePiece model is not of type unigram; only such are written as"):
+    with pytest.raises(ValueError, match=r"SentencePiece.*unigram.*written"):
         from_sentencepiece(sentencepiece_model(model_type="bpe"))
 
 
@@ -163,5 +163,5 @@ def test_cleaning_travels_into_the_file_unless_the_reader_cleans(tmp_path: Path,
 
 def test_a_tokenizer_without_such_a_form_is_refused(tmp_path: Path) -> None:
     other: Any = object()
-    with pytest.raises(ValueError, match=r"^object has no form as a tokenizer\.json\.$"):
+    with pytest.raises(ValueError, match=r"object.*form.*tokenizer\.json"):
         write_tokenizer(tmp_path, other)

@@ -113,7 +113,7 @@ def test_features_agree_with_forward_and_with_blocks_run_by_hand(config: VisionC
 
 @pytest.mark.parametrize("index", [3, -4])
 def test_a_block_that_does_not_exist_is_refused(index: int) -> None:
-    with pytest.raises(ValueError, match=rf"There are no blocks \[{index}\]: this model has 3, numbered 0 to 2"):
+    with pytest.raises(ValueError, match=rf"\[{index}\].*3, numbered 0.*2"):
         model_of(SMALL).features(random_images(SMALL), blocks=(0, index))
 
 
@@ -190,7 +190,7 @@ def test_any_size_is_the_model_of_that_size_with_resized_positions() -> None:
     torch.testing.assert_close(model.features(images).patches, other.features(images).patches)
     model(images)[:, 0].sum().backward()  # not of all: a LayerNorm's outputs have a sum that nothing changes
     assert model.pos_embed.grad is not None and model.pos_embed.grad.abs().sum() > 1e-3
-    with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 8"):
+    with pytest.raises(ValueError, match=r"image_size 30.*multiple.*patch_size 8"):
         model(torch.zeros(2, 3, 30, 24))
     with pytest.raises(ValueError, match=r"images are \(2, 1, 32, 24\)"):
         model(torch.zeros(2, 1, 32, 24))
@@ -291,7 +291,7 @@ def test_labels_are_numbers_unless_given_and_there_is_one_per_class() -> None:
     for labels in (["犬", "猫"], ["犬", "猫", "鳥", "魚"]):
         with pytest.raises(ValueError, match=f"{len(labels)} labels for 3 classes"):
             ViTClassifier(SMALL, 3, labels=labels)
-    with pytest.raises(ValueError, match="num_classes must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"num_classes.*positive.*0"):
         ViTClassifier(SMALL, 0)
 
 
@@ -318,7 +318,7 @@ def test_a_head_for_another_width_or_other_classes_is_refused() -> None:
         wanted = f"^head takes width {width} to {classes} classes; this ViT has width {SMALL.width} and 3 classes"
         with pytest.raises(ValueError, match=wanted):
             ViTClassifier(SMALL, 3, head=CosineHead(CosineHeadConfig(embed_dim=5), width, classes))
-    with pytest.raises(ValueError, match="needs width 8 to equal embed_dim 5"):
+    with pytest.raises(ValueError, match=r"needs.*8.*embed_dim 5"):
         CosineHead(CosineHeadConfig(embed_dim=5, proj="none"), 8, 3)
 
 

@@ -248,9 +248,7 @@ def test_a_sentencepiece_model_needs_an_end_and_a_padding_with_any_ids() -> None
         tokenizer = SentencePieceTokenizer(sentencepiece_with(eos_id=eos, pad_id=pad, unk_id=unk), 32)
         assert (tokenizer.eot_id, tokenizer.pad_id, tokenizer.encode("a dog")[-1]) == (eos, pad, eos)
     for eos, pad in ((-1, 1), (1, -1)):
-        with pytest.raises(
-            ValueError, match=r"^these bytes has no end-of-text or no padding symbol\. Train it with eos"
-        ):
+        with pytest.raises(ValueError, match=r"end-of-text.*padding symbol"):
             SentencePieceTokenizer(sentencepiece_with(eos_id=eos, pad_id=pad, unk_id=0), 32)
 
 
@@ -305,13 +303,13 @@ def test_bad_sizes_and_ids_are_refused(bpe: CLIPTokenizer) -> None:
         CLIPTokenizer(2)
     assert [bpe.decode([0]), bpe.decode([bpe.vocab_size - 2])] == ["!", ""]
     for ids, first in (([5, 49408, -7], 49408), ([-1], -1), ([5, -2, 49409], -2)):
-        with pytest.raises(ValueError, match=f"^id {first} is outside the vocabulary of 49408 ids"):
+        with pytest.raises(ValueError, match=f"{first}.*vocabulary.*49408"):
             bpe.decode(ids)
     assert bpe.decode([0, bpe.eot_id, 49408]) == "!"  # nobody reads on behind the end
 
 
 def test_missing_and_damaged_files_are_named(pieces: SentencePieceTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no tokenizer: cannot read tokenizer_config\.json"):
+    with pytest.raises(ValueError, match=r"holds.*tokenizer.*tokenizer_config\.json"):
         load_tokenizer(tmp_path)
     pieces.save(tmp_path)
     model, config = tmp_path / "tokenizer.model", tmp_path / "tokenizer_config.json"
@@ -334,12 +332,10 @@ def test_missing_and_damaged_files_are_named(pieces: SentencePieceTokenizer, tmp
     config.write_text(json.dumps(values))
     for content in (b"", b"not a model", model.read_bytes()[:500]):
         model.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=rf"tokenizer\.model \({len(content)} bytes\) is not a SentencePiece model"
-        ):
+        with pytest.raises(ValueError, match=rf"tokenizer\.model \({len(content)}.*SentencePiece"):
             load_tokenizer(tmp_path)
     model.unlink()
-    with pytest.raises(ValueError, match=r"cannot read the tokenizer model .*No such file"):
+    with pytest.raises(ValueError, match=r"tokenizer model .*No"):
         load_tokenizer(tmp_path)
 
 

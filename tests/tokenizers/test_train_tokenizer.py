@@ -76,7 +76,7 @@ def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=re.escape(str(tmp_path / name)) + ".*" + re.escape(message)) as error:
             list(read_captions(tmp_path / name))
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"has no column alt\. It has: id, name\."):
+    with pytest.raises(ValueError, match=r"column alt.*id, name"):
         list(read_captions(tmp_path / "a.csv", ["alt"]))
 
 
@@ -130,11 +130,11 @@ def test_impossible_vocabulary_sizes_name_the_possible_ones() -> None:
         train_tokenizer(CAPTIONS, 9000, 32)
     highest = int(str(error.value).split("at most ")[1].split(".")[0])
     assert train_tokenizer(CAPTIONS, highest, 32).vocab_size == highest
-    with pytest.raises(ValueError, match=r"^vocab_size 100 is too small .*: at least \d+\.$") as error:
+    with pytest.raises(ValueError, match=r"vocab_size 100.*small .*\d+") as error:
         train_tokenizer(CAPTIONS, 100, 32)
     lowest = int(str(error.value).split("at least ")[1].rstrip("."))
     assert lowest > 100
-    with pytest.raises(ValueError, match=f"^vocab_size {lowest - 1} is too small .* at least {lowest}"):
+    with pytest.raises(ValueError, match=f"vocab_size {lowest - 1}.*small .*{lowest}"):
         train_tokenizer(CAPTIONS, lowest - 1, 32)
     with pytest.raises(ValueError, match="every text is empty"):
         train_tokenizer(["", "  "], 300, 32)

@@ -93,5 +93,5 @@ def test_of_many_columns_twenty_are_shown_and_of_long_names_three_hundred_letter
     with pytest.raises(ValueError, match=r"c18, c19\. Name it"):
         recognise("t", [f"c{number}" for number in range(30)], {})
     for length, shown in ((149, "b" * 149 + r"\."), (150, "b" * 148 + r" \.\.\.\.")):  # 149 + 2 + 149 = 300
-        with pytest.raises(ValueError, match=rf"It has: {'a' * length}, {shown} Name it"):
+        with pytest.raises(ValueError, match=rf"{'a' * length}, {shown}"):
             recognise("t", ["a" * length, "b" * length], {})

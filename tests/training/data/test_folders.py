@@ -77,7 +77,7 @@ def test_texts_alone_are_no_classes(tmp_path):
     assert [only(rows.labels(i)) for i in (0, 1)] == [None, None]
     assert rows.captions(1) == {"": (["a dog"], [])}
     (tmp_path / "2.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"images, but neither captions nor classes\. Give each class a folder"):
+    with pytest.raises(ValueError, match=r"images.*captions.*classes"):
         open_rows(tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_one_split_alone_is_a_data_set_and_the_other_is_missed(begin, tmp_path):
     write(tmp_path, begin, PIXELS, LABELS)
     there, missing = ("train", "test") if begin == "train" else ("test", "train")
     assert open_rows(tmp_path).splits() == [there]
-    with pytest.raises(ValueError, match=rf"has no split {missing}, val\. It has: {there}\.$"):
+    with pytest.raises(ValueError, match=rf"split {missing}, val.*{there}"):
         open_rows(tmp_path, [there, missing, "val"])
 
 
@@ -86,7 +86,7 @@ def test_classes_are_named_by_labels_txt_by_the_folder_or_are_digits(tmp_path):
     rows = open_rows(folder)
     assert [only(rows.labels(i)) for i in (0, 1)] == ["ankle boots", "t-shirt or top"]
     assert rows.captions(0) == {"en": (["ankle boots"], []), "ja": (["ブーツ"], [])}
-    with pytest.raises(ValueError, match=r"has no column concept: idx files have images and labels"):
+    with pytest.raises(ValueError, match=r"column concept.*images"):
         rows.column("concept")
     write(folder, "train", PIXELS, LABELS)
     (folder / "labels.txt").write_text("犬\n\n  cat \nbird\n", encoding="utf-8")
@@ -94,7 +94,7 @@ def test_classes_are_named_by_labels_txt_by_the_folder_or_are_digits(tmp_path):
     assert [only(rows.labels(i)) for i in range(5)] == ["bird", "犬", "cat", "bird", "犬"]
     assert rows.captions(2) == {"": (["cat"], [])}
     (folder / "labels.txt").write_text("dog\ncat\n")
-    with pytest.raises(ValueError, match=r"has 3 classes, and names for 2\. Write one name a line in .*labels\.txt\.$"):
+    with pytest.raises(ValueError, match=r"3 classes.*2.*labels\.txt"):
         open_rows(folder)
 
 
@@ -140,5 +140,5 @@ def test_images_without_labels_or_with_another_number_of_them_are_one_line(tmp_p
         with pytest.raises(ValueError, match=wanted):
             open_rows(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match=r"has train-images-idx3-ubyte, but no train-labels-idx1-ubyte \(or \.gz\)"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.*train-labels-idx1-ubyte.*\.gz\)"):
         open_rows(tmp_path)

@@ -61,13 +61,13 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path):
     with pytest.raises(ValueError, match=r"There is no .*classes\.json"):
         read_class_set(tmp_path, "animals")
     write_classes(tmp_path)
-    with pytest.raises(ValueError, match=r"has no class set 'animal'\. It has: animals, both, listed"):
+    with pytest.raises(ValueError, match=r"'animal'.*animals, both, listed"):
         read_class_set(tmp_path, "animal")
     with pytest.raises(ValueError, match="lists images one by one"):
         read_class_set(tmp_path, "listed")
-    with pytest.raises(ValueError, match="neither the keys nor the names"):
+    with pytest.raises(ValueError, match=r"neither.*keys"):
         read_class_set(tmp_path, "both").in_order_of(("dog", "cow"))
-    with pytest.raises(ValueError, match=r"Two or more classes are wanted, got 1: dog\."):
+    with pytest.raises(ValueError, match=r"classes.*1: dog"):
         ClassSet(keys=("dog",))
     letters = tuple("abcdefghi")
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_samples_of_other_classes_are_left_out_and_said(run_folder: Path, capsys
     assert found.left_out == {f"class {key} is not asked for": 1 for key in every.keys[3:]}
     lines = capsys.readouterr().err.splitlines()
     assert f"validation: 1 of 12 samples left out: class {every.keys[5]} is not asked for" in lines
-    with pytest.raises(ValueError, match="has no sample of these classes"):
+    with pytest.raises(ValueError, match=r"sample.*classes"):
         open_labelled(data, "validation", ClassSet(keys=("cow", "sheep"), column="concept"))
 
 
@@ -146,11 +146,9 @@ def test_samples_without_a_class_or_a_image_are_counted_by_their_reasons(tmp_pat
     assert "asked: 100%" in err and "4/4" in err and "../3.png left out: ../3.png: outside the folder" in err
     (tmp_path / "0.png").unlink()
     (tmp_path / "6.png").unlink()
-    with pytest.raises(ValueError, match=r"^None of the 4 images of .*a\.csv can be opened\.$"):
+    with pytest.raises(ValueError, match=r"4 images.*a\.csv.*opened"):
         ask(model, READ, found, what="asked")
-    with pytest.raises(
-        ValueError, match=r"no sample of these classes \(x, y\), only: class cat is not asked for, no class, "
-    ):
+    with pytest.raises(ValueError, match=r"sample.*classes.*class"):
         open_labelled(data, None, ClassSet(keys=("x", "y")))
 
 
@@ -166,7 +164,7 @@ def test_held_out_samples_and_the_rest_are_everything_once_and_always_the_same(r
     assert every.hold_out(10)[1].index == held.index
     assert len(every.hold_out(47)[0].index) == 1 and held.left_out == rest.left_out == every.left_out
     for count in (0, 48):
-        with pytest.raises(ValueError, match=f"held_out is {count}, and there are 48"):
+        with pytest.raises(ValueError, match=f"held_out.*{count}.*48"):
             every.hold_out(count)
 
 

@@ -108,9 +108,9 @@ def test_named_columns_come_first(tmp_path):
     (tmp_path / "a.csv").write_text("image,photo,caption,note_ja\nx,1.png,no,犬\n", encoding="utf-8")
     rows = open_rows(tmp_path / "a.csv", columns={"image": "photo", "caption": ["note_ja"]})
     assert (rows.uid(0), rows.captions(0)) == ("1.png", {"ja": (["犬"], [])})
-    with pytest.raises(ValueError, match=r"no column phot\. It has: image, photo, .* Did you mean photo\?"):
+    with pytest.raises(ValueError, match=r"phot.*image, photo, .*photo\?"):
         open_rows(tmp_path / "a.csv", columns={"image": "phot"})
-    with pytest.raises(ValueError, match=r"no entry 'picture'\. It knows: image, caption"):
+    with pytest.raises(ValueError, match=r"'picture'.*knows: image, caption"):
         open_rows(tmp_path / "a.csv", columns={"picture": "photo"})
 
 
@@ -196,7 +196,7 @@ def test_joined_sets_are_one_after_the_other_whatever_their_lengths():
 def test_classes_are_those_of_all_samples_sorted():
     assert class_names(Letters("badab", "set")) == ["class a", "class b", "class d"]
     for letters in ("", "B"):
-        with pytest.raises(ValueError, match=r"^set has samples without a class\. Wanted a folder per class"):
+        with pytest.raises(ValueError, match=r"samples without.*class"):
             class_names(Letters(letters, "set"))
 
 
@@ -231,7 +231,7 @@ def test_paths_may_not_leave_the_folder(tmp_path):
 
 
 def test_a_split_that_is_not_there_is_named_with_those_there_are(run_folder):
-    with pytest.raises(ValueError, match=r"has no split test. It has: train, validation"):
+    with pytest.raises(ValueError, match=r"split.*train, validation"):
         open_rows(run_folder / "data.parquet", ["test"])
     assert len(open_rows(run_folder / "data.parquet", ["validation"])) == 12
     assert open_rows(run_folder / "data.parquet").splits() == ["train", "validation"]
@@ -262,11 +262,11 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, run_folder):
 
 
 def test_missing_columns_are_named_with_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match=r"no column with images. It has: uid, title. Name it in the recipe"):
+    with pytest.raises(ValueError, match=r"column.*images.*uid, title"):
         open_rows(write(tmp_path, uid=["a"], title=["x"]))
-    with pytest.raises(ValueError, match=r"no column with captions. It has: image, captoin. Did you mean captoin"):
+    with pytest.raises(ValueError, match=r"captions.*image, captoin.*captoin"):
         open_rows(write(tmp_path, image=["a"], captoin=["x"]))
-    with pytest.raises(ValueError, match=r"addresses \(url\), no images. Fetch them: img2dataset"):
+    with pytest.raises(ValueError, match=r"addresses.*images.*img2dataset"):
         open_rows(write(tmp_path, url=["a"], caption=["x"]))
 
 
@@ -328,7 +328,7 @@ def test_recall_counts_all_five_captions(tmp_path):
 
 def test_splits_are_asked_of_a_table_that_has_none(tmp_path):
     (tmp_path / "data.csv").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="has no splits, and train was asked for"):
+    with pytest.raises(ValueError, match=r"splits.*train.*asked"):
         open_rows(str(tmp_path / "data.csv"), ("train",))
 
 
@@ -337,5 +337,5 @@ def test_a_set_saved_by_datasets_that_lacks_a_part_is_one_line(tmp_path):
     state = json.loads((folder / "state.json").read_text())
     del state["_data_files"]
     (folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(ValueError, match=r"saved cannot be read as saved by datasets \(.*_data_files.*\)\.$"):
+    with pytest.raises(ValueError, match=r"saved.*datasets \(.*_data_files.*\)"):
         open_rows(folder)

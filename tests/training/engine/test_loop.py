@@ -192,7 +192,7 @@ def test_too_many_broken_samples_end_the_run_at_the_step_that_shows_them(tmp_pat
     for allowed in (0.02, 0.04):
         quarantine = Quarantine(tmp_path / "run", 2 * ROWS, allowed, SINGLE_PROCESS, resume=False)
         if allowed < 1 / 32:
-            with pytest.raises(ValueError, match="1 of the first 32 samples are broken"):
+            with pytest.raises(ValueError, match=r"1.*32 samples"):
                 run(towers(), tmp_path / "run", recipe(), stream=Broken(), quarantine=quarantine)
             assert "broken=1" not in capsys.readouterr().err
         else:
@@ -305,7 +305,7 @@ def test_skipped_steps_are_listed_with_their_samples_and_the_run_goes_on(tmp_pat
 def test_too_many_skipped_steps_end_the_run_a_resumed_one_too(tmp_path):
     settings, poison = recipe(steps=8, log_every=4, max_skipped=1), Poisoned({1, 5})
     for resume in (False, True):
-        with pytest.raises(TrainingError, match=r"step 6: .*2nd of the run; max_skipped = 1.*samples: 5/0, 5/1"):
+        with pytest.raises(TrainingError, match=r"step 6: .*2nd.*max_skipped = 1.*samples: 5/0, 5/1"):
             run(towers(), tmp_path / "run", settings, stream=poison, resume=resume)
         assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 2
     assert [path.name for path in saved(tmp_path / "run" / "checkpoints")] == ["step-00000004", "step-00000002"]

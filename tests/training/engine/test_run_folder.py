@@ -17,7 +17,7 @@ def test_an_earlier_run_is_gone_on_with_and_not_overwritten(tmp_path: Path):
     check_run(tmp_path, resume=False, push=None)
     (tmp_path / "checkpoints").mkdir()
     check_run(tmp_path, resume=True, push=None)
-    with pytest.raises(ValueError, match=r"holds an earlier run's checkpoints\. Add --resume auto to go on"):
+    with pytest.raises(ValueError, match=r"earlier run's checkpoints.*--resume"):
         check_run(tmp_path, resume=False, push=None)
 
 
@@ -72,7 +72,7 @@ def test_a_name_on_the_hub_is_an_organisation_and_a_name(tmp_path: Path):
     for name in ("a/b", "some-body/small.model_2"):
         check_run(tmp_path, resume=False, push=name)
     for name in ("a", "/b", "a/", "a/b/c", "a b/c", ""):
-        with pytest.raises(ValueError, match=f"^--push {name} is no name on the hub; wanted org/name.$"):
+        with pytest.raises(ValueError, match=f"--push {name}.*wanted org/name"):
             check_run(tmp_path, resume=False, push=name)
 
 

@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     other = state()
     other["model"]["b.weight"] = other["model"].pop("a.weight")
     other["model"]["scale"] = torch.zeros(2)
-    with pytest.raises(ValueError, match=r"3 tensors differ: /model/a.weight, /model/b.weight, /model/scale"):
+    with pytest.raises(ValueError, match=r"3 tensors.*/model/a.weight, /model/b.weight, /model/scale"):
         load_state(path, other)
     other["model"] |= {f"c{number}": torch.zeros(number + 1) for number in range(4)}
     with pytest.raises(

@@ -278,7 +278,7 @@ def test_every_line_of_a_plan_adds_up():
     assert short[2].endswith(" GFLOP, 20 tokens")
     assert plan(config, recipe, gpus=4, tflops=50, efficiency=1)[6].endswith(" GiB, each GPU")
     for tflops, efficiency in ((0, 0.5), (50, 0), (50, 1.01)):
-        with pytest.raises(ValueError, match=rf"efficiency in \(0, 1\], got {tflops} and {efficiency}\."):
+        with pytest.raises(ValueError, match=rf"efficiency.*\(0, 1\].*{tflops}.*{efficiency}"):
             plan(config, recipe, gpus=4, tflops=tflops, efficiency=efficiency)
 
 

@@ -241,7 +241,7 @@ def test_coarse_images_are_smaller_than_the_models_on_both_sides():
     assert DataSection().coarse(model) == model
     assert DataSection(coarse_size=24).coarse(model) == dataclasses.replace(model, image_size=24)
     for side in (32, 40):
-        with pytest.raises(ValueError, match=rf"coarse_size is {side}; the model's images are \(48, 32\)\. Less"):
+        with pytest.raises(ValueError, match=rf"coarse_size.*{side}.*model's images.*\(48, 32\)"):
             DataSection(coarse_size=side).coarse(model)
 
 

@@ -201,7 +201,7 @@ def test_validation_samples_that_cannot_be_used_are_counted_and_the_first_is_nam
     embedder = open_embedder(some, SINGLE_PROCESS)
     assert len(open_pairs_of(some, embedder)[1]) == 1
     assert capsys.readouterr().err.startswith("2 validation samples left out; the first: one.png")
-    with pytest.raises(ValueError, match=r"none.csv has no sample that can be used; the first: one.png"):
+    with pytest.raises(ValueError, match=r"none.csv.*sample.*one.png"):
         open_pairs_of(none, embedder)[1]
     whole = recipe(run_folder, data={"validation_split": ""})
     capsys.readouterr()

@@ -97,7 +97,7 @@ def test_a_finished_run_resumed_is_the_same_model(finished, recipe):
 
 
 def test_an_earlier_run_is_not_overwritten(finished, recipe):
-    with pytest.raises(ValueError, match=r"holds an earlier run's checkpoints. Add --resume auto"):
+    with pytest.raises(ValueError, match=r"run's checkpoints.*--resume"):
         train(recipe, finished, SINGLE_PROCESS)
 
 
@@ -159,14 +159,14 @@ def test_training_goes_on_from_a_source_only_with_its_own_loss(finished, run_fol
         "vision": None,
         "text": None,
     }
-    with pytest.raises(ValueError, match=r"trained with the other loss. Set \[model\] loss = 'clip'"):
+    with pytest.raises(ValueError, match=r"trained.*= 'clip'"):
         open_embedder(read_recipe(write_recipe(run_folder, model=model)), SINGLE_PROCESS)
 
 
 def test_chunks_and_processes_must_divide_the_batch(run_folder, tmp_path):
     recipe = write_recipe(run_folder, run={"accumulate": 8})
     four = Processes(rank=0, size=4, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="batch_size 16 cannot be cut into accumulate = 8 equal chunks on each of 4"):
+    with pytest.raises(ValueError, match=r"batch_size 16.*accumulate = 8.*4"):
         train(recipe, tmp_path / "model", four)
 
 

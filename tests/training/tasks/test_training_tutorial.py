@@ -177,7 +177,7 @@ def test_the_report_counts_the_images_of_the_split(walked: dict[str, Any]):
 
 def test_a_vit_that_hugging_faces_class_cannot_be_is_sent_to_timm(tmp_path: Path):
     config = VisionConfig(image_size=16, patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=8, pre_norm=True)
-    with pytest.raises(ValueError, match=r"a norm before the blocks\. Export it to timm: .* pipeline open that folder"):
+    with pytest.raises(ValueError, match=r"blocks.* pipeline"):
         export(ViTClassifier(config, 2), tmp_path / "out", "huggingface")
 
 
