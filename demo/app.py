@@ -114,7 +114,7 @@ def launch(
     script = f"const page = {json.dumps(settings)};\n" + "\n".join(
         (ASSETS / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS
     )
-    printed = (ASSETS / "print.css").read_text(encoding="utf-8")
+    by_medium = (ASSETS / "media.css").read_text(encoding="utf-8")
     gr.set_static_paths([SAMPLES])
     threading.Thread(target=actions.warm_up, daemon=True).start()
     return serve_page(
@@ -125,7 +125,7 @@ def launch(
         proxies=proxies,
         theme=THEME,
         css_paths=[ASSETS / "style.css"],
-        head=f'<style>{FIRST_STYLE}{printed}</style><script type="module">{script}</script>',
+        head=f'<style>{FIRST_STYLE}{by_medium}</style><script type="module">{script}</script>',
         i18n=text,
         footer_links=[],
         run_history=False,

@@ -107,7 +107,7 @@ def heat_map(label: str, image: Image.Image) -> str:
 def table(rows: Sequence[ImageRanking]) -> str:
     """A row per image, and a link that contains all of it as CSV; no file is written on the server."""
     body = "".join(
-        f'<tr><th scope="row">{escape(row.name)}</th>'
+        f'<tr><th scope="row" title="{escape(row.name)}"><span class="file-name">{escape(row.name)}</span></th>'
         + (
             f'<td colspan="2">{both(row.error.key, **row.error.values)}</td>'
             if row.error is not None

@@ -1,78 +1,29 @@
 """The demo without a mouse, without eyes, on a telephone and in the dark: every tab, with its answer on it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-import vlm
 from tests.support.demo_pages import (
     DOG,
     LOCALES,
     TABS,
     Opener,
+    answered,
     browser_tests,
     go,
     needs_mini,
-    open_part,
-    quiet,
-    save_classifier,
     tab_to,
 )
-from tests.support.demo_server import Server, serving
+from tests.support.demo_server import Server
 from vlm.demo.page.texts import TEXTS
 from vlm.demo.search.samples import EXAMPLES
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Page
 
 pytestmark = [*browser_tests, needs_mini]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("mini")
-    save_classifier(folder / "runs" / "groups", ["an animal or plant", "a place, vehicle or weather", "food", "a sign"])
-    vlm.save(vlm.load("mini"), folder / "runs" / "second")  # with one model there is no comparison
-    with serving("mini", folder, "--models", str(folder / "runs")) as running:
-        yield running
-    quiet(running)
-
-
-def answered(page: "Page", tab: str, language: str) -> "Locator":
-    """The tab with everything unfolded and an answer on it, reached by mouse."""
-    panel = go(page, tab)
-    first = panel.locator(".suggestions button" if tab == "search" else ".examples button").first
-    match tab:
-        case "classify":
-            first.click()
-            page.locator("#ranking .label").first.click()
-            page.locator("#where img").wait_for()
-            open_part(panel, "templates", language)
-            open_part(panel, "several", language)
-            page.locator("#images input[type=file]").set_input_files(DOG)
-            page.locator("#images a").first.wait_for()
-            page.locator("#classify-all-button").click()
-            page.locator("#table table").wait_for()
-        case "search":
-            open_part(panel, "filters", language)
-            first.click()
-            page.locator("#found .cards").wait_for()
-        case "classifier":
-            first.click()
-            page.locator("#classifier-answer figure").wait_for()
-        case "look":
-            page.locator("#look-text input, #look-text textarea").fill("耳" if language == "ja" else "ear")
-            first.click()
-            page.locator("#look-figures figure").nth(5).wait_for()
-        case _:
-            first.click()
-            page.locator("#compared .bars").nth(1).wait_for()
-            page.locator("#card-button").click()
-            page.locator("#model-card article").wait_for()
-    page.wait_for_timeout(300)  # Gradio's signs of waiting fade
-    return panel
 
 
 # ---- axe-core ------------------------------------------------------------------------------------------------------
@@ -81,10 +32,10 @@ def answered(page: "Page", tab: str, language: str) -> "Locator":
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_axe_finds_nothing_serious_on_any_tab_empty_or_filled(
-    server: Server, opened: Opener, language: str, scheme: Literal["light", "dark"]
+    full_demo: Server, opened: Opener, language: str, scheme: Literal["light", "dark"]
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = opened(server, LOCALES[language], 1280, scheme)
+    page = opened(full_demo, LOCALES[language], 1280, scheme)
     found: list[str] = []
     for tab in TABS:
         go(page, tab)
@@ -141,10 +92,10 @@ FAINT = """() => {
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_clipped_too_wide_or_too_faint(
-    server: Server, opened: Opener, width: int, scheme: Literal["light", "dark"]
+    full_demo: Server, opened: Opener, width: int, scheme: Literal["light", "dark"]
 ) -> None:
     language = "ja" if (width == 390) == (scheme == "light") else "en"
-    page = opened(server, LOCALES[language], width, scheme)
+    page = opened(full_demo, LOCALES[language], width, scheme)
     for tab in TABS:
         go(page, tab)
         _has_room(page, width)
@@ -158,8 +109,8 @@ def _has_room(page: "Page", width: int) -> None:
         assert page.evaluate(fault) == []
 
 
-def test_on_a_telephone_the_answer_comes_into_view(server: Server, opened: Opener) -> None:
-    page = opened(server, "ja-JP", 390)
+def test_on_a_telephone_the_answer_comes_into_view(full_demo: Server, opened: Opener) -> None:
+    page = opened(full_demo, "ja-JP", 390)
     panel = go(page, "search")
     panel.locator(".suggestions button").first.click()
     page.locator("#found .cards").wait_for()
@@ -186,9 +137,9 @@ def accessible(page: "Page") -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_every_control_and_image_has_a_name_in_the_language_of_the_page(
-    server: Server, opened: Opener, language: str
+    full_demo: Server, opened: Opener, language: str
 ) -> None:
-    page = opened(server, LOCALES[language])
+    page = opened(full_demo, LOCALES[language])
     not_words = {"English", "日本語", "Language / 言語", "dog.webp"}
     own = {
         "twemoji",
@@ -216,8 +167,8 @@ def test_every_control_and_image_has_a_name_in_the_language_of_the_page(
 # ---- keyboard ------------------------------------------------------------------------------------------------------
 
 
-def test_the_keyboard_alone_does_all_on_classify(server: Server, opened: Opener, tmp_path: Path) -> None:
-    page = opened(server, "en-US")
+def test_the_keyboard_alone_does_all_on_classify(full_demo: Server, opened: Opener, tmp_path: Path) -> None:
+    page = opened(full_demo, "en-US")
     panel, press = page.locator("#tab-classify"), page.keyboard.press
     with page.expect_file_chooser() as chooser:
         tab_to(page, panel.locator(".image button.upload-container"))
@@ -266,8 +217,8 @@ def test_the_keyboard_alone_does_all_on_classify(server: Server, opened: Opener,
     page.locator("#classify-button", has_text=TEXTS["classify_button"]["ja"]).wait_for()
 
 
-def test_the_keyboard_alone_does_all_on_the_other_tabs(server: Server, opened: Opener) -> None:
-    page = opened(server, "en-US")
+def test_the_keyboard_alone_does_all_on_the_other_tabs(full_demo: Server, opened: Opener) -> None:
+    page = opened(full_demo, "en-US")
     press = page.keyboard.press
     tab_to(page, page.get_by_role("tab").first)
 
@@ -309,13 +260,13 @@ def test_the_keyboard_alone_does_all_on_the_other_tabs(server: Server, opened: O
     tab_to(page, page.locator("#tab-look .examples button").first)
     press("Enter")
     caption = page.locator("#look-attention figcaption")
-    caption.filter(has_text="block 6, head 1, read by the image's vector").wait_for()
+    caption.filter(has_text="block 6, head 1, query: vector of the whole image").wait_for()
     tab_to(page, page.locator('#look-head input[type="range"]'))
     press("ArrowRight")
     caption.filter(has_text="block 6, head 2").wait_for()
     tab_to(page, page.locator('[data-patch="7"]'))
     press("Enter")
-    caption.filter(has_text="read by patch 7").wait_for()
+    caption.filter(has_text="query: patch 7").wait_for()
 
     tab_to(page, page.get_by_role("tab").nth(3), "Shift+Tab")
     press("ArrowRight")  # models

@@ -1,10 +1,23 @@
-"""The page moves little while it loads, and prints dark on white in both schemes, in headless Chromium."""
+"""The page reflows on small screens, moves little while it loads, and prints dark on white, in headless Chromium."""
 
+import shutil
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tests.support.demo_pages import DOG, LOCALES, Opener, browser_tests, go, needs_mini, upload
+from tests.support.demo_pages import (
+    DOG,
+    LOCALES,
+    TABS,
+    Opener,
+    answered,
+    browser_tests,
+    go,
+    needs_mini,
+    open_part,
+    upload,
+)
 from tests.support.demo_server import Server
 
 pytestmark = [*browser_tests, needs_mini]
@@ -60,3 +73,56 @@ def test_an_answer_prints_dark_on_white_without_buttons(
     filled = page.locator("#ranking .track span").first
     assert filled.evaluate("(bar) => getComputedStyle(bar).backgroundColor") == "rgb(85, 85, 85)"
     assert len(page.pdf()) > 5000
+
+
+# ---- small screens -------------------------------------------------------------------------------------------------
+
+WIDER = """() => [...document.querySelectorAll("main *")].filter((part) => {
+  const {left, right} = part.getBoundingClientRect();
+  return part.checkVisibility() && !part.closest(".card, .scrolling, .visually-hidden, .for-readers, .examples .name")
+    && (right > innerWidth + 1 || left < -1);
+}).map((part) => `${part.tagName}.${part.className}`)"""
+both_languages = pytest.mark.parametrize("language", ["ja", "en"])
+
+
+@both_languages
+@pytest.mark.parametrize(("width", "margin"), [(320, "12px"), (390, "12px"), (640, "16px")])
+def test_every_tab_reflows_to_one_column(
+    full_demo: Server, opened: Opener, width: int, margin: str, language: str
+) -> None:
+    """320 px is 1280 px at 400 % zoom (WCAG 1.4.10)."""
+    page = opened(full_demo, LOCALES[language], width)
+    main = page.locator("main")
+    assert main.evaluate("(part) => getComputedStyle(part).paddingInlineStart") == margin
+    assert page.get_by_role("tab").count() == len(TABS)  # none in a menu
+    for tab in TABS:
+        for panel in (go(page, tab), answered(page, tab, language)):
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+            assert page.evaluate(WIDER) == [], tab
+            if width <= 420:
+                for column in panel.locator(".row > .column").all():
+                    box = column.bounding_box()
+                    assert box is None or box["width"] > 0.8 * width, tab
+
+
+@both_languages
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_long_file_name_takes_two_lines_and_is_whole_in_the_title(
+    full_demo: Server, opened: Opener, tmp_path: Path, width: int, language: str
+) -> None:
+    names = [f"{'x' * 200}.webp", f"{'とても長い名前の写真' * 7}.webp", f"{'the sea and the dog ' * 10}.webp"]
+    for name in names:
+        shutil.copy(DOG, tmp_path / name)
+    page = opened(full_demo, LOCALES[language], width)
+    panel = go(page, "classify")
+    open_part(panel, "several", language)
+    page.locator("#images input[type=file]").set_input_files([tmp_path / name for name in names])
+    page.locator("#images a").nth(2).wait_for()
+    page.locator("#labels textarea").fill("dog, cat")
+    page.locator("#classify-all-button").click()
+    for name, cell in zip(names, page.locator("#table tbody th").all(), strict=True):
+        assert cell.get_attribute("title") == name
+        shown = cell.locator(".file-name")
+        height, line = shown.evaluate("(one) => [one.offsetHeight, parseFloat(getComputedStyle(one).lineHeight)]")
+        assert height <= 2 * line + 1
+    assert page.locator("#table a >> visible=true").count() == 1  # the file in the language of the page

@@ -173,19 +173,3 @@ def test_a_tiff_has_a_preview(tiny: Server, opened: Opener, tmp_path: Path) -> N
     assert page.locator(".preview img").evaluate("(image) => image.naturalWidth") > 20
     upload(go(page, "classify"), DOG)
     page.locator(".preview").wait_for(state="detached")
-
-
-# ---- small screens -------------------------------------------------------------------------------------------------
-
-
-@both_languages
-def test_at_four_hundred_percent_nothing_scrolls_sideways(tiny: Server, opened: Opener, language: str) -> None:
-    page = opened(tiny, LOCALES[language], 320)
-    width = "document.documentElement.scrollWidth"
-    for tab in ("classify", "search", "look", "models"):
-        panel = go(page, tab)
-        assert page.evaluate(width) <= 320, tab
-        first = panel.locator(".suggestions button" if tab == "search" else ".examples button").first
-        first.click()
-        page.wait_for_timeout(1500)
-        assert page.evaluate(width) <= 320, tab

@@ -96,6 +96,17 @@ def mini_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     quiet(running)
 
 
+@pytest.fixture(scope="module")
+def full_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo on the bundled model with all five tabs: a classifier, and a second model to compare with."""
+    folder = tmp_path_factory.mktemp("mini")
+    save_classifier(folder / "runs" / "groups", ["an animal or plant", "a place, vehicle or weather", "food", "a sign"])
+    vlm.save(vlm.load("mini"), folder / "runs" / "second")
+    with serving("mini", folder, "--models", str(folder / "runs")) as running:
+        yield running
+    quiet(running)
+
+
 def quiet(server: Server) -> None:
     """Nothing went wrong on the server, and it asked nobody for anything."""
     log = server.log.read_text()
@@ -130,6 +141,41 @@ def go(page: "Page", tab: str) -> "Locator":
 def open_part(panel: "Locator", key: str, language: str) -> None:
     """A part that is folded up at first."""
     panel.locator("button.label-wrap", has_text=TEXTS[key][language]).click()
+
+
+def answered(page: "Page", tab: str, language: str) -> "Locator":
+    """The tab with everything unfolded and an answer on it, reached by mouse."""
+    panel = go(page, tab)
+    first = panel.locator(".suggestions button" if tab == "search" else ".examples button").first
+    match tab:
+        case "classify":
+            first.click()
+            page.locator("#ranking .label").first.click()
+            page.locator("#where img").wait_for()
+            open_part(panel, "templates", language)
+            open_part(panel, "several", language)
+            page.locator("#images input[type=file]").set_input_files(DOG)
+            page.locator("#images a").first.wait_for()
+            page.locator("#classify-all-button").click()
+            page.locator("#table table").wait_for()
+        case "search":
+            open_part(panel, "filters", language)
+            first.click()
+            page.locator("#found .cards").wait_for()
+        case "classifier":
+            first.click()
+            page.locator("#classifier-answer figure").wait_for()
+        case "look":
+            page.locator("#look-text input, #look-text textarea").fill("耳" if language == "ja" else "ear")
+            first.click()
+            page.locator("#look-figures figure").nth(5).wait_for()
+        case _:
+            first.click()
+            page.locator("#compared .bars").nth(1).wait_for()
+            page.locator("#card-button").click()
+            page.locator("#model-card article").wait_for()
+    page.wait_for_timeout(300)  # Gradio's signs of waiting fade
+    return panel
 
 
 def upload(panel: "Locator", path: Path) -> None:
