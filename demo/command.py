@@ -45,6 +45,7 @@ def serve_demo(
         VlmError: a model or a folder cannot be used.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a refused upload is one line of vlm.demo
     with cleaned_up_on_signals(), private_upload_folder():
         # Gradio makes its folders when it is imported: in the private one
         from vlm.demo.actions import PageActions

@@ -141,10 +141,10 @@ def test_addresses_that_gradio_would_fetch_are_not_found(path: str) -> None:
 # ---- calls ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def calls(actions: PageActions) -> TestClient:
+@pytest.fixture(scope="module")
+def calls() -> TestClient:
     app = Starlette(routes=[Route("/{path:path}", _echo, methods=["POST"])])
-    return TestClient(CallGuard(app, page=build(actions)))
+    return TestClient(CallGuard(app, page=build(PageActions("mini"))))  # the model is not loaded before an action
 
 
 CALLS: list[tuple[str, Any, int, str]] = [
@@ -166,6 +166,12 @@ CALLS: list[tuple[str, Any, int, str]] = [
     ("../queue/join", {"data": [], "fn_index": 9999, "session_hash": "a"}, 422, "page"),
     ("../queue/join", {"data": [], "fn_index": 0}, 422, "page"),
     ("../queue/join", {"data": [1] * 99, "fn_index": 0, "session_hash": "a"}, 422, "99"),
+    ("../queue/join", {"data": [], "fn_index": True, "session_hash": "a"}, 422, "page"),
+    ("../queue/join", {"data": [], "fn_index": 1, "session_hash": "a", "trigger_id": "x"}, 422, "trigger_id"),
+    ("../run/search", b"[" * 99_999, 422, "body"),
+    ("../cancel", b"\xff\xfe", 422, "body"),
+    ("../cancel", {"session_hash": 1, "fn_index": 0, "event_id": "a"}, 422, "session_hash"),
+    ("../reset", {}, 422, "event_id"),
 ]  # fmt: skip
 
 
@@ -182,6 +188,27 @@ def test_a_malformed_call_is_one_line_and_one_log_line(
     assert "\n" not in answer.json()["error"]
     assert len(caplog.records) == 1
     assert len(caplog.records[0].getMessage().splitlines()) == 1
+
+
+UNUSED = ["component_server", "vibe-edit/", "undo-vibe-edit/", "process_recording", "login", "stream/a", "deep_link",
+          "queue/data", "mcp/", "run-history/connect", "dev/reload", "../config", "../login"]  # fmt: skip
+
+
+def test_addresses_of_gradio_that_the_page_does_not_use_are_not_served(
+    calls: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for address in UNUSED:
+        path = f"/{address[3:]}" if address.startswith("..") else f"/gradio_api/{address}"
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "vlm.demo"):
+                assert calls.request(method, path, content=b"\xff--B").status_code == 404, path
+            assert len(caplog.records) == 1
+
+
+def test_an_answer_that_nobody_waits_for_is_not_there(calls: TestClient) -> None:
+    for address in ("call/nothing/a", "call/search/unknown", "queue/data", "queue/data?session_hash=a"):
+        assert calls.get(f"/gradio_api/{address}").status_code == 404
 
 
 def test_a_call_gets_the_defaults_of_the_arguments_it_leaves_out(calls: TestClient) -> None:
