@@ -4,6 +4,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+import regex
+
 from vlm.demo.page.texts import PageError
 from vlm.images.open import MAX_BYTES
 
@@ -13,19 +15,25 @@ MAX_TEMPLATES = 20
 
 ImageFile = str | Path
 
-_SEPARATORS = re.compile(r"[\n\t,;|、，；｜]")
+_SEPARATORS = re.compile(r"[\n\r\v\f\t\x85\u2028\u2029,;|、､，；｜،؛]")
 _SLASHES = re.compile(r"[/／]")
-_JAPANESE_WORD = re.compile(r"[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f々]+")
-# zero-width space, word joiner, byte order mark, soft hyphen, bidirectional controls; not the joiner inside emoji
-_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_MIDDLE_DOTS = re.compile(r"[・･]")
+_KATAKANA = re.compile(r"[\u30a1-\u30fa\u30fc\u30fd\uff66-\uff9f]+")
+_JAPANESE_WORD = re.compile(r"[\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff65-\uff9f々]+")
+_UNSEEN = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # zero-width spaces, joiners, directions, soft hyphens ...
+_REMOVED = regex.compile(  # joiners, variation selectors and tags belong to emoji and to some scripts
+    r"[\p{Default_Ignorable_Code_Point}--[\u200c\u200d\ufe00-\ufe0f\U000e0020-\U000e007f]]", regex.V1
+)
+_JOINERS = "\u200c\u200d"
 
 
 def read_labels(typed: str | list[str]) -> tuple[str, ...]:
     """Labels as typed or as a list -> distinct labels in their order.
 
-    Line breaks, tabs, commas, semicolons and | separate labels.  A text without any of these is split at slashes, or at
-    spaces if all its words are Japanese: "red apple" is one label, "犬 猫" are two.  Labels that differ only in
-    invisible characters or in Unicode composition are one label.
+    Line breaks, tabs, commas, semicolons and | separate labels.  A text without any of these is split at slashes, or
+    at spaces and middle dots if all its words are Japanese: "red apple" is one label, "犬 猫" are two.  Middle dots
+    between katakana alone are part of a name: "コーヒー・カップ" is one label.  Labels that differ only in invisible
+    characters or in Unicode composition are one label.
 
     Raises:
         PageError: no label, too many labels, a label that is too long or no text.
@@ -36,7 +44,7 @@ def read_labels(typed: str | list[str]) -> tuple[str, ...]:
     labels: dict[str, str] = {}
     for part in parts:
         if label := read_text(part):
-            labels.setdefault(unicodedata.normalize("NFKC", label), label)
+            labels.setdefault(unicodedata.normalize("NFKC", _UNSEEN.sub("", label)), label)
     if not labels:
         raise PageError("no_labels")
     if len(labels) > MAX_LABELS:
@@ -62,10 +70,10 @@ def read_templates(typed: str | list[str]) -> tuple[str, ...] | None:
 
 def read_text(typed: object) -> str:
     """A text that may be empty: without invisible characters, in composed form (NFC), without outer spaces."""
-    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", _text(typed))).strip()
+    text = unicodedata.normalize("NFC", _REMOVED.sub("", _text(typed))).strip().strip(_JOINERS).strip()
     if len(text) > MAX_CHARACTERS:
         raise PageError("text_too_long", count=len(text), most=MAX_CHARACTERS)
-    visible = any(unicodedata.category(letter)[0] not in "CZ" for letter in text)
+    visible = any(unicodedata.category(letter)[0] not in "CZ" for letter in _UNSEEN.sub("", text))
     return text if visible else ""
 
 
@@ -93,7 +101,14 @@ def _split_labels(text: str) -> list[str]:
         if separator.search(text):
             return separator.split(text)
     words = text.split()
-    return words if all(_JAPANESE_WORD.fullmatch(word) for word in words) else [text]
+    if not all(_JAPANESE_WORD.fullmatch(_UNSEEN.sub("", word)) for word in words):
+        return [text]
+    return [part for word in words for part in _split_middle_dots(word)]
+
+
+def _split_middle_dots(word: str) -> list[str]:
+    parts = _MIDDLE_DOTS.split(word)
+    return [word] if all(_KATAKANA.fullmatch(part) for part in parts) else parts
 
 
 def _text(value: object) -> str:

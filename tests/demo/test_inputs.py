@@ -27,6 +27,11 @@ from vlm.demo.page.texts import PageError
         ("が、か\u3099、犬", ("が", "犬")),  # composed and decomposed: one label
         ("犬、猫、犬", ("犬", "猫")),
         (["ＤＯＧ", "DOG"], ("ＤＯＧ",)),
+        ("犬・猫・鳥", ("犬", "猫", "鳥")),
+        ("りんご･みかん トマト", ("りんご", "みかん", "トマト")),
+        ("コーヒー・カップ 皿", ("コーヒー・カップ", "皿")),  # middle dots between katakana belong to the name
+        ("dog\r\ncat\u2028bird､cow", ("dog", "cat", "bird", "cow")),
+        ("犬\u200d\n犬\n\u3164\n犬\ufe0f", ("犬",)),  # joiners, fillers and selectors are invisible too
         ("👩\u200d🚒, dog", ("👩\u200d🚒", "dog")),  # the joiner inside an emoji stays
     ],
 )
@@ -40,7 +45,7 @@ def test_labels_are_split_normalised_and_distinct(typed: str | list[str], labels
         ("", "no_labels"),
         (" ,\n、", "no_labels"),
         ("\u200b", "no_labels"),
-        ("\u200d,\u200e", "no_labels"),
+        ("\u200d,\u200e,\ufe0f,\u3164,\u034f", "no_labels"),
         ([str(number) for number in range(MAX_LABELS + 1)], "too_many_labels"),
         ("x" * 501, "text_too_long"),
         ({"label": "犬"}, "not_text"),
