@@ -206,6 +206,11 @@ class PageActions:
         """Those of the texts of which the bundled model has seen no word; of another model nothing is known."""
         return [text for text in texts if self.source == "mini" and not is_known(text)]
 
+    def unknown_terms(self, text: str) -> list[str]:
+        """The same for the terms of a query that has been answered."""
+        text = read_text(text)
+        return self.unknown([term for _, term in parse_terms(text)]) if text else []
+
     def sample_embeds(self) -> Tensor:
         """Embeddings of the samples, (G, E); computed once."""
         return self._samples.embeds()

@@ -32,7 +32,8 @@ def bind(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[A
     """Run an action on a browser event.
 
     Gradio passes images as its record of the upload (`preprocess=False`): `vlm.open_image` alone decides what an image
-    is.  A `PageError` is shown in the last output; all other HTML outputs are cleared.
+    is.  A `PageError` is shown in the last output; all other HTML outputs are cleared.  Of the events that come while
+    an answer is awaited, the last one is answered after it.
 
     Args:
         trigger: the event listener of a component, such as `button.click`.
@@ -60,6 +61,7 @@ def bind(trigger: Callable[..., Any], action: Callable[..., Any], inputs: list[A
         concurrency_id=COMPUTE_QUEUE,
         api_visibility="private",
         show_progress="minimal",
+        trigger_mode="always_last",
     )
 
 

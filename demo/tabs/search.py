@@ -54,7 +54,7 @@ def tab(actions: PageActions, shared: SharedParts) -> None:
         path, filters = upload_path(image), read_filters(folder is not None, chosen)
         results = actions.search(typed, path, filters=filters)
         weak = actions.no_good_match(results)
-        unknown = actions.unknown([typed.strip()] if typed.strip() and path is None else [])
+        unknown = actions.unknown_terms(typed)
         return "", retrieval.results_part(results, text=typed.strip(), image=path, no_good_match=weak, unknown=unknown)
 
     def take_suggestion(event: gr.EventData, *chosen: Any) -> tuple[str, None, str, str]:

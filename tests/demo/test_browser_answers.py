@@ -63,6 +63,12 @@ def test_an_answer_fades_when_its_question_changes(mini_demo: Server, opened: Op
     page.locator("#where img").wait_for(state="detached")
     assert stale(page) == []
 
+    open_part(panel, "templates", language)
+    panel.locator('[data-template="plain"]').click()
+    page.locator("#ranking.stale").wait_for()
+    classify(page)
+    assert stale(page) == []
+
     panel.get_by_role("button", name=TEXTS["part_remove"][language]).click()  # the image is removed
     page.locator("#ranking.stale").wait_for()
     drop_image(panel, OCTOPUS)
@@ -77,6 +83,27 @@ def test_an_answer_fades_when_its_question_changes(mini_demo: Server, opened: Op
     panel.locator(".examples button").nth(1).click()
     page.locator("#ranking:not(.stale) .bars").wait_for()
     assert stale(page) == ["look-attention", "look-figures"]
+
+
+@both_languages
+def test_a_question_asked_while_an_answer_is_awaited_is_answered(
+    mini_demo: Server, opened: Opener, language: str
+) -> None:
+    page = opened(mini_demo, LOCALES[language])
+    upload(go(page, "classify"), DOG)
+    page.evaluate(
+        """async () => {
+          const box = document.querySelector("#labels textarea");
+          for (const text of ["dog, cat", "dog, cat, cow"]) {
+            box.value = text;
+            box.dispatchEvent(new Event("input", {bubbles: true}));
+            await new Promise((done) => setTimeout(done, 20));
+            document.querySelector("#classify-button").click();
+          }
+        }"""
+    )
+    read = TEXTS["labels_read"][language].format(count=3, labels="dog · cat · cow")
+    page.locator("#ranking:not(.stale) .asked", has_text=read).wait_for()
 
 
 @both_languages

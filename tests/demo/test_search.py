@@ -161,3 +161,5 @@ def test_words_of_the_training_data_are_known(text: str, known: bool) -> None:
 def test_unknown_words_are_told_of_the_bundled_model_only(actions: PageActions) -> None:
     assert PageActions("mini").unknown(["asdfghjkl", "apple"]) == ["asdfghjkl"]
     assert actions.unknown(["asdfghjkl"]) == []
+    assert PageActions("mini").unknown_terms("apple + zxqv - 0.5*asdfghjkl") == ["zxqv", "asdfghjkl"]
+    assert PageActions("mini").unknown_terms("りんご + 緑 - 赤") == PageActions("mini").unknown_terms(" ") == []

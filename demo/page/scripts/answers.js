@@ -85,6 +85,7 @@ document.addEventListener(
     if (button.closest(".examples, #found .cards"))
       edit(button.closest('[role="tabpanel"]').querySelector(".image"), button);
     if (button.closest(".option, [role=option]")) edit(button);
+    if (button.matches("[data-template]")) edit(document.getElementById("templates"));
     if (!button.closest("#query, #look-text")) ask(button);
   },
   true,
