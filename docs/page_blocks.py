@@ -26,19 +26,19 @@ def blocks(page: str) -> list[Block]:
     return [Block(*found.groups()) for found in FENCED.finditer(MARKED.sub("", page))]
 
 
-def printed(block: Block, folder: Path) -> str:
+def printed(block: Block, folder: Path, python: Path = Path(sys.executable)) -> str:
     """Standard output of a sh or python block, as a reader's shell runs it in a folder.
 
     Args:
         block: its commands, or a Python program.
         folder: working directory, first on Python's path.
+        python: interpreter of the environment whose commands are run.
 
     Raises:
         RuntimeError: the block failed; the message ends with the last lines of standard error.
     """
-    interpreter = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{interpreter}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
-    command = ["bash", "-e"] if block.kind == "sh" else [sys.executable, "-"]
+    environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    command = ["bash", "-e"] if block.kind == "sh" else [str(python), "-"]
     done = subprocess.run(
         command, input=block.body, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
     )
