@@ -257,7 +257,7 @@ def layout_rows() -> tuple[Rows, Rows, float]:
             with _hub() as (hub, folder):
                 found = difference(layout, hub, folder)
             if not layout.known:
-                worst = max(worst, found.images, found.texts or 0.0)
+                worst = max(worst, found.images, found.large, found.texts or 0.0)
             cells = ["" if value is None else f"{value:.0e}" for value in (found.images, found.large, found.texts)]
             rows.append((title, *cells, layout.known))
             print(*rows[-1], file=sys.stderr)

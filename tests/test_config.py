@@ -305,6 +305,7 @@ def test_the_other_defaults_are_clips() -> None:
         ({"resize_side": (256, 240)}, None),  # a pair had no spelling
         ({"resize_side": 400}, None),  # the fraction gave 399
         ({"to_srgb": True}, None),
+        ({"exact": True}, {"crop_pct": 1.0}),
     ],
 )
 def test_settings_that_give_the_pixels_of_an_older_spelling_have_its_identity(

@@ -285,11 +285,10 @@ class PreprocessConfig(StrictConfig):
     The image is resized to `resize_shape` and then cut or padded to `image_shape`.
     """
 
-    NEWER = ("resize_side", "to_srgb", "bits")
+    NEWER = ("resize_side", "to_srgb", "bits", "exact")
 
     image_size: int | tuple[int, int] = 224  # pixels, one side or (height, width)
-    # crop: the shortest side becomes resize_side; pad: the longest; squash: both sides
-    resize: Literal["crop", "pad", "squash"] = "crop"
+    resize: Literal["crop", "pad", "squash"] = "crop"  # the side that becomes resize_side: shortest, longest, both
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     resize_side: int | tuple[int, int] | None = None  # pixels, one side or (height, width), None: image_size
     crop_pct: float = 1.0  # timm's and older folders' spelling: resize_side = floor(image_size / crop_pct)
@@ -300,6 +299,7 @@ class PreprocessConfig(StrictConfig):
     fill: int = 255  # grey level of the padding, 0..255
     bits: Literal[8, 16] = 8  # of a channel's levels; 16 keeps those of 16-bit images
     to_srgb: bool = False  # convert images with an embedded colour profile to sRGB; False: as other libraries do
+    exact: bool = False  # bit for bit as other libraries; False: torch shrinks large images, 1 level apart at most
 
     def __post_init__(self) -> None:
         check_choice(self, "resize", ("crop", "pad", "squash"))
@@ -329,12 +329,12 @@ class PreprocessConfig(StrictConfig):
             raise ConfigError(f"fill is a grey level 0..255, got {self.fill}.")
 
     def identity(self) -> dict[str, Any]:
-        """`to_dict`, the same for settings that give the same pixels: what a model's fingerprint covers.
+        """`to_dict`, the same for settings that give the same pixels but for 1 level: what a fingerprint covers.
 
         Earlier versions spelt every resize side as `crop_pct`.  Where that fraction gave the right side, it stands in
         for `resize_side`, so that the fingerprints of models loaded by them stay valid.
         """
-        values = self.to_dict()
+        values = dataclasses.replace(self, exact=False).to_dict()
         if isinstance(self.resize_side, int) and isinstance(self.image_size, int):
             exact = self.image_size / self.resize_side
             spellings = (exact, math.nextafter(exact, 0)) if self.crop_rounding == "first" else (exact,)

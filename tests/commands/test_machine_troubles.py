@@ -113,7 +113,7 @@ def test_a_file_system_without_space_is_one_line(command: str, place: CommandWor
         words = place.words(command)
         place_of_out = words.index("--index" if command == "index" else "--out") + 1
         words[place_of_out] = str(small / "out")
-        one_line(main(words), capsys, "space", *([str(small)] if command == "index" else ["Free space"]))
+        one_line(main(words), capsys, *(["full", str(small)] if command == "index" else ["space", "Free space"]))
 
 
 # ---- no memory

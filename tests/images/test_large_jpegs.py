@@ -77,6 +77,21 @@ def by_pillow(data: bytes, size: int, resize: str, interpolation: str) -> Tensor
 
 @pytest.mark.parametrize("name", LARGE_JPEGS)
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_an_exact_large_jpeg_has_pillows_bits(name: str, resize: str, interpolation: str) -> None:
+    data = LARGE_JPEGS[name]
+    settings = {"image_size": 96, "resize": resize, "fill": 9, "interpolation": interpolation, "exact": True}
+    prepare = Preprocess(PreprocessConfig.from_dict(settings))
+    theirs = by_pillow(data, 96, resize, interpolation)
+    assert torch.equal(prepare.pixels(data), theirs)
+    lossless = io.BytesIO()  # another kind of file, and an image in memory
+    open_image(data).save(lossless, "PNG")
+    assert torch.equal(prepare.pixels(lossless.getvalue()), theirs)
+    assert torch.equal(prepare.pixels(open_image(data)), theirs)
+
+
+@pytest.mark.parametrize("name", LARGE_JPEGS)
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 def test_a_large_jpeg_is_one_level_from_pillows_at_most(name: str, resize: str) -> None:
     data = LARGE_JPEGS[name]
     ours = Preprocess(PreprocessConfig.from_dict({"image_size": 96, "resize": resize, "fill": 9})).pixels(data)

@@ -234,7 +234,7 @@ def test_a_full_disk_is_one_line_and_the_rest_is_added_later(
     with small_disk(tmp_path / "disk", kilobytes) as disk:
         with (
             EmbeddingIndex.open(disk / "index", tiny_embedder) as full,
-            pytest.raises(IndexFileError, match=r"full|space"),
+            pytest.raises(IndexFileError, match="full"),
         ):
             full.add_folder(folder, workers=0)
         with EmbeddingIndex.open(disk / "index", tiny_embedder) as full:

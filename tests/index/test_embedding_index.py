@@ -152,6 +152,7 @@ def test_filters_keep_what_they_say(index: EmbeddingIndex, tmp_path: Path):
     assert found(since="2023-05-01", until="2023-05-01") == ["a.jpg"]
     assert found(until="1980") == ["undated.png"]
     assert found(glob="nowhere/*") == []
+    assert found(glob="[!ab].jpg") == found(glob="[^ab].jpg") == ["c.jpg"]
     assert len(index.search("犬", 1, glob="2024/*")) == 1
 
 

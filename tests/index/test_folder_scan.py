@@ -130,7 +130,7 @@ def test_patterns_are_those_of_gitignore_on_the_command_line_and_in_a_file(
 ):
     write(tmp_path, "a.png", "b/c.png", "b/d/e.png", "x.webp")
     assert names(scan_folder(str(tmp_path), patterns), tmp_path) == left
-    (tmp_path / ".vlmignore").write_text("# a comment\n" + "\n".join(patterns), encoding="utf-8")
+    (tmp_path / ".vlmignore").write_text("\r\n".join([*patterns, "# a comment"]), encoding="utf-8-sig")  # as Notepad
     assert names(scan_folder(str(tmp_path)), tmp_path) == left
 
 

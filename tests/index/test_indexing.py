@@ -226,6 +226,21 @@ def test_a_root_is_moved_without_reading_a_file(index: EmbeddingIndex, tmp_path:
         index.move_root(tmp_path / "new", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("old", "new"), [("a", "a/a"), ("a/a", "a")])
+def test_a_root_is_moved_into_its_own_folder_and_out_of_it(index: EmbeddingIndex, tmp_path: Path, old: str, new: str):
+    noise(9, 9, 0).save(filled(tmp_path / "a") / "here.png")
+    filled(tmp_path / "a" / "a")  # so that old places are new places of others
+    index.add_folder(tmp_path / "a", workers=0)
+    below = [path for path in paths(index) if path.is_relative_to(tmp_path / old)]
+    (tmp_path / new).mkdir(exist_ok=True, parents=True)
+    assert index.move_root(tmp_path / old, tmp_path / new) == len(below)
+    moved = {tmp_path / new / path.relative_to(tmp_path / old) for path in below}
+    assert moved <= set(paths(index))
+    with pytest.raises(InputError, match="both"):
+        index.move_root(tmp_path / new, tmp_path / new)
+    assert moved <= set(paths(index))
+
+
 def test_a_root_that_is_forgotten_leaves_nothing_behind(index: EmbeddingIndex, tmp_path: Path):
     index.add_folder(filled(tmp_path / "one"), workers=0)
     index.add_folder(filled(tmp_path / "one more", 1), workers=0)

@@ -35,6 +35,9 @@ def test_signs_and_numbers_inside_a_single_text_are_letters(text: str):
         ("- people + beach", [(-1, "people"), (1, "beach")]),
         ("3 dogs + T-shirt", [(1, "3 dogs"), (1, "T-shirt")]),
         ("sea\n - \t people", [(1, "sea"), (-1, "people")]),
+        ("beach – people ‐ .5*dog", [(1, "beach"), (-1, "people"), (-0.5, "dog")]),  # as some keyboards write a minus
+        ("beach + -2*people - -0.5*sun", [(1, "beach"), (-2, "people"), (0.5, "sun")]),
+        ("beach + 1e1*sun", [(1, "beach"), (10, "sun")]),
     ],
 )
 def test_signs_between_spaces_join_terms_and_numbers_times_a_term_weigh_it(text: str, terms: list[tuple[float, str]]):
@@ -85,7 +88,9 @@ def test_a_sign_without_its_term_and_a_sum_that_only_subtracts_are_refused(query
         read_query(query)
 
 
-@pytest.mark.parametrize("weight", ["1" + "0" * 39, "1" + "0" * 400, "101", "１０１", "100.5"])
+@pytest.mark.parametrize(
+    "weight", ["1" + "0" * 39, "1" + "0" * 400, "101", "１０１", "100.5", "1e40", "-1e999", "inf", "nan"]
+)
 def test_a_weight_beyond_100_is_refused(weight: str):
     """39 zeros overflowed float32, 38 made every score zero."""
     for query in (f"{weight}*dog + cat", f"cat - {weight} × dog"):

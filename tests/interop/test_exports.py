@@ -29,6 +29,7 @@ from vlm.config import CLIPConfig, CosineHeadConfig, PreprocessConfig, VisionCon
 from vlm.embedder import Embedder
 from vlm.images.preprocess import Preprocess
 from vlm.interop.exports import Format, export
+from vlm.interop.formats.foreign import exact
 from vlm.interop.loading import load_foreign, load_foreign_classifier
 from vlm.models.clip import CLIP
 from vlm.models.vision import CosineHead, ViTClassifier
@@ -180,7 +181,7 @@ def test_vit_of_hugging_face_opens_our_classifier_with_its_labels(tmp_path: Path
     with torch.inference_mode():
         logits = theirs(**processor(images, return_tensors="pt")).logits
         assert torch.allclose(logits, ours(torch.stack([ours.preprocess(image) for image in images])), atol=1e-4)
-    assert load_foreign_classifier(str(tmp_path / "out")).preprocess == ours.preprocess.config
+    assert load_foreign_classifier(str(tmp_path / "out")).preprocess == exact(ours.preprocess.config)
 
 
 def test_a_vit_whose_patches_do_not_cover_its_images_goes_back_as_it_came(tmp_path: Path) -> None:
@@ -209,7 +210,10 @@ def test_timm_opens_our_classifier_with_its_labels(tmp_path: Path) -> None:
         images = pixels(ours.vision.config)
         assert torch.allclose(theirs(images), ours(images), atol=1e-4)
     foreign = load_foreign_classifier(str(tmp_path / "out"))
-    assert (foreign.labels, foreign.preprocess) == (ours.labels, ours.preprocess.config if ours.preprocess else None)
+    assert (foreign.labels, foreign.preprocess) == (
+        ours.labels,
+        exact(ours.preprocess.config if ours.preprocess else None),
+    )
 
 
 @pytest.mark.parametrize(("to", "library"), [("huggingface", "Hugging Face"), ("timm", "timm")])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
 import vlm
@@ -81,7 +81,37 @@ def _clipseg() -> Any:
     )
 
 
-MODELS = {"ChineseCLIP": _chinese_clip, "AltCLIP": _altclip, "VisionTextDualEncoder": _vision_text, "CLIPSeg": _clipseg}
+def _group_vit() -> Any:
+    text = SIZES | {"vocab_size": 120, "max_position_embeddings": 16, "eos_token_id": 3, "bos_token_id": 2}
+    groups = {
+        "depths": [1, 1, 1],
+        "num_hidden_layers": 3,
+        "num_group_tokens": [8, 4, 0],
+        "num_output_groups": [8, 4, 4],
+    }
+    vision = VISION | groups | {"patch_size": 8}
+    config = transformers.GroupViTConfig(
+        text_config=text, vision_config=vision, projection_dim=24, projection_intermediate_dim=32
+    )
+    return transformers.GroupViTModel(config)
+
+
+def _owl() -> Any:
+    text = SIZES | {"vocab_size": 120, "max_position_embeddings": 16}
+    config = transformers.Owlv2Config(text_config=text, vision_config=VISION, projection_dim=24)
+    return transformers.Owlv2Model(config)
+
+
+def _align() -> Any:
+    one = {"kernel_sizes": [3], "strides": [2], "num_block_repeats": [1], "expand_ratios": [1], "depthwise_padding": []}
+    vision = one | {"image_size": 64, "in_channels": [32], "out_channels": [16], "hidden_dim": 24}
+    text = SIZES | {"vocab_size": 120, "max_position_embeddings": 20}
+    config = transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=24)
+    return transformers.AlignModel(config)
+
+
+MODELS = {"ChineseCLIP": _chinese_clip, "AltCLIP": _altclip, "VisionTextDualEncoder": _vision_text, "CLIPSeg": _clipseg,
+          "GroupViT": _group_vit}  # fmt: skip
 
 
 def processor() -> Any:
@@ -143,6 +173,26 @@ def test_siglip_2_naflex_keeps_the_shape_of_images(fake_hub: FakeHub, tmp_path: 
     assert torch.allclose(embedder.embed_texts(TEXTS), text, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["OWLv2", "ALIGN", "VisionTextDualEncoder"])
+def test_an_image_processor_that_is_not_known_here_is_run_by_transformers(
+    fake_hub: FakeHub, tmp_path: Path, name: str
+) -> None:
+    make, prepare = {
+        "OWLv2": (_owl, transformers.Owlv2ImageProcessor(size={"height": 32, "width": 32})),
+        "ALIGN": (_align, transformers.EfficientNetImageProcessor(size={"height": 64, "width": 64})),
+        "VisionTextDualEncoder": (_vision_text, transformers.ConvNextImageProcessor(size={"shortest_edge": 32})),
+    }[name]
+    published(fake_hub, tmp_path / "theirs", make(), prepare)
+    paths = images(tmp_path)
+    embedder = vlm.load("hf:org/model")
+    image, text = expected(tmp_path / "theirs", paths)
+    assert torch.allclose(embedder.embed_images(paths), image, atol=1e-5)
+    assert torch.allclose(embedder.embed_texts(TEXTS), text, atol=1e-5)
+    if name == "ALIGN":
+        temperature = load_file(tmp_path / "theirs" / "model.safetensors")["temperature"]
+        assert torch.allclose(embedder.model.logit_scale.exp(), 1 / temperature)
+
+
 CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -202,6 +252,44 @@ def test_code_of_a_model_runs_only_where_the_user_says_so(
     wanted = F.normalize(pixels.mean((2, 3)) @ weights["image.weight"].T + weights["image.bias"], dim=-1)
     assert torch.allclose(embedder.embed_images(paths), wanted, atol=1e-6)
     assert embedder.embed_texts(TEXTS).shape == (len(TEXTS), 8)
+
+
+PROCESSOR = """
+import numpy as np, torch
+from transformers import BaseImageProcessor
+
+class OwnProcessor(BaseImageProcessor):
+    def __init__(self, side=20, **settings):
+        super().__init__(**settings)
+        self.side = side
+    def __call__(self, images, return_tensors=None):
+        levels = np.array(images.resize((self.side, self.side))).transpose(2, 0, 1)
+        return {"pixel_values": torch.from_numpy(levels / 127 - 1).float()[None]}
+"""
+
+
+def test_an_image_processor_of_the_models_own_code_is_run_too(
+    fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    weights = with_own_code(fake_hub, tmp_path)
+    (tmp_path / "theirs" / "own_processor.py").write_text(PROCESSOR)
+    settings = {"image_processor_type": "OwnProcessor", "side": 24}
+    settings["auto_map"] = {"AutoImageProcessor": "own_processor.OwnProcessor"}
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(settings))
+    fake_hub.add_folder("org/model", tmp_path / "theirs")
+    with pytest.raises(InputError, match=r"own_processor\.py.*--trust-remote-code"):
+        vlm.load("hf:org/model")
+    embedder = vlm.load("hf:org/model", trust_remote_code=True)
+    paths = images(tmp_path)
+    levels = [np.array(Image.open(path).resize((24, 24))).transpose(2, 0, 1) for path in paths]
+    pixels = torch.tensor(np.stack(levels) / 127 - 1).float()
+    wanted = F.normalize(pixels.mean((2, 3)) @ weights["image.weight"].T + weights["image.bias"], dim=-1)
+    assert torch.allclose(embedder.embed_images(paths), wanted, atol=1e-6)
+    (tmp_path / "images").mkdir()
+    images(tmp_path / "images")
+    with vlm.EmbeddingIndex.open(tmp_path / "an.index", embedder) as index:
+        assert index.add_folder(tmp_path / "images").embedded == 4
 
 
 def test_an_external_model_is_searched_with_and_says_what_it_cannot_do(

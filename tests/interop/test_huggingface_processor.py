@@ -9,8 +9,11 @@ import transformers
 from PIL import Image
 
 from tests.support.foreign_models import odd_images
+from tests.support.odd_images import noise
 from vlm.config import PreprocessConfig
+from vlm.errors import CheckpointError
 from vlm.images.preprocess import Preprocess
+from vlm.interop.formats.foreign import exact
 from vlm.interop.formats.huggingface_processor import full_side, read_processor, whole_image, write_processor
 
 _PROCESSORS = {
@@ -34,6 +37,38 @@ def test_pixels_equal_the_processors_of_hugging_face_to_a_255th(kind: str) -> No
 def test_processors_come_back_as_they_went(kind: str) -> None:
     preprocess = read_processor(_PROCESSORS[kind].to_dict(), kind, 40)
     assert read_processor(write_processor(preprocess, kind), kind, 40) == preprocess
+
+
+@pytest.mark.parametrize("ending", ["ImageProcessor", "ImageProcessorFast", "FeatureExtractor"])
+@pytest.mark.parametrize("name", ["CLIP", "ChineseCLIP", "Bit", "Siglip", "ViT", "DeiT", "Blip"])
+def test_the_named_processor_has_its_own_defaults_whatever_the_model(name: str, ending: str) -> None:
+    theirs: Any = getattr(transformers, f"{name}ImageProcessorPil")()
+    ours = Preprocess(read_processor({"image_processor_type": f"{name}{ending}"}, "vit", None))
+    for image in odd_images(2):
+        assert (theirs(image, return_tensors="pt").pixel_values[0] - ours(image)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("size", [(1000, 40), (33, 900)])  # much longer than wide
+@pytest.mark.parametrize(("edge", "crop"), [(438, 384), (257, 224)])
+def test_a_long_image_is_cut_bit_for_bit(size: tuple[int, int], edge: int, crop: int) -> None:
+    theirs: Any = transformers.CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=crop, resample=0)
+    ours = Preprocess(exact(read_processor(theirs.to_dict(), "clip", crop)) or PreprocessConfig())
+    image = noise(*size)
+    torch.testing.assert_close(ours(image), theirs(image, return_tensors="pt").pixel_values[0])
+
+
+@pytest.mark.parametrize(
+    "given", [{"size": {"shortest_edge": 32, "longest_edge": 40}}, {"resample": 5}, {"rescale_factor": 0.00392}]
+)
+def test_what_would_be_computed_otherwise_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(given))):
+        read_processor(given, "clip", None)
+
+
+@pytest.mark.parametrize("name", ["PerceiverImageProcessor", "MobileViTFeatureExtractor"])
+def test_a_processor_that_does_other_things_is_refused_by_name(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name[:5]}.*CLIPImageProcessor"):
+        read_processor({"feature_extractor_type": name, "size": {"height": 32, "width": 32}}, "vit", 32)
 
 
 def test_pixels_that_patches_do_not_cover_are_cut_from_the_right_and_the_bottom() -> None:

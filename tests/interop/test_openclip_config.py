@@ -10,10 +10,12 @@ import pytest
 import timm
 import torch
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from tests.support.foreign_models import clip_config, siglip_config
+from tests.support.odd_images import noise
 from vlm.config import PreprocessConfig, VisionConfig
+from vlm.images.preprocess import Preprocess
 from vlm.interop.formats import openclip_writing
 from vlm.interop.formats.openclip_config import ModelCfg, to_config, to_preprocess
 from vlm.interop.formats.openclip_writing import from_config, write_preprocess
@@ -163,6 +165,15 @@ def test_a_preprocessing_comes_back_as_it_went(resize: Any, interpolation: Any) 
     ours = PreprocessConfig(image_size=48, resize=resize, interpolation=interpolation, fill=7, mean=(0.1, 0.2, 0.3))
     assert to_preprocess(write_preprocess(ours), 48) == ours
     assert {field.name for field in dataclasses.fields(PreprocessCfg)} >= write_preprocess(ours).keys()
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 64), (50, 70)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_images_of_two_sides_are_resized_as_openclip_does(size: tuple[int, int], interpolation: Any) -> None:
+    given = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": interpolation, "resize_mode": "shortest"}
+    theirs: Any = image_transform_v2(PreprocessCfg(size=size, **given), is_train=False)
+    image = noise(150, 90)
+    torch.testing.assert_close(Preprocess(to_preprocess(given, size))(image), theirs(image))
 
 
 def test_a_preprocessing_of_unknown_parts_is_refused() -> None:

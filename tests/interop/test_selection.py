@@ -77,6 +77,20 @@ def test_several_files_without_a_known_name_are_listed_and_none_is_taken(files: 
     assert all(name in str(refused.value) for name in files) and "hf:ORG/NAME/FILE" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "beit", "architectures": ["BeitForImageClassification"]},
+        {"model_type": "swin", "architectures": ["SwinModel"]},
+        {"architecture": "convnext_atto"},
+    ],
+)
+def test_an_image_encoder_that_is_no_vit_of_ours_is_refused_from_its_config(config: dict[str, Any]) -> None:
+    name = config.get("model_type") or config["architecture"]
+    with pytest.raises(CheckpointError, match=f"org/model.*'{name}'.*Known"):
+        chosen(["model.safetensors"], "vit", {"config.json": config})
+
+
 @pytest.mark.parametrize("purpose", ["clip", "vit"])
 def test_a_folder_without_weights_says_what_is_wanted(purpose: Purpose) -> None:
     with pytest.raises(CheckpointError, match=r"weights: wanted.*\.safetensors"):

@@ -67,7 +67,7 @@ class Difference:
     """The largest differences of unit vectors; of logits and features as a share of the largest."""
 
     images: float
-    large: float  # of the image of 2400x1600, which torch shrinks: single values may differ by one level of 255
+    large: float  # of the image of 2400x1600
     texts: float | None
 
 

@@ -31,7 +31,7 @@ def average(shares: Mapping[str, float], out: Path) -> None:
         if (
             other.model.config.vision != one.model.config.vision
             or other.model.config.text != one.model.config.text
-            or other.preprocess.config != one.preprocess.config
+            or other.preprocess.config.identity() != one.preprocess.config.identity()
             or _files(other) != _files(one)
         ):
             raise CheckpointError(

@@ -144,7 +144,10 @@ def _check_alike(start: ViTClassifier, end: ViTClassifier) -> None:
             f"START has a {type(start.head).__name__} head, END a {type(end.head).__name__}: wanted the same kind."
         )
     settings = [dataclasses.replace(model.vision.config, dropout=0.0, drop_path=0.0) for model in (start, end)]
-    preprocess = [model.preprocess.config if model.preprocess else None for model in (start, end)]
+    preprocess = [  # `exact` may differ: it moves pixels by 1 level at most
+        dataclasses.replace(model.preprocess.config, exact=False) if model.preprocess else None
+        for model in (start, end)
+    ]
     for one, other, what in ((*settings, "architectures"), (*preprocess, "preprocessing")):
         if one != other:
             theirs = {} if other is None else other.to_dict()

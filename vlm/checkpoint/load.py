@@ -146,8 +146,8 @@ def load_classifier(
         )
         if not foreign.num_classes:
             raise OtherKind(
-                f"{source} is a ViT without a head, so it names no classes. Open it with vlm.load_backbone, or train a "
-                "head on it: vlm probe, vlm train."
+                f"{source} has no head that can be read here (none, or one of two parts as DINOv2 and DeiT have). It "
+                "names no classes. Open it with vlm.load_backbone, or train a head on it: vlm probe, vlm train."
             )
         config, num_classes, labels, head = foreign.config, foreign.num_classes, foreign.labels, None
         answers: dict[str, Any] = {}

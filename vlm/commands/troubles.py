@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from vlm.errors import DISTRIBUTION, missing_package
+from vlm.free_space import FULL
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _UNSTABLE = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN}
 _NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH}
@@ -102,7 +102,7 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 def _explain_system(error: OSError, given: list[Path]) -> str | None:
     place = _place(error)
     reason = error.strerror or str(error)
-    if error.errno in _FULL or _NO_SPACE_TEXT.search(str(error)):
+    if error.errno in FULL or _NO_SPACE_TEXT.search(str(error)):
         return _full(f"{place}{reason}")
     if error.errno == errno.ENOMEM:
         return _no_memory(error)

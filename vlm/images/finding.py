@@ -17,22 +17,33 @@ def find_images(folder: str | os.PathLike[str]) -> Iterator[Path]:
     return _walk(root, root.resolve())
 
 
-def _walk(folder: Path, root: Path) -> Iterator[Path]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(path, root)
-        elif entry.is_symlink() and _leads_outside(path, root):
-            continue
-        elif path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and _begins_like_an_image(path)):
+def _walk(start: Path, root: Path) -> Iterator[Path]:
+    waiting = [(start, True)]  # a stack, of folders too: they may be nested deeper than functions may
+    while waiting:
+        path, is_folder = waiting.pop()
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True) if is_folder else None
+        except OSError:
+            entries = None
+        if entries is None:
             yield path
+            continue
+        waiting += [
+            (path / entry.name, entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if _is_wanted(entry, path / entry.name, root)
+        ]
+
+
+def _is_wanted(entry: os.DirEntry[str], path: Path, root: Path) -> bool:
+    """Returns True for folders and images."""
+    if entry.name.startswith("."):
+        return False
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    if entry.is_symlink() and _leads_outside(path, root):
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and _begins_like_an_image(path))
 
 
 def _begins_like_an_image(path: Path) -> bool:

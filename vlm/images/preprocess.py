@@ -20,18 +20,20 @@ from vlm.images.svg import SvgImage
 Decoding = Literal["exact", "scaled"]
 
 _LARGE = 2**18  # pixels, 512 x 512
+_WHOLE = 2**25  # pixels of a resized image that exact preprocessing makes before it cuts, 100 MB
 _SPARE = 1.6  # how many times as large as the resized image a scaled one is at least
 
 
 class Preprocess:
     """Image -> pixels, as `config` says: those of OpenCLIP, timm and Hugging Face, bit for bit (`tests/images`).
 
-    Large images are the exception: torch shrinks them in a tenth of Pillow's time, 1 level from its result at most.
+    Where `config.exact` is false, as in models trained here, torch shrinks large images: in a fifth to a tenth of
+    Pillow's time, 1 level from its result at most.
 
     Args:
         config: size, resizing, mean and standard deviation.
         decoding: "scaled" decodes JPEG files at a half, a quarter or an eighth where that is still `_SPARE` times as
-            large as needed, about half a level away on average (benchmarks/decoding.md).
+            large as needed, about half a level away on average (benchmarks/decoding.md), and never is exact.
 
     Raises:
         InputError: there is no such decoding.
@@ -138,11 +140,17 @@ class Preprocess:
         """
         if self._is_band(size):
             return apply(transform, self._fit_band(image, *self._resized(*size)))
-        if self._is_large(size):
+        if self._is_large(size) and not self._exact:
             return self._frame(apply(transform, self._shrink(np.array(image), size)))
         return self._frame(apply(transform, image.resize(self._resized(*size), self._filter)))
 
+    @property
+    def _exact(self) -> bool:
+        return self.config.exact and self.decoding == "exact"
+
     def _shrink(self, levels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+        if self._exact:
+            return Image.fromarray(levels).resize(self._resized(*size), self._filter)
         return Image.fromarray(shrink(levels, self._resized(*size), self.config.interpolation))
 
     def _frame(self, image: Image.Image) -> Image.Image:
@@ -159,11 +167,13 @@ class Preprocess:
 
     def _is_band(self, size: tuple[int, int]) -> bool:
         """Returns True if the image is so long that, resized whole, it might not fit in memory."""
-        height, width = self.config.image_shape
-        return self.config.resize == "crop" and math.prod(self._resized(*size)) > 32 * width * height
+        largest = 32 * math.prod(self.config.image_shape)
+        if self.config.exact:
+            largest = max(largest, _WHOLE)
+        return self.config.resize == "crop" and math.prod(self._resized(*size)) > largest
 
     def _is_large(self, size: tuple[int, int]) -> bool:
-        """Returns True if torch shrinks the image; Pillow resizes all smaller ones, bit for bit."""
+        """Returns True if torch may decode and shrink the image; Pillow resizes all smaller ones, bit for bit."""
         width, height = self._resized(*size)
         torch_can = self.config.interpolation in ("bicubic", "bilinear") and not self._is_band(size)
         return torch_can and math.prod(size) >= _LARGE and size[0] >= 2 * width and size[1] >= 2 * height

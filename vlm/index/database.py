@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import RLock
 
 from vlm.errors import IndexFileError
+from vlm.free_space import FULL, why_no_space
 from vlm.index.database_format import FORMAT, SCHEMA, upgrade
 from vlm.index.paths import may
 
@@ -83,15 +84,17 @@ class Database:
                 self.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:
-                yield
+                with self._translated():  # before the rollback, which frees space
+                    yield
+                    if self._depth == 1:
+                        self.execute("COMMIT")
             except BaseException:
-                self._depth -= 1
-                if self._depth == 0:
+                if self._depth == 1:
                     self._abandon()
                 raise
-            self._depth -= 1
+            finally:
+                self._depth -= 1
             if self._depth == 0:
-                self.execute("COMMIT")
                 self._created = None
 
     def execute(self, query: str, values: Values = ()) -> sqlite3.Cursor:
@@ -146,6 +149,8 @@ class Database:
                 try:
                     self._open_for_reading()
                 except OSError as error:
+                    if error.errno in FULL:  # of the temporary folder that holds the copy
+                        raise
                     raise IndexFileError(
                         f"'{self.file}' cannot be read: {error.strerror}. Change its rights, or copy the index."
                     ) from error
@@ -250,6 +255,8 @@ class Database:
             self._drop()
             self._create()
         elif self._copy is not None or self._stamp is not None or not self._writable():
+            if self._writable() and (reason := why_no_space(self.folder)) is not None:
+                raise full_disk(self.folder, reason)
             raise IndexFileError(
                 f"The index '{self.folder}' cannot be written: its disk or folder is read-only for this user. "
                 "Copy it to a place that is not, or change the rights."
@@ -260,10 +267,11 @@ class Database:
         self._created, self._in_memory = missing, False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._connection = _connect(str(self.file))
-            self.execute("PRAGMA journal_mode = WAL")
-            self.execute("PRAGMA synchronous = FULL")
-            self._create_tables()
+            with self._translated():  # before the files are removed, which frees space
+                self._connection = _connect(str(self.file))
+                self.execute("PRAGMA journal_mode = WAL")
+                self.execute("PRAGMA synchronous = FULL")
+                self._create_tables()
         except BaseException:
             self._remove_created()
             raise
@@ -316,10 +324,9 @@ def database_error(folder: Path, error: sqlite3.DatabaseError) -> Exception:
     file = folder / DATABASE
     if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
         return IndexFileError(f"'{folder}' is being written to by another program ({advice}). Wait for it.")
-    if name == "SQLITE_FULL":
-        return IndexFileError(
-            f"The disk of '{folder}' is full. What was committed is kept; free some space and run again."
-        )
+    reason = why_no_space(folder) if name in ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL") else None
+    if reason is not None or name == "SQLITE_FULL":
+        return full_disk(folder, reason or advice)
     if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or (name == "SQLITE_ERROR" and "no such" in advice):
         return IndexFileError(f"'{file}' is damaged: {advice}. {REBUILD}")
     if name in ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"):
@@ -331,6 +338,13 @@ def database_error(folder: Path, error: sqlite3.DatabaseError) -> Exception:
             f"'{file}' cannot be read or written: {advice}. See whether its disk has space and is connected."
         )
     return error
+
+
+def full_disk(folder: Path, reason: str) -> IndexFileError:
+    """The error for an index that cannot grow; `reason` is what the system says."""
+    return IndexFileError(
+        f"The disk of '{folder}' is full ({reason}). What was committed is kept; free some space and run again."
+    )
 
 
 def _kind(error: sqlite3.Error) -> str:

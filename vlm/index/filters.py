@@ -54,7 +54,7 @@ def make_filter(
     """Check the conditions of a search.
 
     Args:
-        glob: pattern of the path; `*` crosses folders, `[ab]` is one of two characters.
+        glob: pattern of the path; `*` crosses folders, `[ab]` is one of two characters, `[!ab]` any other.
         since: first date, see `date_limit`.
         until: last date.
         min_side: least pixels of the shorter side.
@@ -75,6 +75,8 @@ def make_filter(
         if literal:
             quoted = re.sub(r"([*?[])", r"[\1]", glob)
             glob = f"*{quoted}*"
+        else:
+            glob = glob.replace("[!", "[^")  # the shell's spelling of SQLite's
     if min_side is not None and not 0 < min_side < 2**31:
         raise InputError(f"min_side is {min_side}, wanted a number of pixels from 1 to {2**31 - 1}.")
     first, last = (None if date is None else date_limit(date) for date in (since, until))

@@ -44,7 +44,7 @@ class IgnoreRules:
         """
         file = os.path.join(folder, IGNORE_FILE)
         try:
-            with open(file, encoding="utf-8", errors="surrogateescape") as opened:
+            with open(file, encoding="utf-8-sig", errors="surrogateescape") as opened:
                 lines = opened.read().splitlines()
         except FileNotFoundError:
             return self

@@ -18,10 +18,12 @@ Query = str | ImageSource | Sequence[Term]
 MAX_CHARACTERS = 10_000  # of a query
 MAX_WEIGHT = 100.0  # of a term, either sign
 
-_SIGNS = {"+": 1.0, "＋": 1.0, "-": -1.0, "－": -1.0, "−": -1.0}
-_SIGN = "[+＋\\-－−]"
-_WEIGHTED = re.compile(r"(\d+(?:[.．]\d+)?)\s*[*＊×]\s*(\S.*)", re.DOTALL)
-_ATTACHED_MINUS = re.compile(r"(?:^|\s)[-－−](?=[^\W\d_])")
+_PLUS, _MINUS = "+＋﹢", "-－﹣−‐‑‒–"  # the last four: hyphens and the dashes that some keyboards make of them
+_WEIGHTED = re.compile(
+    rf"([{_PLUS}{re.escape(_MINUS)}]?)((?:\d+(?:[.．]\d*)?|[.．]\d+)(?:[eEｅＥ][+-]?\d+)?|nan|inf(?:inity)?)\s*[*＊×]\s*(\S.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_ATTACHED_MINUS = re.compile(rf"(?:^|\s)[{re.escape(_MINUS)}](?=[^\W\d_])")
 
 
 def read_query(query: Query) -> Sequence[Term]:
@@ -68,13 +70,14 @@ def is_one_text(query: Query) -> bool:
 def parse_terms(text: str) -> list[tuple[float, str]]:
     """ "赤い + 0.5*車 - 人" -> (1, 赤い), (0.5, 車), (-1, 人); a text that is no sum stays as it is.
 
-    Only signs between spaces count, so "T-shirt", "赤い+車" and "-5 degrees" are words.  Full-width signs are signs.
+    Only signs between spaces count, so "T-shirt", "赤い+車" and "-5 degrees" are words, and those of weights: "-2*車".
+    Full-width signs and short dashes are signs.
 
     Raises:
         InputError: for a sign without a term, a sum of minus terms only, and a weight beyond `MAX_WEIGHT`.
     """
-    first, *rest = re.split(rf"(?:^|(?<=\s))({_SIGN})(?=\s|$)", text)
-    if not rest:
+    first, *rest = re.split(rf"(?:^|(?<=\s))([{re.escape(_PLUS + _MINUS)}])(?=\s|$)", text)
+    if not rest and not _subtracts(text):
         return [(1.0, text)]
     pairs = [*zip(rest[::2], rest[1::2], strict=True)]
     empty = [sign for sign, term in pairs if not term.strip()]
@@ -83,7 +86,7 @@ def parse_terms(text: str) -> list[tuple[float, str]]:
             f"No term stands behind the sign {empty[0]!r} of the query {_short(text)}. Write a term, or take it out."
         )
     terms = [_weighted(1.0, first.strip())] if first.strip() else []
-    terms += [_weighted(_SIGNS[sign], term.strip()) for sign, term in pairs]
+    terms += [_weighted(-1.0 if sign in _MINUS else 1.0, term.strip()) for sign, term in pairs]
     if not any(weight > 0 for weight, _ in terms):
         raise InputError(
             f"The query {_short(text)} only subtracts. A minus needs something to subtract from: beach - people."
@@ -100,9 +103,17 @@ def _weighted(sign: float, term: str) -> tuple[float, str]:
     match = _WEIGHTED.fullmatch(term)
     if match is None:
         return sign, term
-    weight = sign * float(unicodedata.normalize("NFKC", match[1]))
+    weight = sign * float(unicodedata.normalize("NFKC", match[2]))
+    if match[1] and match[1] in _MINUS:
+        weight = -weight
     _check_weight(weight)
-    return weight, match[2]
+    return weight, match[3]
+
+
+def _subtracts(text: str) -> bool:
+    """Returns True for one term with a weight below 0: "-1*people"."""
+    match = _WEIGHTED.fullmatch(text.strip())
+    return match is not None and match[1] != "" and match[1] in _MINUS
 
 
 def _check_weight(weight: float) -> None:

@@ -59,19 +59,24 @@ class Roots:
             new: where it is now.
 
         Raises:
-            InputError: if the index knows no file below `old`, or `new` is not a folder.
+            InputError: if the index knows no file below `old`, `new` is not a folder, or both are the same.
         """
         if not os.path.isdir(new):
             raise InputError(f"There is no folder {new!r}. Name the place where the images are now.")
-        paths = self._paths(old)
+        if old == new:
+            raise InputError(f"The old and the new folder are both {new!r}. Name two folders: --move OLD NEW.")
+        # Where one folder lies in the other, a file's new place may be another one's old place: that one goes first.
+        paths = sorted(self._paths(old), key=len, reverse=len(new) > len(old))
         moved = [(path, new.rstrip(os.sep) + path[len(old.rstrip(os.sep)) :]) for path in paths]
         encoded = [(os.fsencode(target), normalized_path(target), os.fsencode(path)) for path, target in moved]
+        replaced = {target for target, _, _ in encoded} - {path for _, _, path in encoded}
         database = self._store.database
         with self._store.writing():
-            database.execute_many("DELETE FROM file WHERE path = ?", [(target,) for target, _, _ in encoded])
+            database.execute_many("DELETE FROM file WHERE path = ?", [(target,) for target in replaced])
             database.execute_many("UPDATE file SET path = ?, normalized = ? WHERE path = ?", encoded)
             database.execute("DELETE FROM root WHERE path = ?", [os.fsencode(old)])
         self.add(new)
+        self.drop_empty()
         return len(moved)
 
     def forget(self, folder: str) -> int:

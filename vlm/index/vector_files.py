@@ -1,6 +1,5 @@
 """Flat float16 files of vectors: one for each model and generation, row after row."""
 
-import errno
 import os
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import numpy as np
 
 from vlm import atomic
 from vlm.errors import IndexFileError
-from vlm.index.database import REBUILD
+from vlm.free_space import FULL
+from vlm.index.database import REBUILD, full_disk
 
 _BYTES = 2  # of a float16
 
@@ -40,11 +40,8 @@ def write_rows(file: Path, start: int, vectors: np.ndarray) -> None:
             opened.flush()
             os.fsync(opened.fileno())
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise IndexFileError(
-                f"The disk of '{file.parent}' is full ({error.strerror}). What was committed is kept; free some space "
-                "and run again."
-            ) from error
+        if error.errno in FULL:
+            raise full_disk(file.parent, error.strerror or str(error)) from error
         raise
     if start == 0:  # the name of a new file is durable when its folder is
         atomic.sync(file.parent)

@@ -25,7 +25,7 @@ from vlm.interop.formats import (
     torchvision,
     vit_book,
 )
-from vlm.interop.formats.foreign import Foreign, ForeignClassifier, Hints, read_json
+from vlm.interop.formats.foreign import Foreign, ForeignClassifier, Hints, exact, read_json
 from vlm.interop.formats.huggingface_processor import read_processor, whole_image
 from vlm.interop.formats.tables import State
 from vlm.interop.hub.openclip_registry import all_models
@@ -90,7 +90,7 @@ def load_dual_encoder(
         if image_size is not None:
             foreign = resized(foreign, image_size, bicubic=opened.layout != "big_vision")
         check_clip(foreign)
-    return foreign
+    return dataclasses.replace(foreign, preprocess=exact(foreign.preprocess))
 
 
 def load_foreign(
@@ -136,7 +136,7 @@ def load_foreign_classifier(
             plain = opened.layout == "huggingface_vit" and (opened.info or {}).get("model_type") in _WITHOUT_ANTIALIAS
             foreign = resized(foreign, image_size, bicubic=opened.layout != "big_vision", antialias=not plain)
         check_vit(foreign)
-    return foreign
+    return dataclasses.replace(foreign, preprocess=exact(foreign.preprocess))
 
 
 def load_foreign_backbone(source: str, *, image_size: int | tuple[int, int] | None = None) -> ForeignClassifier:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlm.errors import CheckpointError, OtherKind
+from vlm.interop.formats.timm import named
 
 Purpose = Literal["clip", "vit"]
 Family = Literal["vlm", "transformers", "openclip", "timm", "bare"]
@@ -17,7 +18,9 @@ Family = Literal["vlm", "transformers", "openclip", "timm", "bare"]
 OUR_FORMAT = "vlm-1"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".pth.tar")
 NATIVE_CLIPS = ("clip", "siglip", "metaclip_2")  # model_type of config.json
-EXTERNAL_CLIPS = ("altclip", "chinese_clip", "clipseg", "siglip2", "vision-text-dual-encoder")
+EXTERNAL_CLIPS = (
+    "align", "altclip", "chinese_clip", "clipseg", "groupvit", "owlv2", "owlvit", "siglip2", "vision-text-dual-encoder",
+)  # fmt: skip
 NATIVE_VITS = (
     "vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae", "clip_vision_model", "siglip_vision_model",
 )  # fmt: skip
@@ -139,9 +142,13 @@ class _Chooser:
         return self._of("transformers" if dual else "bare", self._only(), "config.json" if self.kind else None)
 
     def _vit(self) -> Selection:
-        if self.kind in NATIVE_VITS or self._classifies():
+        if self.kind in NATIVE_VITS or (self.kind in NATIVE_CLIPS and self._classifies()):
             return self._of("transformers", self._first(_TRANSFORMERS) or self._only(), "config.json")
         if "architecture" in self.config:
+            try:
+                named(str(self.config["architecture"]))
+            except CheckpointError as error:  # before its weights are downloaded
+                raise CheckpointError(f"{self.where}: {error}") from error
             return self._of("timm", self._first(_USUAL) or self._only(_OPENCLIP), "config.json")
         if self.is_openclip or self.kind in (*NATIVE_CLIPS, *EXTERNAL_CLIPS) or "0_CLIPModel/config.json" in self.files:
             raise OtherKind(f"{self.where} is a CLIP, not a ViT with classes. Open it with vlm.load.")

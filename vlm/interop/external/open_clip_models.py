@@ -16,7 +16,7 @@ from torch import Tensor
 from vlm.errors import CheckpointError
 from vlm.images.preprocess import Preprocess
 from vlm.interop.external.external_clip import ExternalClip, ExternalTokenizer, files_identity, plain
-from vlm.interop.formats.foreign import one_line
+from vlm.interop.formats.foreign import exact, one_line
 from vlm.interop.formats.openclip_config import to_preprocess
 from vlm.interop.hub.openclip_registry import import_open_clip
 from vlm.interop.selection import TOKENIZER_FILES
@@ -66,7 +66,7 @@ def open_openclip(files: Files, source: str) -> ExternalClip:
         logit_scale=scale,
         logit_bias=bias,
     )
-    return ExternalClip(external, _wrap(tokenizer, model), Preprocess(preprocess))
+    return ExternalClip(external, _wrap(tokenizer, model), Preprocess(exact(preprocess)))
 
 
 def _images(model: Any, pixels: Tensor) -> Tensor:

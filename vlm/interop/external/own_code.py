@@ -5,6 +5,7 @@ from typing import Any
 
 from vlm.errors import InputError
 from vlm.interop.formats.foreign import read_json
+from vlm.interop.formats.huggingface_processor import is_known
 from vlm.interop.selection import EXTERNAL_CLIPS, code_repositories
 
 
@@ -28,6 +29,9 @@ def find_own_code(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
         given = read_json(path)
         if tokenizer_class_from_name(str(given.get("tokenizer_class"))) is None:
             found |= _auto_map(given)
+    path = folder / "preprocessor_config.json"
+    if path.is_file() and not is_known(given := read_json(path)):
+        found |= _auto_map(given)
     return found
 
 

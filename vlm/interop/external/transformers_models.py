@@ -13,8 +13,9 @@ from vlm.images.preprocess import Preprocess
 from vlm.interop.external.external_clip import ExternalClip, ExternalTokenizer, files_identity, plain
 from vlm.interop.external.naflex import NaflexPreprocess, split_naflex
 from vlm.interop.external.own_code import check_trusted, describe_own_code, find_own_code
-from vlm.interop.formats.foreign import one_line, read_json
-from vlm.interop.formats.huggingface_processor import read_processor
+from vlm.interop.external.own_processor import ProcessorPreprocess
+from vlm.interop.formats.foreign import exact, one_line, read_json
+from vlm.interop.formats.huggingface_processor import is_known, read_processor
 from vlm.interop.selection import TOKENIZER_FILES
 from vlm.interop.sources import Files
 from vlm.models.external import ExternalModel
@@ -76,6 +77,9 @@ def open_transformers(files: Files, source: str, *, trust_remote_code: bool) -> 
         )
 
     scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
+    if scale is None:  # ALIGN has a temperature; others none: CLIP's after training
+        temperature = getattr(model, "temperature", None)
+        scale = -torch.log(temperature.detach()) if isinstance(temperature, Tensor) else 4.6052
     config = {name: value for name, value in model.config.to_dict().items() if name not in _VERSIONS}
     external = ExternalModel(
         model,
@@ -87,9 +91,10 @@ def open_transformers(files: Files, source: str, *, trust_remote_code: bool) -> 
             "library": "transformers",
             "config": plain(config),
             "tokenizer": files_identity(files.tokenizer, TOKENIZER_FILES - {"config.json"}),
+            **_processor_identity(preprocess, files.folder),
         },
         embed_dim=_embed_dim(model, images if not naflex else None, texts, wrapped),
-        logit_scale=torch.as_tensor(4.6052 if scale is None else scale),
+        logit_scale=torch.as_tensor(scale),
         logit_bias=bias,
     )
     return ExternalClip(external, wrapped, preprocess)
@@ -167,11 +172,16 @@ def _preprocess(
         return None
     if naflex:
         return NaflexPreprocess(files.folder, given)
-    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
-    family = "siglip" if "Siglip" in kind else "vit" if "ViT" in kind else "clip"
+    if not is_known(given):
+        return ProcessorPreprocess(files.folder, source, options)
     vision: Any = files.info.get("vision_config") or {}
     size: Any = cast(Any, vision).get("image_size") if isinstance(vision, dict) else None
-    return Preprocess(read_processor(given, family, size))
+    return Preprocess(exact(read_processor(given, "clip", size)))
+
+
+def _processor_identity(preprocess: Preprocess | None, folder: Path) -> dict[str, Any]:
+    """What the config of a `ProcessorPreprocess` does not say."""
+    return {"processor": plain(_processor_settings(folder))} if isinstance(preprocess, ProcessorPreprocess) else {}
 
 
 def _processor_settings(folder: Path) -> dict[str, Any] | None:

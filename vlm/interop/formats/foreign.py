@@ -1,7 +1,7 @@
 """Result of a conversion: our config, our weights, and the files that came with them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,6 +93,11 @@ def whole_patches(side: Any, patch: int) -> int | tuple[int, int]:
         raise CheckpointError(f"the config's image_size is {side!r}; wanted pixels, one side or [height, width].")
     height, width = (one // patch * patch for one in sides)
     return height if height == width else (height, width)
+
+
+def exact(preprocess: PreprocessConfig | None) -> PreprocessConfig | None:
+    """The same preprocessing, which resizes large images too as the model's own library does."""
+    return None if preprocess is None else replace(preprocess, exact=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

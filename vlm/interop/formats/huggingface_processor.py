@@ -1,6 +1,7 @@
-"""Hugging Face's preprocessor_config.json, both ways: the image processors of CLIP, SigLIP and ViT."""
+"""Hugging Face's preprocessor_config.json, both ways: the image processors of CLIP, SigLIP, ViT and their like."""
 
 import math
+import re
 from typing import Any, cast
 
 from vlm.config import PreprocessConfig
@@ -11,10 +12,25 @@ _NUMBERS = {name: number for number, name in _FILTERS.items()}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _CLIP_MEAN = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _DEFAULTS: dict[str, dict[str, Any]] = {  # transformers/models/*/image_processing_*.py
-    "clip": {"resample": 3, "size": {"shortest_edge": 224}, "do_center_crop": True, **_CLIP_MEAN},
+    "clip": {"resample": 3, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224, **_CLIP_MEAN},
     "siglip": {"resample": 3, "size": {"height": 224, "width": 224}, "do_center_crop": False, **_HALF},
     "vit": {"resample": 2, "size": {"height": 224, "width": 224}, "do_center_crop": False, **_HALF},
+    "deit": {"resample": 3, "size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": 224, **_HALF},
+    "blip": {"resample": 3, "size": {"height": 384, "width": 384}, "do_center_crop": False, **_CLIP_MEAN},
 }
+_KINDS = {"CLIP": "clip", "ChineseCLIP": "clip", "Bit": "clip", "Siglip": "siglip", "ViT": "vit", "DeiT": "deit",
+          "Blip": "blip"}  # fmt: skip  # whose defaults the processors take
+
+
+def processor_kind(given: dict[str, Any]) -> str | None:
+    """The processor's name without its ending: "CLIP" for CLIPImageProcessor, CLIPFeatureExtractor; or None."""
+    name = given.get("image_processor_type") or given.get("feature_extractor_type")
+    return re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name) if isinstance(name, str) else None
+
+
+def is_known(given: dict[str, Any]) -> bool:
+    """Returns True if `read_processor` knows what this processor does."""
+    return processor_kind(given) in (None, *_KINDS)
 
 
 def read_processor(
@@ -24,29 +40,41 @@ def read_processor(
 
     Args:
         given: its content, or the part about images of processor_config.json.
-        model_type: "clip", "siglip" or "vit", whose defaults apply where nothing is said.
+        model_type: "clip", "siglip" or "vit", whose defaults apply where the content names no processor.
         image_size: what the model takes, less than the processor's where patches do not fill the image; None takes the
             processor's.
 
     Raises:
         CheckpointError: the processor does what `Preprocess` does not, or makes another size than the model takes.
     """
+    kind = processor_kind(given)
+    if kind not in (None, *_KINDS):
+        raise CheckpointError(
+            f"preprocessor_config.json: the processor {kind}ImageProcessor is not known here. Known: "
+            f"{', '.join(f'{name}ImageProcessor' for name in _KINDS)}."
+        )
+    model_type = model_type if kind is None else _KINDS[kind]
     defaults = _DEFAULTS[model_type]
     skipped = [name for name in ("do_resize", "do_rescale", "do_normalize") if given.get(name) is False]
     if skipped or given.get("do_pad"):
         raise CheckpointError(f"preprocessor_config.json: {', '.join(skipped) or 'do_pad'} is not known here.")
     factor = given.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise CheckpointError(f"preprocessor_config.json: rescale_factor is {factor}; known here: 1/255.")
+    number = given.get("resample", defaults["resample"])
+    if number not in _FILTERS:
+        known = ", ".join(f"{number} {name}" for number, name in _FILTERS.items())
+        raise CheckpointError(f"preprocessor_config.json: resample is {number!r}; known here: {known}.")
     settings = {
-        "interpolation": _FILTERS.get(given.get("resample", defaults["resample"]), "?"),
+        "interpolation": _FILTERS[number],
         "mean": given.get("image_mean", defaults["mean"]),
         "std": given.get("image_std", defaults["std"]),
     }
     size = _size(given.get("size", defaults["size"]), model_type)
     cropped = given.get("do_center_crop", defaults["do_center_crop"])
+    crop_size = given.get("crop_size", defaults.get("crop_size", 224))
     if isinstance(size, int):  # the shortest edge
-        crop = _sides(given.get("crop_size", size))
+        crop = _sides(crop_size)
         if not cropped or crop[0] != crop[1]:
             raise CheckpointError(
                 "preprocessor_config.json: a shortest_edge without a square centre crop is not known here."
@@ -54,7 +82,7 @@ def read_processor(
         made: dict[str, Any] = {"resize": "crop", "crop_rounding": "down"}
         made |= {} if size == crop[0] else {"resize_side": size}
     elif cropped:
-        crop = _sides(given.get("crop_size", {"height": size[0], "width": size[1]}))
+        crop = _sides(crop_size)
         made = {"resize": "squash", "crop_rounding": "down", "resize_side": _one(size)}
     else:
         crop, made = size, {"resize": "squash"}
@@ -70,13 +98,13 @@ def _size(size: Any, model_type: str) -> int | tuple[int, int]:
     if isinstance(size, int):
         return size if model_type == "clip" else (size, size)
     if isinstance(size, dict):
-        given = cast(dict[str, Any], size)
-        if isinstance(edge := given.get("shortest_edge"), int):
+        given = {name: side for name, side in cast(dict[str, Any], size).items() if side is not None}
+        if given.keys() == {"shortest_edge"} and isinstance(edge := given["shortest_edge"], int):
             return edge
-        if "height" in given and "width" in given:
+        if given.keys() == {"height", "width"}:
             return _sides(given)
     raise CheckpointError(
-        f"preprocessor_config.json: size is {size!r}; wanted a shortest_edge, or height and width. Get the file again."
+        f"preprocessor_config.json: size is {size!r}; known here: a shortest_edge alone, or height and width."
     )
 
 

@@ -286,6 +286,8 @@ def to_preprocess(given: dict[str, Any], image_size: int | tuple[int, int]) -> P
     if mode not in resize:
         raise CheckpointError(f"OpenCLIP resize_mode is '{mode}'; known here: {', '.join(resize)}.")
     interpolation = given.get("interpolation") or "bicubic"
+    if mode == "shortest" and isinstance(image_size, tuple) and image_size[0] != image_size[1]:
+        interpolation = "bicubic"  # OpenCLIP does not pass its setting on for these
     settings = {
         "image_size": image_size,
         "resize": resize[mode],

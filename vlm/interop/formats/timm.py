@@ -145,6 +145,14 @@ def encoder_config(state: State, name: Named, image_size: int | tuple[int, int] 
         raise CheckpointError(f"patches are {patch} x {across} pixels; only square patches are known here.")
     if name.global_pool not in _POOLS:
         raise CheckpointError(f"global_pool is '{name.global_pool}'; only {', '.join(_POOLS)} are known here.")
+    if (
+        "blocks.0.mlp.fc2.weight" in state
+        and shape(state, "blocks.0.mlp.fc2.weight", 2)[1] != (shape(state, "blocks.0.mlp.fc1.weight", 2)[0])
+    ):
+        raise CheckpointError(
+            "This ViT has SwiGLU layers (as the giant size of DINOv2), for which this library has none. Use the small, "
+            "base or large one."
+        )
     class_token = "cls_token" in state
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     if class_token and name.global_pool == "map":

@@ -5,9 +5,9 @@ import os
 from typing import Any
 
 from vlm.errors import HubError
+from vlm.free_space import FULL
 from vlm.interop.formats.foreign import one_line
 
-_DISK = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -45,7 +45,7 @@ def explain(error: BaseException, name: str, revision: str) -> HubError:
                 )
             case errors.HfHubHTTPError():
                 return _status(cause, name, at)
-            case OSError() if cause.errno in _DISK:
+            case OSError() if cause.errno in FULL:
                 return HubError(
                     f"The disk is full: {name} does not fit into {constants.HF_HUB_CACHE}. Free space, or set HF_HOME "
                     "to a folder on another disk. What has been transferred is kept."
