@@ -267,6 +267,12 @@ def zero(file: Path, start: float, length: int) -> None:
         opened.write(bytes(length))
 
 
+def overwrite(file: Path, at: int, content: bytes) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        opened.write(content)
+
+
 DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "header of the database": lambda database, vectors: zero(database, 0, 100),
     "table of tables": lambda database, vectors: zero(database, 0, 4096),
@@ -278,6 +284,8 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "text as database": lambda database, vectors: database.write_text("not a database at all" * 100),
     "zeros among the vectors": lambda database, vectors: zero(vectors, 0.3, 100),
     "half of the vectors": lambda database, vectors: os.truncate(vectors, vectors.stat().st_size // 2),
+    "no version in the header": lambda database, vectors: overwrite(database, 60, b"\0\0\0\0"),
+    "no numbers": lambda database, vectors: overwrite(vectors, 0, b"\xff" * 480),  # NaN
     "no vectors": lambda database, vectors: vectors.unlink(),
     "no database": lambda database, vectors: database.unlink(),
     "noise as vectors": lambda database, vectors: (
@@ -315,13 +323,15 @@ def test_a_damaged_index_says_so_and_is_built_again(tiny_embedder: Embedder, tmp
         assert ranking(index) == sound
 
 
-@pytest.mark.parametrize("damage", ["zeros among the vectors", "noise as vectors"])
+@pytest.mark.parametrize("damage", ["zeros among the vectors", "noise as vectors", "no numbers"])
 def test_a_search_never_answers_from_damaged_vectors(index: EmbeddingIndex, image_folder: Path, damage: str):
     index.add_folder(image_folder, workers=0)
     (vectors,) = index._store.folder.glob("*.f16")  # pyright: ignore[reportPrivateUsage]
     DAMAGES[damage](vectors, vectors)
     with pytest.raises(IndexFileError, match="damaged"):
         index.search("犬", 99)
+    with pytest.raises(IndexFileError, match="damaged"):
+        index.duplicates(0.9)
 
 
 # ---- threads -------------------------------------------------------------------------------------------------------

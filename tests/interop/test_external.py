@@ -104,9 +104,9 @@ def _owl() -> Any:
 
 def _align() -> Any:
     one = {"kernel_sizes": [3], "strides": [2], "num_block_repeats": [1], "expand_ratios": [1], "depthwise_padding": []}
-    vision = one | {"image_size": 64, "in_channels": [32], "out_channels": [16], "hidden_dim": 24}
+    vision = one | {"image_size": 64, "in_channels": [32], "out_channels": [16], "hidden_dim": 32}
     text = SIZES | {"vocab_size": 120, "max_position_embeddings": 20}
-    config = transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=24)
+    config = transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=32)
     return transformers.AlignModel(config)
 
 

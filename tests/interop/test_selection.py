@@ -87,7 +87,7 @@ def test_several_files_without_a_known_name_are_listed_and_none_is_taken(files: 
 )
 def test_an_image_encoder_that_is_no_vit_of_ours_is_refused_from_its_config(config: dict[str, Any]) -> None:
     name = config.get("model_type") or config["architecture"]
-    with pytest.raises(CheckpointError, match=f"org/model.*'{name}'.*Known"):
+    with pytest.raises(CheckpointError, match=f"it.*'{name}'.*Known"):
         chosen(["model.safetensors"], "vit", {"config.json": config})
 
 

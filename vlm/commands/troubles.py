@@ -170,7 +170,15 @@ def _belongs(error: OSError, given: list[Path]) -> bool:
         return False
     file = Path(os.path.abspath(os.fsdecode(error.filename)))
     places = [Path(os.path.abspath(path)) for path in given]
-    return any(file == place or place in file.parents or file in place.parents for place in places)
+    return any(
+        file == place
+        or place in file.parents
+        or file in place.parents
+        or (
+            file.parent == place.parent and file.name.startswith(f".{place.name}.")
+        )  # the name before `atomic` renames it
+        for place in places
+    )
 
 
 def _line(text: str) -> str:

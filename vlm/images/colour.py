@@ -30,6 +30,10 @@ def flatten(image: Image.Image, name: str, *, to_srgb: bool = False) -> Image.Im
     if image.mode in ("I", "F"):
         detail = f"colour mode {image.mode} has no agreed way to RGB; save it with 8 or 16 bits per channel"
         raise ImageError(name, "unsupported format", detail)
+    key: object = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # pyright: ignore[reportUnknownArgumentType]
+        image = image.copy()  # 16-bit colours, of which Pillow keeps the upper 8 bits
+        image.info["transparency"] = tuple(int(level) >> 8 for level in key)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if image.has_transparency_data:
         rgba, white = image.convert("RGBA"), Image.new("RGB", image.size, (255, 255, 255))
         white.paste(rgba, mask=rgba)

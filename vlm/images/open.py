@@ -1,5 +1,6 @@
 """Image files -> RGB images, within limits (`open_image`)."""
 
+import contextlib
 import io
 import os
 import stat
@@ -162,22 +163,13 @@ def _loaded(opened: OpenedImage) -> tuple[OpenedImage, Image.Image]:
     except ImageError:
         raise
     except Exception as error:
-        again = _without_metadata(opened)
-        try:
-            if again is not None:
-                again.image.load()
-                return again, again.image
-        except Exception:  # the pixels are damaged too
-            pass
+        kind = opened.image.format
+        for smaller in without_metadata(opened.data, kind) if opened.data is not None and kind is not None else ():
+            with contextlib.suppress(Exception):  # the pixels are damaged too
+                image = Image.open(io.BytesIO(smaller), formats=(str(kind),))
+                image.load()
+                return OpenedImage(image, opened.name, smaller, opened.turned), image
         raise _broken(opened.name, error) from error
-
-
-def _without_metadata(opened: OpenedImage) -> OpenedImage | None:
-    kind = opened.image.format
-    smaller = without_metadata(opened.data, kind) if opened.data is not None and kind is not None else None
-    if smaller is None:
-        return None
-    return OpenedImage(Image.open(io.BytesIO(smaller), formats=(str(kind),)), opened.name, smaller, opened.turned)
 
 
 def read_bytes(name: str) -> bytes:
@@ -267,10 +259,10 @@ def _open_by_pillow(data: bytes, kind: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=(kind,))
     except Exception:
-        smaller = without_metadata(data, kind)
-        if smaller is None:
-            raise
-        return Image.open(io.BytesIO(smaller), formats=(kind,))
+        for smaller in without_metadata(data, kind):
+            with contextlib.suppress(Exception):  # the header is damaged too
+                return Image.open(io.BytesIO(smaller), formats=(kind,))
+        raise
 
 
 def _open_inside(data: bytes, name: str) -> Image.Image:

@@ -327,7 +327,9 @@ def database_error(folder: Path, error: sqlite3.DatabaseError) -> Exception:
     reason = why_no_space(folder) if name in ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL") else None
     if reason is not None or name == "SQLITE_FULL":
         return full_disk(folder, reason or advice)
-    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or (name == "SQLITE_ERROR" and "no such" in advice):
+    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or (
+        name == "SQLITE_ERROR" and ("no such" in advice or "already exists" in advice)
+    ):
         return IndexFileError(f"'{file}' is damaged: {advice}. {REBUILD}")
     if name in ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"):
         return IndexFileError(f"The index '{folder}' cannot be written: {advice}. Change the rights, or copy it.")

@@ -23,7 +23,8 @@ def nearest(vectors: np.ndarray, queries: Tensor, k: int, rows: np.ndarray | Non
         rows: the rows that may be found, ascending; None: all.
 
     Returns:
-        float32 cosine similarities, best first, and rows, both (Q, K).
+        float32 cosine similarities, best first, and rows, both (Q, K).  Damaged vectors, which are not finite, come
+        before all others.
     """
     count = len(vectors) if rows is None else len(rows)
     k = min(k, count)
@@ -49,7 +50,7 @@ def _nearest_many(vectors: np.ndarray, queries: Tensor, k: int, rows: np.ndarray
     if not k:
         return best, found
     for start, block in _products(vectors, queries, rows):  # (block, Q)
-        news = (block.amax(0) > best[:, -1]).nonzero()[:, 0]
+        news = (~(block.amax(0) <= best[:, -1])).nonzero()[:, 0]  # NaN, of a damaged vector, counts as best
         if not len(news):
             continue
         scores, at = block[:, news].T.topk(min(k, len(block)))
@@ -89,7 +90,10 @@ def _nearest_one(vectors: np.ndarray, query: Tensor, k: int, rows: np.ndarray | 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         list(threads.map(score_part, range(0, count, _SLICE)))
     scores = coarse.float()
-    candidates = (scores >= scores.topk(k).values[-1] - 2 * _ERROR).nonzero()[:, 0]
+    best = scores.topk(k).values
+    if not best[0] < torch.inf:  # damaged vectors
+        return _nearest_many(vectors, query[None], k, rows)
+    candidates = (scores >= best[-1] - 2 * _ERROR).nonzero()[:, 0]
     if len(candidates) > _MANY:
         return _nearest_many(vectors, query[None], k, rows)
     picked = candidates if rows is None else torch.from_numpy(rows)[candidates]

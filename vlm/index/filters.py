@@ -76,7 +76,7 @@ def make_filter(
             quoted = re.sub(r"([*?[])", r"[\1]", glob)
             glob = f"*{quoted}*"
         else:
-            glob = glob.replace("[!", "[^")  # the shell's spelling of SQLite's
+            glob = os.path.expanduser(glob).removeprefix("./").replace("[!", "[^")  # the shell's spelling of SQLite's
     if min_side is not None and not 0 < min_side < 2**31:
         raise InputError(f"min_side is {min_side}, wanted a number of pixels from 1 to {2**31 - 1}.")
     first, last = (None if date is None else date_limit(date) for date in (since, until))

@@ -88,6 +88,8 @@ def parse_terms(text: str) -> list[tuple[float, str]]:
     terms = [_weighted(1.0, first.strip())] if first.strip() else []
     terms += [_weighted(-1.0 if sign in _MINUS else 1.0, term.strip()) for sign, term in pairs]
     if not any(weight > 0 for weight, _ in terms):
+        if all(weight == 0 for weight, _ in terms):
+            raise InputError(f"All terms of the query {_short(text)} have the weight 0. Give one a weight above 0.")
         raise InputError(
             f"The query {_short(text)} only subtracts. A minus needs something to subtract from: beach - people."
         )
@@ -102,6 +104,8 @@ def has_attached_minus(text: str) -> bool:
 def _weighted(sign: float, term: str) -> tuple[float, str]:
     match = _WEIGHTED.fullmatch(term)
     if match is None:
+        if _WEIGHTED.fullmatch(f"{term}x"):
+            raise InputError(f"No term stands behind the weight {_short(term)}. Write a term, or take it out.")
         return sign, term
     weight = sign * float(unicodedata.normalize("NFKC", match[2]))
     if match[1] and match[1] in _MINUS:
@@ -118,7 +122,7 @@ def _subtracts(text: str) -> bool:
 
 def _check_weight(weight: float) -> None:
     if not (math.isfinite(weight) and abs(weight) <= MAX_WEIGHT):
-        raise InputError(f"The weight of a term is {weight:.3g}; it must be from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}.")
+        raise InputError(f"The weight of a term is {weight:.6g}; it must be from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}.")
 
 
 def _check_text(text: str) -> None:

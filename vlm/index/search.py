@@ -149,11 +149,13 @@ class IndexSearch:
         if not 0 < threshold <= 1:
             hint = f" Write {threshold / 100:g}." if 1 < threshold <= 100 else ""
             raise InputError(
-                f"The threshold of duplicates is {threshold:g}; it is a cosine similarity above 0, at most 1.{hint}"
+                f"The threshold of duplicates is {threshold!r}; it is a cosine similarity above 0, at most 1.{hint}"
             )
         with self._store.reading():
             rows = self._store.allowed_rows(self._model, allowed)
-            labels = group_near(self._store.vectors(self._model)[rows], threshold)
+            vectors = self._store.vectors(self._model)[rows]
+            check_unit_length(vectors, self._store.folder)
+            labels = group_near(vectors, threshold)
             files = self._store.files_at(self._model, rows.tolist(), allowed)
         label_of = dict(zip(rows.tolist(), labels.tolist(), strict=True))
         groups: dict[int, list[Path]] = {}
