@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from vlm import __version__
 from vlm.commands.index_model import add_index_model, load_index_model
 from vlm.commands.options import Run, add_backend, port, positive
 from vlm.errors import InputError, missing_package
@@ -50,6 +51,7 @@ def serve(parser: ArgumentParser) -> Run:
             service = Service(embedder, args.index, max_pixels=args.max_megapixels * 1_000_000)
             hosts = (*LOOPBACK_NAMES, args.host) if local else None
             app = create_app(service, token=token, hosts=hosts, max_bytes=args.max_megabytes * 2**20)
+            app.version = __version__
             host = f"[{args.host}]" if ":" in args.host else args.host
             address = f"http://{host}:{listener.getsockname()[1]}"
             print(f"vlm: {embedder.name} answers at {address}, Ctrl-C stops it", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm.config import Json
 from vlm.errors import CheckpointError
-from vlm.interop.formats.foreign import one_line, read_json
+from vlm.interop.formats.foreign import check_not_pointer, one_line, read_json
 from vlm.interop.formats.tables import State
 from vlm.interop.selection import SUFFIXES
 
@@ -25,7 +25,7 @@ def read_tensors(path: Path) -> State:
     """{name: tensor} of a .safetensors, .pt, .pth, .bin or .npz file, or of the shards an index.json lists."""
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file. Name a file of weights, or a folder that holds one.")
-    _check_not_pointer(path)
+    check_not_pointer(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
@@ -35,20 +35,6 @@ def read_tensors(path: Path) -> State:
     if path.suffix in _PICKLED or path.name.endswith(".pth.tar"):
         return _read_pickled(path)
     raise CheckpointError(f"{path.name} is no weight file known here: wanted a name ending in {', '.join(SUFFIXES)}.")
-
-
-def _check_not_pointer(path: Path) -> None:
-    """A clone without git-lfs holds a few lines of text in the place of each large file."""
-    with path.open("rb") as file:
-        begin = file.read(200)
-    if begin.startswith(b"version https://git-lfs.github.com/spec/"):
-        size = next(
-            (line[5:] for line in begin.decode("ascii", "replace").split("\n") if line.startswith("size ")), "?"
-        )
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights ({size} bytes). Run git lfs pull in its folder, or load the "
-            "model by its name on the hub: hf:ORG/NAME."
-        )
 
 
 def _read_shards(index: Path) -> State:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from vlm.config import Json
 from vlm.errors import CheckpointError, InputError
-from vlm.interop.formats.foreign import read_json, write_json
+from vlm.interop.formats.foreign import check_not_pointer, read_json, write_json
 from vlm.tokenizers.clip_bpe import BYTE_LETTERS, CLIP_BPE_FILE, CLIPTokenizer
 from vlm.tokenizers.huggingface import JSON_FILE, JsonTokenizer
 from vlm.tokenizers.protocol import Tokenizer, TokenizerConfig
@@ -83,6 +83,7 @@ def _open(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
+        check_not_pointer(path)
         raise CheckpointError(
             f"{path} is not a tokenizer.json, or is damaged ({' '.join(str(error).split())})."
         ) from error

@@ -100,6 +100,20 @@ def exact(preprocess: PreprocessConfig | None) -> PreprocessConfig | None:
     return None if preprocess is None else replace(preprocess, exact=True)
 
 
+def check_not_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer: a clone without git-lfs holds a few lines of text in the place of each large file."""
+    with path.open("rb") as file:
+        begin = file.read(200)
+    if begin.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = next(
+            (line[5:] for line in begin.decode("ascii", "replace").split("\n") if line.startswith("size ")), "?"
+        )
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file ({size} bytes). Run git lfs pull in its folder, or load the "
+            "model by its name on the hub: hf:ORG/NAME."
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or one line that names the file."""
     try:
@@ -107,6 +121,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing.") from error
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ValueError):
+            check_not_pointer(path)
         raise CheckpointError(f"{path} is not readable JSON ({one_line(error)}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; wanted a JSON object.")
