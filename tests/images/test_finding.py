@@ -1,6 +1,6 @@
 """A folder gives its own images, in order, and says which links lead out of it."""
 
-import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,16 +27,14 @@ def test_images_come_in_order_and_from_inside(tmp_path: Path) -> None:
     assert list(find_images(root)) == sorted(root / name for name in [*inside, "stays.png", "scan"])
 
 
-def test_folders_nested_deeper_than_functions_may_be_are_walked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for _ in range(1500):
-        Path("d").mkdir()
-        os.chdir("d")
-    Path("x.png").touch()
-    monkeypatch.chdir(tmp_path)
-    assert sum(path.name == "x.png" for path in find_images("d")) == 1
+def test_folders_nested_deeper_than_calls_may_be_are_walked(tmp_path: Path) -> None:
+    deepest = tmp_path.joinpath(*["d"] * 1500)
+    subprocess.run(["mkdir", "-p", deepest], check=True)  # os.makedirs is recursive, and so is shutil.rmtree
+    try:
+        (deepest / "x.png").touch()
+        assert list(find_images(tmp_path)) == [deepest / "x.png"]
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
