@@ -44,7 +44,8 @@ class ProcessorPreprocess(Preprocess):
             raise CheckpointError(
                 f"{source}: its image processor makes images of the shapes {sorted(shapes)}; wanted one size for all."
             )
-        super().__init__(PreprocessConfig(image_size=shapes.pop()[1:], resize="squash", exact=True))
+        _, height, width = shapes.pop()
+        super().__init__(PreprocessConfig(image_size=(height, width), resize="squash", exact=True))
 
     def pixels_and_size(self, source: ImageSource | OpenedImage) -> tuple[Tensor, tuple[int, int]]:
         """-> float32 (3, H, W), and the (width, height) of the image itself, upright."""
