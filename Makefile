@@ -39,7 +39,9 @@ train: $(READY)  ## the bundled model, from nothing: under two hours on two core
 	$(BIN)/vlm train training/recipes/mini-icons.toml --out runs/mini-icons --resume auto
 	$(BIN)/python -m training.average runs/mini-picture-words=0.2 runs/mini-icons=0.8 --out runs/mini-average
 	$(BIN)/vlm train training/recipes/mini-full-size.toml --out runs/mini-full-size --resume auto
-	$(BIN)/python -m training.average runs/mini-picture-words=0.15 runs/mini-icons=0.45 runs/mini-full-size=0.4 --out runs/mini
+	$(BIN)/python -m training.average runs/mini-picture-words=0.15 runs/mini-icons=0.45 runs/mini-full-size=0.4 --out runs/mini-average-of-three
+	$(BIN)/vlm train training/recipes/mini-last.toml --out runs/mini-last --resume auto
+	$(BIN)/python -m training.average runs/mini-average-of-three=0.5 runs/mini-last=0.5 --out runs/mini
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

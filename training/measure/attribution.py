@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlm.training.measure.drawings import ICON_WORDS, PICTURE_WORDS
 
+ATTRIBUTION = ("ATTRIBUTION.md", "LICENSES.txt")
 _COLUMNS = ("package", "version", "licence", "author", "total")
 
 
@@ -27,8 +28,8 @@ def write_attribution(out: Path) -> None:
         + "\n\n## icon-words\n\nSome monochrome icons were drawn in a dark colour; names were cleaned and "
         "translated.\n\n" + "\n".join(table) + "\n"
     )
-    (out / "ATTRIBUTION.md").write_text(text, encoding="utf-8")
-    (out / "LICENSES.txt").write_text(_licence_texts(), encoding="utf-8")
+    (out / ATTRIBUTION[0]).write_text(text, encoding="utf-8")
+    (out / ATTRIBUTION[1]).write_text(_licence_texts(), encoding="utf-8")
 
 
 def _licence_texts() -> str:

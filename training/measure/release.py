@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from vlm.training.measure.attribution import write_attribution
+from vlm.training.measure.attribution import ATTRIBUTION, write_attribution
 from vlm.training.measure.card import minutes_of_steps
 from vlm.training.measure.drawings import ICON_WORDS, PICTURE_WORDS, TEST, VALIDATION, evaluate_drawings
 from vlm.training.measure.match_calibration import calibrate, section
@@ -42,6 +42,8 @@ def release(out: Path, model: Path, runs: Sequence[Path]) -> None:
         json.dumps([one._asdict() for one in measured], ensure_ascii=False, indent=1), encoding="utf-8"
     )
     text = card(out.name, runs, parameters, measured) + "\n" + section(trained.calibration, reliable)
+    for name in ATTRIBUTION:  # `save` replaces a model only where nothing else lies
+        (out / name).unlink(missing_ok=True)
     save(trained, out, text, dtype=torch.float16)
     write_attribution(out)
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB", file=sys.stderr)

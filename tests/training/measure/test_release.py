@@ -99,7 +99,8 @@ def test_a_run_that_is_not_there_is_one_line_and_writes_nothing(
 
 
 def test_authors_and_licences_of_the_data_lie_beside_the_weights(release: Release, finished: Path, tmp_path: Path):
-    assert release(tmp_path / "small", finished) == 0
+    for _ in range(2):  # the second replaces the first
+        assert release(tmp_path / "small", finished) == 0
     attribution = (tmp_path / "small" / "ATTRIBUTION.md").read_text(encoding="utf-8")
     icons = read_table(ICON_WORDS / "train.parquet", columns=["source", "author", "license"]).to_pylist()
     for source, author, license in {tuple(row.values()) for row in icons}:
