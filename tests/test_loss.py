@@ -28,9 +28,22 @@ def dense_siglip(x: Tensor, y: Tensor, logit_scale: Tensor, logit_bias: Tensor, 
 
 
 def same_group(n: int, groups: Tensor | None) -> Tensor:
-    return torch.eye(n, dtype=torch.bool) if groups is None else groups[:, None] == groups[None, :]
+    if groups is None:
+        return torch.eye(n, dtype=torch.bool)
+    if groups.ndim == 2:  # keys: those of each row as a set, without the fill
+        own = [set(row) - {-1} for row in groups.tolist()]
+        return torch.tensor([[i == j or not own[i].isdisjoint(own[j]) for j in range(n)] for i in range(n)])
+    return groups[:, None] == groups[None, :]
 
 
+def draw_groups(n: int, how: str) -> Tensor | None:
+    """Nothing, groups, or keys of which some rows share some: chains, repeats and rows without any."""
+    if how == "keys":
+        return torch.randint(-1, n, (n, 3))
+    return torch.randint(0, n // 3 + 1, (n,)) if how == "groups" else None
+
+
+every_grouping = pytest.mark.parametrize("how", ["nothing", "groups", "keys"])
 LOSSES = {"clip": (clip_loss, dense_clip), "siglip": (siglip_loss, dense_siglip)}
 both_losses = pytest.mark.parametrize("name", LOSSES)
 
@@ -64,12 +77,12 @@ def assert_close(ours: Tensor, truth: Tensor, tolerance: float) -> None:
 @both_losses
 @pytest.mark.parametrize(("n", "tile"), [(1, 1024), (7, 1), (7, 3), (64, 64), (64, 13), (1000, 300), (1000, 1024)])
 @pytest.mark.parametrize("scale", [14.0, 100.0])
-@pytest.mark.parametrize("grouped", [False, True])
-def test_tiled_loss_and_gradients_are_the_dense_definitions(name, n, tile, scale, grouped):
+@every_grouping
+def test_tiled_loss_and_gradients_are_the_dense_definitions(name, n, tile, scale, how):
     tiled, dense = LOSSES[name]
     inputs = example(name, n, scale)
     reference = copies(inputs, torch.float64)
-    groups = torch.randint(0, n // 3 + 1, (n,)) if grouped else None
+    groups = draw_groups(n, how)
     ours, truth = tiled(*inputs, groups, tile=tile), dense(*reference, groups)
     (3 * ours).backward()
     (3 * truth).backward()
@@ -79,13 +92,13 @@ def test_tiled_loss_and_gradients_are_the_dense_definitions(name, n, tile, scale
 
 
 @both_losses
-@pytest.mark.parametrize("grouped", [False, True])
-def test_the_formulas_of_a_gpu_give_the_dense_definitions_too(name, grouped, monkeypatch):
+@every_grouping
+def test_the_formulas_of_a_gpu_give_the_dense_definitions_too(name, how, monkeypatch):
     monkeypatch.setattr(vlm.loss, "_on_cpu", lambda z: False)
     for n, scale in ((7, 14.0), (64, 100.0)):
         inputs = example(name, n, scale)
         reference = copies(inputs, torch.float64)
-        groups = torch.randint(0, n // 3 + 1, (n,)) if grouped else None
+        groups = draw_groups(n, how)
         ours, truth = LOSSES[name][0](*inputs, groups, tile=13), LOSSES[name][1](*reference, groups)
         ours.backward()
         truth.backward()
@@ -140,6 +153,15 @@ def test_chance_loss_is_log_n():
 def test_siglip_at_zero_logits_is_n_log_two():
     x, y = torch.eye(6, dtype=torch.float64)[:3], torch.eye(6, dtype=torch.float64)[3:]
     assert siglip_loss(x, y, torch.tensor(3.0), torch.tensor(0.0)).item() == pytest.approx(3 * math.log(2), abs=1e-12)
+
+
+@both_losses
+@pytest.mark.parametrize(
+    "keys", [[[0, 1], [1, 0], [2, -1], [-1, 2], [5, 7], [8, -1]], [[3], [3], [4], [4], [-1], [-1]]]
+)
+def test_keys_that_divide_the_batch_give_the_loss_of_groups_bit_for_bit(name, keys):
+    inputs, loss = example(name, 6, 20.0), LOSSES[name][0]
+    assert torch.equal(loss(*inputs, torch.tensor(keys)), loss(*inputs, torch.tensor([0, 0, 1, 1, 2, 3])))
 
 
 @both_losses
@@ -243,11 +265,11 @@ class _LargestTensor(TorchFunctionMode):
 
 
 @both_losses
-@pytest.mark.parametrize("grouped", [False, True])
-def test_no_tensor_grows_with_the_square_of_the_batch(name, grouped):
+@every_grouping
+def test_no_tensor_grows_with_the_square_of_the_batch(name, how):
     n, tile, dim = 500, 50, 8
     inputs = example(name, n, 20.0, dim=dim)
-    groups = torch.arange(n) // 4 if grouped else None
+    groups = draw_groups(n, how)
     with _LargestTensor() as largest:
         LOSSES[name][0](*inputs, groups, tile=tile).backward()
     assert largest.elements == max(n * dim, tile * tile)
@@ -296,13 +318,13 @@ class Threads:
 
 
 @both_losses
-@pytest.mark.parametrize("grouped", [False, True])
+@every_grouping
 @pytest.mark.parametrize(("size", "tile"), [(3, 4), (2, 1024)])
-def test_processes_get_the_loss_of_the_whole_batch_and_gradients_to_be_averaged(name, grouped, size, tile):
+def test_processes_get_the_loss_of_the_whole_batch_and_gradients_to_be_averaged(name, how, size, tile):
     n = 5  # rows of each
     tiled, dense = LOSSES[name]
     whole = example(name, size * n, 20.0)
-    groups = torch.randint(0, 4, (size * n,)) if grouped else None
+    groups = draw_groups(size * n, how)
     truth = dense(*whole, groups)
     truth.backward()
     barrier, table = threading.Barrier(size), [torch.empty(0)] * size
@@ -343,3 +365,5 @@ def test_shapes_that_do_not_fit_are_named(wrong):
 def test_groups_of_another_length_are_named():
     with pytest.raises(InputError, match=r"\(3,\).*\(4,\)"):
         siglip_loss(torch.eye(4), torch.eye(4), 0.0, 0.0, torch.arange(3))
+    with pytest.raises(InputError, match=r"\(3, 2\).*\(4, G\)"):
+        clip_loss(torch.eye(4), torch.eye(4), 0.0, torch.zeros(3, 2))

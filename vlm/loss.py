@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlm.errors import InputError
 from vlm.models.linear import linear
+from vlm.positives import SameThing, from_group_mean
 
 CPU_TILE = 1024  # 4 MiB in float32: stays in the cache
 GPU_TILES = (32768, 16384, 8192, 4096, 2048, 1024)  # the first that fits is taken: few, large kernels
@@ -77,7 +78,8 @@ def clip_loss(
         text_embeds: (N, E), unit vectors; row i belongs to row i of image_embeds.
         logit_scale: log of 1 / temperature, a scalar.
         groups: (N,) integers; rows of one group show the same thing, and the target is uniform over them (UniCL, Yang
-            et al. 2022).  None: one group per row.
+            et al. 2022).  Or (N, G) keys, -1 for none: rows that share a key show the same thing.  None: one group per
+            row.
         processes: the processes that share the batch; N rows then mean the rows of this one.
         tile: rows and columns of similarities held at once.  None: chosen by `tile_side`.
 
@@ -113,7 +115,8 @@ def siglip_loss(
         text_embeds: (N, E), unit vectors; row i belongs to row i of image_embeds.
         logit_scale: log of 1 / temperature, a scalar.
         logit_bias: a scalar added to all logits.
-        groups: (N,) integers; rows of one group are pairs of each other.  None: one group per row.
+        groups: (N,) integers; rows of one group are pairs of each other.  Or (N, G) keys, -1 for none: rows that share
+            a key are.  None: one group per row.
         processes: the processes that share the batch; N rows then mean the rows of this one.
         tile: rows and columns of similarities held at once.  None: chosen by `tile_side`.
 
@@ -173,13 +176,20 @@ class _Similarities:
     first: int
     tile: int | None
 
-    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yields (rows, columns, the similarities between them)."""
+    def places(self) -> Iterator[tuple[slice, slice]]:
+        """Yields (rows, columns) of every tile."""
         side = self.tile or tile_side(self.x.device, len(self.x), len(self.y))
         for i in range(0, len(self.x), side):
-            rows = self.scale * self.x[i : i + side]
             for j in range(0, len(self.y), side):
-                yield slice(i, i + side), slice(j, j + side), linear(rows, self.y[j : j + side])
+                yield slice(i, i + side), slice(j, j + side)
+
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yields (rows, columns, the similarities between them)."""
+        rows, start = self.x, -1
+        for r, c in self.places():
+            if r.start != start:
+                rows, start = self.scale * self.x[r], r.start
+            yield r, c, linear(rows, self.y[c])
 
     def tiles_of_others(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yields tiles whose positive pairs are masked."""
@@ -213,6 +223,24 @@ class _Similarities:
             _add_product(dy[c], g.T, self.x[r])
         return dx, dy
 
+    def from_mean_of_same(self, same: SameThing, processes: Collectives) -> tuple[Tensor, Tensor]:
+        """x and y of this process, (n, E) each, less the mean of what is right for them.
+
+        With A (N, N) the relation and d its row sums, the mean of y is (A / d + (A / d)^T) y / 2: half of it is what
+        the rows have as a target, half what the columns have.
+        """
+        all_x, found = processes.all_gather(self.x), self.x.new_zeros(len(self.x))
+        for r, c in self.places():
+            found[r] += same.tile(r, c).sum(1)
+        per_row = 1 / processes.all_gather(found)  # (N,)
+        own = per_row[self.first : self.first + len(self.x)]
+        x_mean, y_mean = torch.zeros_like(self.x), torch.zeros_like(self.x)
+        for r, c in self.places():
+            weights = same.tile(r, c) * ((own[r, None] + per_row[c]) / 2)
+            _add_product(x_mean[r], weights, all_x[c])
+            _add_product(y_mean[r], weights, self.y[c])
+        return self.x - x_mean, self.y[self.first : self.first + len(self.x)] - y_mean
+
 
 _Parts = tuple[Tensor, tuple[Tensor, ...]]  # value, gradients
 
@@ -240,10 +268,12 @@ def _clip(
 
     # With groups, the target is the mean of the group in place of the own pair.
     x_apart = y_apart = torch.zeros_like(scale)
-    if groups is not None:
-        all_groups = processes.all_gather(groups)
-        x_apart = _from_group_mean(processes.all_gather(x), all_groups)[own]
-        y_apart = _from_group_mean(all_y, all_groups)[own]
+    same = None if groups is None else SameThing.of(processes.all_gather(groups), n * processes.rank, n)
+    if same is not None and same.transitive:
+        x_apart = from_group_mean(processes.all_gather(x), same.keys)[own]
+        y_apart = from_group_mean(all_y, same.keys)[own]
+    elif same is not None:
+        x_apart, y_apart = similarities.from_mean_of_same(same, processes)
     value = processes.all_gather((by_row + by_column[own]) / 2 + scale * (x * y_apart).sum(1)).mean()
     if not needed:
         return value, ()
@@ -267,13 +297,13 @@ def _siglip(
 ) -> _Parts:
     n, scale, all_y = len(x), log_scale.exp(), processes.all_gather(y)
     similarities = _Similarities(x, all_y, scale, n * processes.rank, tile)
-    all_groups = None if groups is None else processes.all_gather(groups)
+    same = None if groups is None else SameThing.of(processes.all_gather(groups), n * processes.rank, n)
 
     def negate_same(r: slice, c: slice, z: Tensor) -> None:
-        if groups is None or all_groups is None:
+        if same is None:
             similarities.pairs(r, c, z).neg_()
-        else:
-            z.mul_(torch.where(groups[r, None] == all_groups[c], -1.0, 1.0))
+            return
+        z.mul_(torch.where(same.tile(r, c), -1.0, 1.0))
 
     value, dbias = torch.zeros_like(scale), torch.zeros_like(scale)
     dx, dy = torch.zeros_like(x), torch.zeros_like(all_y)
@@ -331,16 +361,6 @@ def _sum_softplus(z: Tensor) -> Tensor:
     return z.relu().sum() - q.log_().sum() + lost.sum()
 
 
-def _from_group_mean(rows: Tensor, groups: Tensor) -> Tensor:
-    """(N, E) minus the mean of each row's group; no shape depends on the number of groups, so no device waits."""
-    ordered, order = groups.sort()
-    starts = F.pad((ordered[1:] != ordered[:-1]).long(), (1, 0))
-    member = torch.empty_like(order).scatter_(0, order, starts.cumsum(0))  # (N,), numbers of the groups from 0
-    totals = torch.zeros_like(rows).index_add_(0, member, rows)
-    count = rows.new_zeros(len(rows)).index_add_(0, member, rows.new_ones(len(rows)))
-    return rows - (totals / count[:, None].clamp(min=1))[member]
-
-
 def _differentiable(parts: Callable[..., _Parts], x: Tensor, y: Tensor, *scalars: Tensor | float) -> Tensor:
     """The value of parts(needed, x, y, *scalars) and its gradients, in float32 at least, autocast or not."""
     inputs = (x, y, *(torch.as_tensor(number, device=x.device) for number in scalars))
@@ -375,5 +395,6 @@ def _check(image_embeds: Tensor, text_embeds: Tensor, groups: Tensor | None) -> 
             f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} must both be (N, E): "
             "one row per pair."
         )
-    if groups is not None and groups.shape != image_embeds.shape[:1]:
-        raise InputError(f"groups {tuple(groups.shape)} must be ({len(image_embeds)},): one number per row.")
+    if groups is not None and (groups.ndim not in (1, 2) or len(groups) != len(image_embeds)):
+        n = len(image_embeds)
+        raise InputError(f"groups {tuple(groups.shape)} must be ({n},) or ({n}, G): one number per row, or its keys.")

@@ -3,7 +3,6 @@
 What is drawn for a sample (captions, augmentation, kept patches) depends on its place in training/data/stream.py alone.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from vlm.training.data.augment import augment_by, augmentation_draws, uniform_dr
 from vlm.training.data.captions import DRAWS, CaptionChoice
 from vlm.training.data.order import AUGMENT, CAPTION, Order
 from vlm.training.data.pairs import Pairs, bytes_of_image
+from vlm.training.data.positive_keys import key_numbers, keys_of, most_keys
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import EndlessOrder, PartedStream, joined, kept_patches
 from vlm.training.recipe.augmentation import AugmentConfig
@@ -24,7 +24,7 @@ from vlm.training.recipe.augmentation import AugmentConfig
 class PairBatch(NamedTuple):
     images: Tensor  # uint8 (B, C, H, W)
     ids: Tensor  # (B, c, T), c captions an image
-    groups: Tensor  # (B,), equal numbers show the same thing
+    groups: Tensor  # (B,), equal numbers show the same thing; or (B, G) keys, those who share one do
     keep: Tensor | None  # (B, K), the patches that stay
     uids: list[str]  # sample names, for messages
     broken: tuple[BrokenSample, ...] = ()  # samples that others stand in for
@@ -90,6 +90,7 @@ class PairStream(PartedStream[PairBatch]):
         self.kept = num_patches - int(num_patches * patch_dropout) if patch_dropout else None
         self.num_patches, self.coarse_size, self.dense_from = num_patches, coarse_size, dense_from
         self.choice, self.augment_later = choice or CaptionChoice(), augment_later
+        self.keys = most_keys(pairs)  # of an image, G
 
     @property
     def share(self) -> int:
@@ -120,6 +121,7 @@ class PairStream(PartedStream[PairBatch]):
         loaded_images, languages = zip(*loaded, strict=True)
         draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_image)
         texts = [self.choice.choose(own, u) for own, u in zip(languages, draws, strict=True)]
+        keys = [keys_of(self.pairs.rows, int(i), own) for i, own in zip(samples, languages, strict=True)]
         ids = self.tokenizer([text for row in texts for text in row])
         images, keep, coarse = torch.stack(loaded_images), None, 0
         if self.dense_from is None or step < self.dense_from:
@@ -132,7 +134,7 @@ class PairStream(PartedStream[PairBatch]):
         return PairBatch(
             images=images if self.augment_later else augment_by(images, self.augmentation, draws),
             ids=ids.view(len(samples), self.choice.per_image, -1),
-            groups=torch.tensor([group_number(self.pairs.rows.group(int(i))) for i in samples]),
+            groups=key_numbers(keys, self.keys),
             keep=keep,
             uids=[self.pairs.rows.uid(int(i)) for i in samples],
             broken=broken,
@@ -157,8 +159,3 @@ def shrink(images: Tensor, side: int) -> Tensor:
         return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
     small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)  # no kernel for uint8
     return small.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def group_number(group: str) -> int:
-    """63 bits of a group's name, so that nobody needs to hold all names: two of a million agree by a chance of 1e-7."""
-    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) >> 1

@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tests.support.kept_data import png
 from vlm.config import PreprocessConfig
 from vlm.images.preprocess import Preprocess
+from vlm.positives import NO_KEY
 from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.captions import CaptionChoice
-from vlm.training.data.pair_stream import PairBatch, PairStream, augmented, group_number, shrink
+from vlm.training.data.pair_stream import PairBatch, PairStream, augmented, shrink
 from vlm.training.data.pairs import Pairs, open_pairs
+from vlm.training.data.positive_keys import key_number, most_keys
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.stream import batches
+from vlm.training.measure.retrieval import queries_of
 from vlm.training.recipe.augmentation import AugmentConfig
 
 PREPROCESS = Preprocess(PreprocessConfig(image_size=16, resize="pad"))
@@ -43,7 +47,7 @@ def digests(batch: PairBatch, eot: int) -> list[str]:
     assert batch.keep is not None
     for uid, ids, keep, image, group in zip(batch.uids, batch.ids, batch.keep, batch.images, batch.groups, strict=True):
         words = [row[: row.tolist().index(eot) + 1].tolist() for row in ids]
-        content = repr((uid, words, keep.tolist(), int(group))).encode() + image.numpy().tobytes()
+        content = repr((uid, words, keep.tolist(), group.tolist())).encode() + image.numpy().tobytes()
         found.append(hashlib.sha256(content).hexdigest())
     return found
 
@@ -139,6 +143,41 @@ def test_texts_are_names_not_keywords(pairs):
         assert any(own)
 
 
+def related(keys: torch.Tensor) -> torch.Tensor:
+    """(B, B) bool: which images of a batch share a key."""
+    own = [set(row) - {NO_KEY} for row in keys.view(len(keys), -1).tolist()]
+    return torch.tensor([[not a.isdisjoint(b) for b in own] for a in own])
+
+
+@pytest.mark.parametrize("language", ["", "_en"])
+def test_images_that_share_a_caption_are_right_for_each_others_texts(language, tmp_path, tiny_tokenizer):
+    """As `queries_of` has it: 0 and 1 share one, 1 and 2 another, spelled otherwise; 3 is alone, 4 and 5 a concept."""
+    captions = [["a dog", "a pet"], ["my house", "a\u00a0dog"], ["my  house", "ｈｏｍｅ"], ["home!"], ["fur"], ["skin"]]
+    concepts = [None, None, None, None, "cat", "cat"]
+    rows = [
+        {"image": {"bytes": png(n), "path": None}, f"captions{language}": own, "concept": concept}
+        for n, (own, concept) in enumerate(zip(captions, concepts, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    pairs = open_pairs(tmp_path / "d.parquet", PREPROCESS)
+    batch = PairStream(pairs, tiny_tokenizer, AugmentConfig(), seed=0, batch_size=6, num_patches=16)[0]
+    order = torch.tensor([pairs.uids.index(uid) for uid in batch.uids]).argsort()
+    found = related(batch.groups[order])
+    assert (found.triu(1)).nonzero().tolist() == [[0, 1], [1, 2], [4, 5]]
+    _, right = queries_of(pairs, language.strip("_"))
+    shared = {(a, b) for images in right for a in images for b in images if a < b}
+    assert shared == {(0, 1), (1, 2), (4, 5)}
+
+
+def test_an_image_with_one_text_has_one_key(tmp_path):
+    """Nothing is to be paid for where nothing can overlap."""
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "d.csv").write_text("image,caption\na.png,dog\na.png,cat\n")
+    assert most_keys(open_pairs(tmp_path / "d.csv", PREPROCESS)) == 2  # one image, two rows
+    (tmp_path / "e.csv").write_text("image,caption\na.png,dog\n")
+    assert most_keys(open_pairs(tmp_path / "e.csv", PREPROCESS)) == 1
+
+
 def test_groups_are_equal_exactly_where_concepts_are(pairs):
     concepts = pairs.rows.column("concept")
     same = torch.tensor([[a == b for b in concepts] for a in concepts])
@@ -150,7 +189,7 @@ def test_groups_of_a_batch_are_equal_exactly_where_concepts_are(pairs, tiny_toke
     stream, together = stream_of(pairs, tiny_tokenizer), 0
     for batch in (stream[step] for step in range(12)):
         same = torch.tensor([[concept[a] == concept[b] for b in batch.uids] for a in batch.uids])
-        assert torch.equal(batch.groups[:, None] == batch.groups[None, :], same)
+        assert torch.equal(related(batch.groups), same)
         together += int(same.sum()) - len(same)
     assert together > 0
 
@@ -209,6 +248,9 @@ class Lines(Pairs):
     def group(self, index: int) -> str:
         return f"group {index // 2}"
 
+    def concept(self, index: int) -> str:
+        return f"group {index // 2}"
+
     def pixels(self, index: int) -> torch.Tensor:
         if "image" in self.lost.get(index, ""):
             raise BrokenSample(self.uid(index), "missing", "no image")
@@ -237,7 +279,8 @@ def test_images_captions_groups_and_names_of_a_batch_belong_together():
     assert batch.images[:, 0, 2, 1].tolist() == samples
     assert batch.ids[:, :, 0].tolist() == [[sample, sample] for sample in samples]
     assert ((batch.ids[:, 1, 1] - batch.ids[:, 0, 1]) % 3 == 1).all()  # the next language
-    assert batch.groups.tolist() == [group_number(f"group {sample // 2}") for sample in samples]
+    wanted = [[f"concept\ngroup {sample // 2}", *(f"{sample} {i}" for i in range(3))] for sample in samples]
+    assert batch.groups.tolist() == [[key_number(key) for key in row] for row in wanted]
     assert (batch.broken, batch.keep) == ((), None)
 
 
@@ -248,15 +291,15 @@ def test_a_missing_caption_is_said_before_a_missing_image():
     assert reasons == {"p1": "no caption", "p2": "missing", "p4": "no caption"}
 
 
-def test_numbers_of_groups_are_63_bits_of_a_known_hash():
+def test_numbers_of_keys_are_63_bits_of_a_known_hash():
     names = [f"group {number}" for number in range(1000)]
-    numbers = [group_number(name) for name in names]
+    numbers = [key_number(name) for name in names]
     assert len(set(numbers)) == 1000
     assert torch.tensor(numbers).tolist() == numbers  # they fit, and none is negative
     assert min(numbers) >= 0 and max(numbers) >= 2**62
     assert sum(number & 1 for number in numbers) not in (0, 1000)
     digest = hashlib.blake2b("犬".encode(), digest_size=8).hexdigest()
-    assert group_number("犬") == int(digest, 16) // 2
+    assert key_number("犬") == int(digest, 16) // 2
 
 
 def test_what_cannot_be_opened_is_left_out_and_told(run_folder, tmp_path):
