@@ -25,7 +25,7 @@ RECIPE: Sections = {
         "text": {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
     },
     "data": {"train_splits": ["train"], "validation_split": "validation", "patch_dropout": 0.5, "workers": 0},
-    "optim": {"matrices": "adamw", "warmup_steps": 2},
+    "optim": {"matrices": "adamw", "warmup_steps": 1},
     "run": {
         "steps": 6,
         "batch_size": 16,
@@ -47,7 +47,7 @@ VIT_RECIPE: Sections = {
     },
     "transform": {"padding": 2, "flip": 0.5, "erase": 0.3},
     "loss": {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
-    "optim": {"warmup_steps": 2},
+    "optim": {"warmup_steps": 1},
     "run": {
         "steps": 6,
         "batch_size": 16,

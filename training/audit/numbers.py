@@ -10,10 +10,10 @@ import numpy as np
 
 from vlm.index.near_duplicates import group_near
 from vlm.training.audit.scan import Counts, Doubt, Seen
+from vlm.training.data.formats.encodings import ICONV
 from vlm.training.data.rows import BrokenSample
+from vlm.training.data.same_images import NEAR, UNIFORM
 
-NEAR = 0.995  # cosine of two thumbnails
-UNIFORM = 2.0  # levels of spread
 TINY = 16  # pixels of the shorter side
 LONG = 5.0  # times as long as wide
 LEVELS = ("same file", "same pixels", "nearly the same")
@@ -71,7 +71,7 @@ def _first_broken(broken: Sequence[BrokenSample], most: int = 3) -> dict[str, li
 
 def _encodings(broken: Sequence[BrokenSample]) -> dict[str, int]:
     """The encodings that bad texts look like -> how many."""
-    seen = (re.search(r"looks like (UTF-16|Shift-JIS|Latin-1)", sample.detail) for sample in broken)
+    seen = (re.search(rf"looks like ({'|'.join(ICONV)})", sample.detail) for sample in broken)
     return dict(Counter(match[1] for match in seen if match).most_common())
 
 

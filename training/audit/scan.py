@@ -24,8 +24,8 @@ from vlm.images.open import ImageSource, open_image
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.tokenizers.protocol import Tokenizer
 from vlm.training.data.rows import BrokenSample, Joined, Rows, broken_sample
+from vlm.training.data.same_images import SIDE, spread_of, thumbnail_of
 
-SIDE = 8  # of the thumbnail that says what is nearly the same
 NO_SPLIT = "no split"  # name of the samples without a split, where others have one
 LONGEST = 1024  # ids; longer texts count as this long
 FACTS = np.dtype(
@@ -243,18 +243,9 @@ def _facts(source: ImageSource) -> tuple[Any, ...]:
             transparent = file.has_transparency_data
             animated = file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "n_frames", 1) > 1
     grey = bool((levels[..., :1] == levels[..., 1:]).all())
-    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
-    small = (small - small.mean((0, 1))).ravel()
-    small /= max(float(np.linalg.norm(small)), 1e-6)
     digests = _digest(data), _digest(levels.tobytes(), image.width)
-    return (*image.size, *digests, _spread(image), grey, transparent, animated, small)
+    return (*image.size, *digests, spread_of(image), grey, transparent, animated, thumbnail_of(image))
 
 
 def _digest(data: bytes, width: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, salt=width.to_bytes(8)).digest())
-
-
-def _spread(image: Image.Image) -> float:
-    """Exact, and in no more memory than 3 x 256 counts."""
-    counts, levels = np.reshape(image.histogram(), (3, 256)) / (image.width * image.height), np.arange(256)
-    return float(np.sqrt((counts @ levels**2 - (counts @ levels) ** 2).clip(0)).max())

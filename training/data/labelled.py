@@ -16,10 +16,11 @@ from tqdm import tqdm
 from vlm.errors import DataError, ImageError
 from vlm.images.preprocess import Preprocess
 from vlm.precision import autocast_on_gpu, dtype_of
-from vlm.training.data.division import drawn
 from vlm.training.data.formats.idx import FASHION
-from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, class_names
+from vlm.training.data.held_out import drawn, groups_of, stratified
+from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, Selected, class_names
 from vlm.training.data.sources import open_rows
+from vlm.training.recipe.sections import HoldOutBy
 
 Splits = str | Sequence[str] | None  # one, several, or all
 NO_CLASS = -1  # target of a sample whose class is missing or cannot be read
@@ -130,10 +131,32 @@ class Labelled:
     targets: Tensor  # (n,), 0..M-1
     left_out: dict[str, int]  # why a sample does not count -> how many
 
-    def hold_out(self, count: float) -> tuple["Labelled", "Labelled"]:
-        """(the rest, `count` samples drawn one by one, below 1 such a share), the same at every call."""
-        rest, held = drawn(len(self.index), count)
-        return self.part(rest.tolist()), self.part(held.tolist())
+    def hold_out(self, count: float, by: HoldOutBy = "concept") -> tuple["Labelled", "Labelled"]:
+        """(the rest, the samples held out), the same at every call.
+
+        Args:
+            count: how many are held out, or below 1 which share.
+            by: "concept" takes its share of each class, and leaves samples of one concept, or of the same image, on one
+                side; "sample" draws them one by one.
+        """
+        if by == "sample":
+            rest, held = drawn(len(self.index), count)
+        else:
+            strata = self.strata()
+            rest, held = stratified(strata, groups_of(Selected(self.rows, self.index), strata), count)
+        return self.part(rest), self.part(held)
+
+    def strata(self) -> list[int | None]:
+        """What each gives its share of held-out samples: the class of a sample, the rarest of its labels, or which
+        tenth its number is in; None where its class is missing."""
+        if self.targets.ndim == 1:
+            return [None if target == NO_CLASS else target for target in self.targets.tolist()]
+        if bool(((self.targets == 0) | (self.targets == 1)).all()):
+            frequent = self.targets.sum(0)  # (M,)
+            rarest = torch.where(self.targets > 0, frequent, torch.inf).argmin(1)
+            return torch.where(self.targets.any(1), rarest, -1).tolist()
+        values = self.targets[:, 0]
+        return torch.bucketize(values, values.quantile(torch.arange(1, 10) / 10)).tolist()
 
     def part(self, numbers: Sequence[int]) -> "Labelled":
         """These samples only; `numbers` are places in `index`."""

@@ -11,9 +11,9 @@ import torch
 
 from vlm.config import Problem
 from vlm.errors import DataError
-from vlm.training.data.division import AUTOMATIC, hold_out, open_training_rows, validation_split_of
+from vlm.training.data.division import AUTOMATIC, open_training_rows, validation_split_of
 from vlm.training.data.labelled import ClassSet, Labelled, classes_of_rows, label_rows, labels_if_any, read_class_set
-from vlm.training.data.rows import Renamed, Rows, Selected, class_names
+from vlm.training.data.rows import Renamed, Rows, class_names
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.sections import LabelledSection, SourceSection
 
@@ -57,11 +57,7 @@ def open_classifier_data(data: LabelledSection, problem: Problem) -> ClassifierD
         validation, name = _with_targets(rows, problem, classes, wanted), data.validation_split or split or "validation"
     else:
         count = data.held_out or AUTOMATIC
-        if data.hold_out_by == "sample":
-            training, validation = training.hold_out(count)
-        else:
-            rest, held = hold_out(Selected(training.rows, training.index), count)
-            training, validation = training.part(rest), training.part(held)
+        training, validation = training.hold_out(count, data.hold_out_by)
         name = f"{count} held out"
     if not named and not data.held_out:
         _log.warning("validation on %s of %s", name, data.train)
@@ -162,6 +158,8 @@ def open_values(rows: Rows, columns: dict[str, Any] | None) -> Labelled:
 
 
 def _number(value: Any) -> float | None:
+    if isinstance(value, list) and len(value) == 1:  # as tables of text have their labels
+        (value,) = value
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -104,7 +104,7 @@ def fit(
     diagnostics = Diagnostics(
         chance_loss=chance_loss,
         max_logit_scale=recipe.optim.max_logit_scale,
-        patience=recipe.optim.warmup_steps + 100,
+        patience=recipe.optim.warmup(run.steps) + 100,
         workers=recipe.workers,
     )
     folder = out if processes.rank == 0 else None

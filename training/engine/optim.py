@@ -81,7 +81,7 @@ def _layer_factors(model: nn.Module, layer_decay: float) -> dict[Tensor, float]:
 
 def learning_rate_factor(step: int, steps: int, section: OptimSection) -> float:
     """Linear warm-up, then a cosine from 1 to `final_lr` (Loshchilov and Hutter 2017)."""
-    warm = min(1.0, (step + 1) / max(1, section.warmup_steps))
+    warm = min(1.0, (step + 1) / max(1, section.warmup(steps)))
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm * (section.final_lr + (1 - section.final_lr) * cosine)
 

@@ -25,6 +25,7 @@ from vlm.user_folders import expanded
 _log = logging.getLogger(__name__)
 
 MARKER = "run.json"  # says that a folder is a run's, with the classes and the data it began with
+_VERSION = 2  # of the marker: 1 held samples out one by one where the recipe of a classifier did not say how
 _OF_OLD_RUNS = ("metrics.jsonl", "checkpoints")  # runs of earlier versions have no marker
 _HARMLESS = re.compile(r"\..*|.*\.log|nohup\.out")  # what may lie in a new run's folder
 
@@ -115,7 +116,7 @@ def begin_run(out: Path, recipe: str, data: DataIdentity = DataIdentity()) -> No
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.toml").write_text(recipe, encoding="utf-8")
     known = data.plain() | {"process": f"process {os.getpid()} on {socket.gethostname()}"}
-    atomic.write(out / MARKER, json.dumps({"run": 1} | known, ensure_ascii=False) + "\n")
+    atomic.write(out / MARKER, json.dumps({"run": _VERSION} | known, ensure_ascii=False) + "\n")
 
 
 def changed_since(out: Path, data: DataIdentity) -> str:
@@ -149,6 +150,13 @@ def _began_with(out: Path) -> dict[str, Any]:
 def recorded_recipe(out: Path) -> dict[str, Any] | None:
     """The recipe, as plain values, that the newest readable checkpoint in `out` was written with; None without one."""
     return _recorded(out, "recipe")
+
+
+def recorded_settings(out: Path) -> dict[str, Any]:
+    """The recipe of a finished classifier's run, whose checkpoints may be gone: what says which defaults it had."""
+    if (recipe := recorded_recipe(out)) is not None:
+        return recipe
+    return {"task": "vit", "data": {"hold_out_by": "concept"} if _marker(out).get("run", 1) >= 2 else {}}
 
 
 def _recorded(out: Path, name: str) -> Any:

@@ -18,6 +18,7 @@ from vlm.metrics import top_k_accuracy
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Labelled, ask, classes_of_classifier, open_labelled
 from vlm.training.data.rows import ColumnNames
+from vlm.training.measure.run_recipe import hold_out_by
 from vlm.zero_shot import classifier_from_names
 
 
@@ -76,7 +77,7 @@ def wise_ft(
     class_set = classes_of_classifier(after.labels, data, classes, label)
     images = open_labelled(data, choose, class_set, columns=columns, root=root)
     if held_out:
-        images = images.hold_out(held_out)[1]
+        images = images.hold_out(held_out, hold_out_by(end, data))[1]
     points = curve(before, after, images, [step / steps for step in range(steps + 1)])
     best = max(points, key=lambda point: point.top_1)  # of equals the first
     if out:

@@ -60,7 +60,8 @@ class LoopRecipe(StrictConfig, ABC):
         if run.shard and optim.matrices == "muon":
             raise RecipeError("matrices 'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'.")
         check_positive(optim, "lr", "muon_lr", "clip_norm", "max_logit_scale")
-        check_not_negative(optim, "warmup_steps", "weight_decay", "muon_decay")
+        check_not_negative(optim, "weight_decay", "muon_decay")
+        self._check_length()
         check_share(optim, "final_lr")
         check_fraction(run, "ema_decay")
         check_not_negative(run, "seed", "max_skipped", "epochs")
@@ -72,11 +73,27 @@ class LoopRecipe(StrictConfig, ABC):
         if not 0 < optim.layer_decay <= 1:
             raise RecipeError(f"layer_decay must be in (0, 1], got {optim.layer_decay}.")
 
+    def _check_length(self) -> None:
+        steps, epochs, warmup = self.run.steps, self.run.epochs, self.optim.warmup_steps
+        if epochs and steps != RunSection.steps:
+            raise RecipeError(_TWO_LENGTHS.format(steps, epochs))
+        if warmup is None:
+            return
+        check_not_negative(self.optim, "warmup_steps")
+        if not epochs and warmup > steps:
+            raise RecipeError(
+                f"[optim] warmup_steps is {warmup} and the run has {steps} steps: the learning rate would reach "
+                f"{steps / warmup:.0%} of its peak. Set warmup_steps = {max(1, steps // 10)}, or leave it out."
+            )
+
     def of_length(self, samples: int) -> Self:
         """The recipe with steps in place of epochs.
 
         Args:
             samples: of the training data.
+
+        Raises:
+            RecipeError: the warm-up is longer than the run.
         """
         run = self.run
         if not run.epochs:
@@ -232,6 +249,7 @@ class VitRecipe(LoopRecipe):
             raise RecipeError('most_frequent chooses labels of a multi-label task. Set [loss] problem = "multi_label".')
 
 
+_TWO_LENGTHS = "[run] has steps = {} and epochs = {}: one follows from the other. Leave out one."
 _CHANGEABLE = {"image_size", "dropout", "drop_path"}
 
 
@@ -243,10 +261,8 @@ def task_of(kind: type[LoopRecipe]) -> Literal["clip", "vit"]:
 def _check_one_length(values: dict[str, Any]) -> None:
     """`RecipeError` where somebody wrote both steps and epochs."""
     run = values.get("run", {})
-    if isinstance(run, dict) and run.get("epochs") and run.get("steps", RunSection().steps) != RunSection().steps:
-        raise RecipeError(
-            f"[run] has steps = {run['steps']} and epochs = {run['epochs']}: one follows from the other. Leave out one."
-        )
+    if isinstance(run, dict) and run.get("epochs") and "steps" in run:
+        raise RecipeError(_TWO_LENGTHS.format(run["steps"], run["epochs"]))
 
 
 def _check_data(data: DataSettings, channels: int = 3) -> None:

@@ -53,6 +53,12 @@ FIRST_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "vit": {"model": {}, "data": {"resize": "squash", "mean": 0.5, "std": 0.3}},
 }  # fmt: skip
 
+# The same of settings whose default changed later: what a run of before then did, which may not have recorded it.
+LATER_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "clip": {"optim": {"warmup_steps": 100}},
+    "vit": {"data": {"hold_out_by": "sample"}, "optim": {"warmup_steps": 100}},
+}
+
 
 def refuse_old_keys(values: dict[str, Any], task: str) -> None:
     """`RecipeError` where a recipe has a key of an earlier version; the message gives the line to write."""
@@ -86,10 +92,10 @@ def with_first_defaults(values: dict[str, Any], recorded: dict[str, Any], task: 
     Only a run of an earlier version needs this: where `values` says nothing and the default has changed since, the
     setting is what the run recorded, or what was the default then.
     """
-    if "task" in recorded:
-        return values
-    values, recorded = copy.deepcopy(values), mapped(recorded, task)
-    for section, settings in FIRST_DEFAULTS[task].items():
+    values, first = copy.deepcopy(values), "task" not in recorded
+    recorded = mapped(recorded, task)
+    before = [*LATER_DEFAULTS[task].items(), *(FIRST_DEFAULTS[task].items() if first else ())]
+    for section, settings in before:
         if section == "model" and values.get("model", {}).get("source") is not None:
             continue
         own = values.setdefault(section, {})

@@ -21,6 +21,7 @@ from vlm.errors import RecipeError
 Resize = Literal["crop", "pad", "squash"]
 Cache = Literal["auto", "memory", "disk", "none"]
 Balance = Literal["none", "sqrt", "equal"]
+HoldOutBy = Literal["concept", "sample"]
 Grey = float | tuple[float, ...]
 
 
@@ -114,7 +115,8 @@ class DataSettings(Section):
     validation_columns: dict[str, Any] | None = None
     validation_root: str | None = None
     held_out: int | float = 0  # in place of validation data: so many training samples, or such a share
-    hold_out_by: Literal["concept", "sample"] = "concept"  # by class, no concept on both sides; or one by one
+    # each class gives its share, and no concept and no image is on both sides; or samples drawn one by one
+    hold_out_by: HoldOutBy = "concept"
     balance: Balance = "none"  # how often a class is shown: as it is; as its square root; all equally often
     cache: Cache = "auto"  # decoded images; auto: in memory, up to 256 MiB
     max_broken: float = 0.01  # a larger share of unusable samples ends the run
@@ -209,10 +211,14 @@ class OptimSection(Section):
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)  # Radford et al. 2021, table 19
     layer_decay: float = 1.0  # learning rate of each layer relative to the one above it (BEiT, Bao et al. 2022)
-    warmup_steps: int = 100
+    warmup_steps: int | None = None  # None: a tenth of the run, 100 at most
     final_lr: float = 0.02  # share of the peak at the end of the cosine
     clip_norm: float = 1.0
     max_logit_scale: float = 100.0  # Radford et al. 2021, section 2.5
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the warm-up in a run of so many steps."""
+        return min(100, steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +245,11 @@ class RunSection(Section):
     max_skipped: int = 20  # steps whose loss or gradients may be not finite; they are skipped, one more ends the run
     timeout_minutes: float = 30.0  # of a collective, before a run on several processes ends
     tracker: Literal["none", "wandb", "trackio"] = "none"  # curves beside TensorBoard's
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; of steps and epochs the one that says the length."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if name != "steps"} if self.epochs else values
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -304,7 +315,6 @@ class LabelledSection(DataSettings):
     """[data] of a ViT recipe (data/classes.py): any data with classes that `open_rows` reads."""
 
     train: str = ""  # a folder, file or hub data set
-    hold_out_by: Literal["concept", "sample"] = "sample"  # as --held-out of probe, report and wise-ft draws them
     classes: str | None = None  # a class set in the data's classes.json, which names classes in two languages
     most_frequent: int = 0  # of a multi-label task: only this many labels, the most frequent ones; 0: all
     language: Literal["en", "ja"] = "en"  # of the names that become the model's labels

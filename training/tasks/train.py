@@ -69,7 +69,7 @@ def train(
         if processes.rank == 0:
             begin_run(out, text, kept)
             task.prepare_folder(out)
-            print(*filter(None, (task.summary, changed, short_warmup(task.recipe))), sep="\n", file=sys.stderr)
+            print(*filter(None, (task.summary, changed)), sep="\n", file=sys.stderr)
         return _train(task, out, processes, text, resume=resume, push=push, profile=profile)
 
 
@@ -109,25 +109,12 @@ def _train(
     return 0
 
 
-def short_warmup(recipe: LoopRecipe) -> str:
-    """One line where the run ends before its warm-up; "" elsewhere."""
-    steps, warmup = recipe.run.steps, recipe.optim.warmup_steps
-    if warmup <= steps:
-        return ""
-    return (
-        f"the warm-up ({warmup} steps) is longer than the run ({steps}): the learning rate reaches "
-        f"{steps / warmup:.0%} of its peak. Set [optim] warmup_steps = {max(1, steps // 10)}."
-    )
-
-
 def dry_run(recipe: LoopRecipe, processes: Processes) -> None:
     """Run a few steps and print the memory, speed and time that the whole run would take; nothing is written."""
     task = open_task(recipe, processes)
     found = rehearse(task.model, task.backward, task.stream, task.recipe, processes)
     if processes.rank == 0:
         print(forecast(found, task.recipe.run), f"length      {task.recipe.length(task.samples)}", sep="\n")
-        if warning := short_warmup(task.recipe):
-            print(warning)
 
 
 def open_task(recipe: LoopRecipe, processes: Processes) -> Task:

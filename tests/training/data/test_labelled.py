@@ -18,6 +18,7 @@ from vlm.training.data.labelled import (
     open_labelled,
     read_class_set,
 )
+from vlm.training.recipe.sections import HoldOutBy
 
 READ = Preprocess(PreprocessConfig(image_size=16, resize="squash"))
 
@@ -152,20 +153,23 @@ def test_samples_without_a_class_or_a_image_are_counted_by_their_reasons(tmp_pat
         open_labelled(data, None, ClassSet(keys=("x", "y")))
 
 
-def test_held_out_samples_and_the_rest_are_everything_once_and_always_the_same(run_folder: Path):
+@pytest.mark.parametrize("by", ["concept", "sample"])
+def test_held_out_samples_and_the_rest_are_everything_once_and_always_the_same(run_folder: Path, by: HoldOutBy):
     data = str(run_folder / "data.parquet")
     every = open_labelled(data, "train", classes_of(data, "train", "concept"))
-    rest, held = every.hold_out(10)
+    rest, held = every.hold_out(10, by)
     assert len(held.index) == len(held.targets) == 10
     assert sorted(rest.index + held.index) == every.index
     assert rest.index == sorted(rest.index) and held.index == sorted(held.index)
     target_of = dict(zip(every.index, every.targets.tolist(), strict=True))
     assert [target_of[i] for i in held.index] == held.targets.tolist()
-    assert every.hold_out(10)[1].index == held.index
-    assert len(every.hold_out(47)[0].index) == 1 and held.left_out == rest.left_out == every.left_out
+    assert every.hold_out(10, by)[1].index == held.index
+    assert held.left_out == rest.left_out == every.left_out
+    classes = len(set(every.targets.tolist()))
+    assert len(every.hold_out(47, by)[0].index) == (1 if by == "sample" else classes)  # every class keeps an image
     for count in (0, 48):
-        with pytest.raises(ValueError, match=f"held_out.*{count}.*48"):
-            every.hold_out(count)
+        with pytest.raises(DataError, match=f"held_out.*{count}.*48"):
+            every.hold_out(count, by)
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

@@ -96,13 +96,13 @@ def test_where_the_temperature_saw_the_measured_images_the_card_says_so(
 def test_the_temperature_may_be_fitted_to_what_was_held_out(trained: Path, run_folder: Path, tmp_path: Path):
     data, out = str(run_folder / "data.parquet"), tmp_path / "report"
     where = (trained, data, "--label", "concept", "--out", out)
-    assert run(*where, "--split", "validation", "--held-out", "5") == 0
+    assert run(*where, "--split", "validation", "--fit-split", "train", "--held-out", "12") == 0
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert (found["split"], found["temperature_fitted_on"]) == ("validation", "validation, 5 held out")
+    assert (found["split"], found["temperature_fitted_on"]) == ("validation", "train, 12 held out")
     assert (found["classifier"], found["data"]) == (str(trained), data)
     model = load_classifier(trained)
     assert model.preprocess
-    held_out = open_labelled(data, "validation", ClassSet(keys=model.labels, column="concept")).hold_out(5)[1]
+    held_out = open_labelled(data, "train", ClassSet(keys=model.labels, column="concept")).hold_out(12)[1]
     answers = ask(model, model.preprocess, held_out, what="x")
     assert found["temperature"] == pytest.approx(fit_temperature(answers.outputs, answers.targets).value)
     assert "a little too good" not in (out / "README.md").read_text(encoding="utf-8")

@@ -8,9 +8,10 @@ import pytest
 
 from tests.support.messages import refused
 from vlm.config import PreprocessConfig, VisionConfig, named_size
+from vlm.errors import RecipeError
 from vlm.training.recipe.config import LoopRecipe, Recipe, VitRecipe
 from vlm.training.recipe.reading import read_any_recipe
-from vlm.training.recipe.sections import DataSection, ModelSection, SourceSection
+from vlm.training.recipe.sections import DataSection, ModelSection, OptimSection, SourceSection
 
 RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
 
@@ -90,6 +91,9 @@ NEW = {"size": "mini"}  # a model from nothing
         ({"data": {"held_out": 5, "validation": "y"}}, ["held_out", "validation"]),
         ({"task": "vit"}, ["task", "vit", "clip"]),
         ({"run": {"steps": 500, "epochs": 2}}, ["steps = 500", "epochs = 2", "Leave out one"]),
+        ({"run": {"epochs": 0.5, "steps": 200}}, ["steps = 200", "epochs = 0.5", "Leave out one"]),
+        ({"run": {"steps": 50}, "optim": {"warmup_steps": 51}}, ["51", "50 steps", "98%", "warmup_steps = 5,"]),
+        ({"run": {"steps": 3}, "optim": {"warmup_steps": 10}}, ["10", "3 steps", "30%", "warmup_steps = 1,"]),
         ({"data": {"balance": "sqrt", "shuffle_window": 9}}, ["balance", "shuffle_window"]),
         ({"data": {"balance": "sqrt", "train": [{"path": "a"}, {"path": "b"}]}}, ["balance", "mixture"]),
         ({"data": {"balance": "root"}}, ["balance", "root", "none, sqrt, equal"]),
@@ -281,3 +285,15 @@ def test_epochs_make_the_steps_that_show_all_samples_so_often(epochs: float, sam
     assert recipe.of_length(samples).run.steps == steps
     assert f"{steps:,} steps of 128" in recipe.of_length(samples).length(samples)
     assert Recipe.from_dict({"run": {"steps": 7}}).of_length(samples).run.steps == 7
+
+
+@pytest.mark.parametrize("kind", [Recipe, VitRecipe])
+def test_a_warm_up_is_compared_with_the_steps_that_epochs_make(kind: type[LoopRecipe]):
+    """3 epochs of 100 samples in batches of 10 are 30 steps."""
+    values = {"data": {"train": "x"}, "run": {"epochs": 3, "batch_size": 10}}
+    assert kind.from_dict(values | {"optim": {"warmup_steps": 30}}).of_length(100).run.steps == 30
+    with refused(RecipeError, "31", "30 steps", "warmup_steps = 3,"):
+        kind.from_dict(values | {"optim": {"warmup_steps": 31}}).of_length(100)
+    assert kind.from_dict(values).of_length(100).optim.warmup(30) == 3
+    assert OptimSection().warmup(5000) == 100
+    assert kind.from_dict(kind.from_dict(values).to_dict()) == kind.from_dict(values)

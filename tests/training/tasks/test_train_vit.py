@@ -25,9 +25,7 @@ from vlm.cli import main
 from vlm.errors import RunFolderError
 from vlm.training.engine.curves import read_metrics
 from vlm.training.engine.distributed import SINGLE_PROCESS
-from vlm.training.recipe.config import VitRecipe
 from vlm.training.tasks import classification
-from vlm.training.tasks.train import short_warmup
 
 ROOT = Path(__file__).parents[3]
 FILES = ("model.safetensors", "metrics.jsonl", "checkpoints/step-00000006/tensors.safetensors")
@@ -167,8 +165,7 @@ def test_a_balanced_run_of_epochs_goes_on_where_it_was_stopped(run_folder: Path,
 @pytest.mark.parametrize("marker", ["there", "gone"])
 def test_the_checkpoint_itself_knows_the_classes_and_the_data(run_folder: Path, tmp_path: Path, marker: str, capsys):
     data = tmp_path / "data"
-    for number in range(24):
-        images(data, f"{['ant', 'bee', 'cat'][number % 3]}/{number}.png")
+    images(data, *[f"{['ant', 'bee', 'cat'][number % 3]}/{number}.png" for number in range(24)])
     recipe = write_vit_recipe(
         run_folder,
         data={"train": str(data), "train_splits": [], "validation_split": None, "columns": None},
@@ -185,10 +182,3 @@ def test_the_checkpoint_itself_knows_the_classes_and_the_data(run_folder: Path, 
     (data / "ant").rename(data / "dog")
     with refused(RunFolderError, "gone: ant", "new: dog"):
         train(recipe, tmp_path / "run", SINGLE_PROCESS, resume=True)
-
-
-@pytest.mark.parametrize(("steps", "share"), [(1, "50%"), (2, "")])
-def test_a_warm_up_longer_than_the_run_is_said_at_once(steps: int, share: str):
-    recipe = VitRecipe.from_dict({"data": {"train": "x"}, "run": {"steps": steps}, "optim": {"warmup_steps": 2}})
-    said = short_warmup(recipe)
-    assert ("2 steps" in said and share in said and "warmup_steps = 1" in said) if share else said == ""
