@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vlm.training.audit.scan import NO_SPLIT
+from vlm.training.data.formats.encodings import ICONV
 from vlm.training.data.formats.splits import canonical_split
 
 
@@ -70,12 +71,11 @@ def _about_a_cell(detail: str) -> bool:
 
 
 def _encodings(found: dict[str, Any]) -> Iterator[Finding]:
-    names = {"UTF-16": "UTF-16", "Shift-JIS": "CP932", "Latin-1": "LATIN1"}
     for encoding, count in found["encodings"].items():
         yield Finding(
             "encoding",
             f"{count:,} texts are not UTF-8 and look like {encoding}; their samples are left out. Convert them: "
-            f"iconv -f {names[encoding]} -t UTF-8.",
+            f"iconv -f {ICONV[encoding]} -t UTF-8.",
         )
 
 

@@ -133,7 +133,7 @@ def _open_folder(folder: Path, splits: Sequence[str], named: ColumnNames, root: 
 
 def _shards_below(folder: Path) -> list[Path]:
     """Shards as the hub keeps them: data/train-00000-of-00001.parquet, train/00000.tar."""
-    for suffix in (".parquet", ".tar"):
+    for suffix in (".parquet", ".tar", ".csv", ".tsv", ".jsonl"):
         found = sorted(path for path in folder.rglob(f"*{suffix}") if _is_shard(path.relative_to(folder)))
         if found:
             return found

@@ -12,6 +12,8 @@ from tests.support.kept_data import captions, images, labels, png, tar
 from tests.support.messages import refused
 from vlm.errors import DataError
 from vlm.training.data.formats.cells import CellError, texts_of
+from vlm.training.data.formats.encodings import ICONV
+from vlm.training.data.formats.labels import labels_of
 from vlm.training.data.labelled import classes_of, open_labelled
 from vlm.training.data.rows import BrokenSample
 from vlm.training.data.sources import open_rows
@@ -36,6 +38,13 @@ from vlm.training.data.sources import open_rows
         (["x", None, float("nan"), 3], ["x", "3"]), (123, ["123"]), (float("nan"), []),
         ("['a' 'b' ... 'z']", None), ("['a', 'b'", None), ("['a',, 'b']", None), ("['a'] and more", None),
         ([["a"]], None), ([{"raw": "a"}], None), ({"raw": "a"}, None),
+        ("[np.str_('a red dog'), np.str_(\"it's\")]", ["a red dog", "it's"]), ("[np.float64(nan)]", []),  # numpy 2
+        ("Index(['a', 'b'], dtype='object')", ["a", "b"]), ("deque(['a'], maxlen=3)", ["a"]), ("array([nan])", []),
+        ("array([], dtype=object)", []), ("set()", []), ("[pd.NA, 'x']", ["x"]), ("[NULL]", []), ("[NaT]", []),
+        ("[“a red dog”, “it’s”]", ["a red dog", "it’s"]), ('"[\'a\', \'b\']"', ["a", "b"]), ('"[\\"a\\"]"', ["a"]),
+        ("NaN", []), ("Null", []), ("NA", []), ("\\N", []), ("1.#QNAN", []), ("no", ["no"]), ("-", ["-"]),
+        ("[]]", None), ("[ ... ]", None), ("(['a'],)", None), ('[\\"a\\"]', None), ("['a';'b']", None),
+        ('"A quote," she said', ['"A quote," she said']), ("[sic]", ["[sic]"]), ("Figure (a [1])", ["Figure (a [1])"]),
     ],
 )  # fmt: skip
 def test_a_cell_is_a_text_a_list_or_a_bad_row(cell: Any, texts: list[str] | None):
@@ -44,6 +53,23 @@ def test_a_cell_is_a_text_a_list_or_a_bad_row(cell: Any, texts: list[str] | None
             texts_of(cell)
     else:
         assert texts_of(cell) == texts
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("dog", ["dog"]), ("None", ["None"]), ("nan", []), ("NULL", []), ("[]", []), ("['dog' 'car']", ["dog", "car"]),
+        ("{'dog', 'car'}", ["dog", "car"]), ("('dog',)", ["dog"]), ("array(['dog'], dtype=object)", ["dog"]),
+        ("[np.str_('dog'), np.str_('car')]", ["dog", "car"]), (["dog", None, "dog"], ["dog"]), (3, ["3"]),
+        ("[dog, car]", None), ("{'dog': 1}", None),
+    ],
+)  # fmt: skip
+def test_a_cell_is_classes_or_a_bad_row(cell: Any, labels: list[str] | None):
+    if labels is None:
+        with pytest.raises(CellError):
+            labels_of(cell)
+    else:
+        assert labels_of(cell) == labels
 
 
 @pytest.mark.parametrize("cell", ["['a red dog' 'a brown cat']", '["a red dog", "a brown cat"]'])
@@ -80,6 +106,23 @@ def test_a_quote_that_stays_open_spoils_one_row(mark: str, close: str, tmp_path:
         rows.image(2)
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [(r'1.png,"a \"red\" dog"', 'a "red" dog'), (r'1.png,"a \"red\", dog"', 'a "red", dog'), (r"1.png,a\b", r"a\b"),
+     ('1.png,"a ""red"" dog"', 'a "red" dog'), ('1.png,a 12" disc', 'a 12" disc')],
+)  # fmt: skip
+def test_quotes_inside_a_cell_are_read_as_they_are_written(line: str, text: str, tmp_path: Path):
+    path = tmp_path / "d.csv"
+    path.write_text(f"image,caption\n{line}\n2.png,b\n")
+    assert captions(open_rows(path)) == [[text], ["b"]]
+
+
+def test_a_space_behind_every_comma_is_no_part_of_the_text(tmp_path: Path):
+    path = tmp_path / "d.csv"
+    path.write_text('image, caption\n1.png, a dog\n2.png, "b, c"\n')
+    assert captions(open_rows(path)) == [["a dog"], ["b, c"]]
+
+
 def test_a_cell_in_quotes_may_hold_lines_and_separators(tmp_path: Path):
     path = tmp_path / "d.csv"
     path.write_text('image,caption\n1.png,"a dog,\nand ""two"" cats\n"\n2.png,b\n')
@@ -96,6 +139,14 @@ def test_a_cell_in_quotes_may_hold_lines_and_separators(tmp_path: Path):
         (["cat/train/1.png", "dog/test/2.png"], [("cat", "train"), ("dog", "test")]),
         (["car/1.png", "ship/2.png", "train/3.png"], [("car", ""), ("ship", ""), ("train", "")]),
         (["train/car/1.png", "train/train/2.png"], [("car", "train"), ("train", "train")]),
+        (["train2017/cat/1.png", "val2017/dog/2.png"], [("cat", "train"), ("dog", "validation")]),
+        (["training_set/cat/1.png", "test_set/dog/2.png"], [("cat", "train"), ("dog", "test")]),
+        (["images-train/cat/1.png", "images-val/dog/2.png"], [("cat", "train"), ("dog", "validation")]),
+        (["seg_train/seg_train/sea/1.png", "seg_test/seg_test/sky/2.png"], [("sea", "train"), ("sky", "test")]),
+        (["train_station/1.png", "test_tube/2.png"], [("train_station", ""), ("test_tube", "")]),
+        (["test_tube/1.png", "test_strip/2.png"], [("test_tube", ""), ("test_strip", "")]),
+        (["validation/1.png", "cat/2.png", "dog/3.png"], [("validation", ""), ("cat", ""), ("dog", "")]),
+        (["__MACOSX/cat/1.png", "pets/cat/2.png", "pets/dog/3.png"], [("cat", ""), ("dog", "")]),
     ],
 )
 def test_the_class_is_the_first_folder_below_what_all_share(
@@ -103,6 +154,13 @@ def test_the_class_is_the_first_folder_below_what_all_share(
 ):
     found = labels(open_rows(images(tmp_path, *paths)))
     assert sorted(found) == sorted(([label], split) for label, split in wanted)
+
+
+@pytest.mark.parametrize("loose", ["logo.png", "pets/logo.png", "pets/images/logo.png"])
+def test_an_image_beside_the_folders_has_no_class_and_changes_no_other(loose: str, tmp_path: Path):
+    rows = open_rows(images(tmp_path, loose, "pets/images/cat/1.png", "pets/images/dog/2.png"))
+    assert sorted(labels(rows)) == [([], ""), (["cat"], ""), (["dog"], "")]
+    assert captions(rows)[[rows.uid(i) for i in range(3)].index(loose)] == "no caption"
 
 
 @pytest.mark.parametrize("name", ["images", "train", "cat"])
@@ -142,9 +200,12 @@ def test_splits_are_read_off_the_names_of_files(names: list[str], splits: list[s
         ]
 
 
-def test_tables_named_like_splits_are_splits(tmp_path: Path):
+@pytest.mark.parametrize("place", ["{}.csv", "data/{}.csv", "{}/table.csv"])
+def test_tables_named_like_splits_are_splits(place: str, tmp_path: Path):
     for name in ("train", "validation"):
-        (tmp_path / f"{name}.csv").write_text(f"image,caption\n{name}.png,{name}\n")
+        path = tmp_path / place.format(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"image,caption\n{name}.png,{name}\n")
     rows = open_rows(tmp_path)
     assert [(captions(rows)[i][0], rows.split(i)) for i in range(2)] == [
         ("train", "train"),
@@ -190,16 +251,32 @@ def test_lines_of_texts_may_be_labels(tmp_path: Path):
     assert [rows.labels(i) for i in range(2)] == [["dog", "car"], ["dog"]]
 
 
-@pytest.mark.parametrize(("encoding", "seen"), [("latin-1", "Latin-1"), ("utf-16", "UTF-16"), ("cp932", "Shift-JIS")])
-def test_a_text_in_another_encoding_is_a_bad_row_and_not_its_class(encoding: str, seen: str, tmp_path: Path):
+ENCODED = [
+    ("latin-1", "Latin-1", "café"), ("cp1252", "Latin-1", "naïve “cafés”"), ("utf-16", "UTF-16", "café"),
+    ("utf-16-be", "UTF-16", "café"), ("utf-32", "UTF-32", "café"), ("cp932", "Shift-JIS", "赤いリンゴの絵"),
+    ("euc_jp", "EUC-JP", "赤いリンゴの絵"), ("iso2022_jp", "ISO-2022-JP", "赤いリンゴの絵"),
+    ("euc_kr", "EUC-KR", "빨간 사과 그림"), ("gbk", "GB2312", "红苹果的图片"),
+    ("cp1251", "Windows-1251", "красное яблоко"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("encoding", "seen", "text"), ENCODED)
+def test_a_text_in_another_encoding_is_a_bad_row_and_not_its_class(encoding: str, seen: str, text: str, tmp_path: Path):
     images(tmp_path, "cat/1.png", "dog/2.png", "dog/3.png")
-    text = "赤いリンゴの絵" if encoding == "cp932" else "café"
     (tmp_path / "cat/1.txt").write_bytes(text.encode(encoding))
     (tmp_path / "dog/2.txt").write_text("a dog")
     rows = open_rows(tmp_path)
     assert captions(rows) == ["bad row", ["a dog"], "no caption"]
     with refused(BrokenSample, "1.txt", "not UTF-8", seen):
         rows.captions(0)
+
+
+@pytest.mark.parametrize(("encoding", "seen", "text"), ENCODED)
+def test_a_table_in_another_encoding_is_refused_with_its_name(encoding: str, seen: str, text: str, tmp_path: Path):
+    path = tmp_path / "d.csv"
+    path.write_bytes(f"image,caption\n1.png,{text}\n2.png,{text}\n".encode(encoding))
+    with refused(DataError, "d.csv", seen, f"iconv -f {ICONV[seen]}"):
+        open_rows(path)
 
 
 def test_links_inside_are_followed_and_those_outside_are_named(tmp_path: Path):

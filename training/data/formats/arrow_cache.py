@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm.errors import DataError
 
-VERSION = 2  # raise it when a reader changes what it yields
+VERSION = 3  # raise it when a reader changes what it yields
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 

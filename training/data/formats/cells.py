@@ -6,18 +6,25 @@ import math
 import re
 from typing import Any
 
+# what programs write for "no value", in any case: pandas, Excel, MySQL
 EMPTY = frozenset(
-    {"nan", "NaN", "-nan", "null", "NULL", "None", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#NA"}
-)  # what programs write for "no value"
-_BEGINS = re.compile(r"""(?:array\(\s*)?\[\s*(?:[bu]?['"]|\]|-?\d|(?:nan|NaN|null|None|NA|<NA>)\s*[,\]\s])""")
-_PYTHON = re.compile(
-    r"""[({]\s*[bu]?['"]|\[\s*[\[({]|frozenset\(|\(\s*\)$|\{\s*\}$"""
-)  # tuple, set, dict, list of lists
-_UNQUOTED = re.compile(r"\[[^\[\]]*,[^\[\]]*\]")
+    {"nan", "-nan", "null", "none", "na", "<na>", "nat", "n/a", "#n/a", "#na", "#n/a n/a", "\\n", "1.#qnan", "-1.#qnan",
+     "1.#ind", "-1.#ind"}
+)  # fmt: skip
+_MISSING = r"(?:(?:np|numpy|pd|pandas|math|float)\.)?(?:nan|NaN|NAN|null|NULL|None|NaT|NA|<NA>)"
+_BEGINS = re.compile(
+    rf"""(?:[A-Za-z_][\w.]*\(\s*)?\[\s*(?:[bu]?['"“‘]|\]|-?\d|\.\.\.|(?:np|numpy)\.\w+\(|{_MISSING}\s*[,\]\s])"""
+)
+_PYTHON = re.compile(  # tuple, set, dict, list of lists
+    r"""[({]\s*[bu]?['"]|[\[({]\s*[\[({]|(?:frozen)?set\(|\(\s*\)$|\{\s*\}$"""
+)
+_UNQUOTED = re.compile(r"""\[[^\[\]]*,[^\[\]]*\]|\[\s*(?:\\['"]|&quot;|&\#39;).*\]""")
+_CLOSES = re.compile(r",?\s*(?:\w+=[\w<.'\"\[\]]+\s*,?\s*)*\)")  # array([...], dtype=object)
+_WRAPPED = re.compile(r"(?:np|numpy)\.\w+\(((?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^()'\"]*))\)")  # np.str_('a')
 _TOKEN = re.compile(
-    r"""\s*(?:
-        (?P<text>[bu]?'(?:[^'\\]|\\.)*'|[bu]?"(?:[^"\\]|\\.)*")
-      | (?P<empty>nan|NaN|null|None|<NA>|NA)(?![\w.])
+    rf"""\s*(?:
+        (?P<text>[bu]?'(?:[^'\\]|\\.)*'|[bu]?"(?:[^"\\]|\\.)*"|“[^”]*”|‘[^’]*’)
+      | (?P<empty>{_MISSING})(?![\w.])
       | (?P<number>-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])
       | (?P<comma>,)
     )\s*""",
@@ -41,13 +48,9 @@ def texts_of(value: Any) -> list[str]:
     """
     if isinstance(value, str):
         text = value.strip()
-        if not text or text in EMPTY:
+        if not text or text.lower() in EMPTY:
             return []
-        if _BEGINS.match(text):
-            return _printed_list(text)
-        if _UNQUOTED.fullmatch(text):
-            raise CellError(f"looks like a list without quotes: {_short(text)}; write it as JSON")
-        printed = _printed_object(text) if _PYTHON.match(text) else None
+        printed = items_of(text)
         return [value] if printed is None else texts_of(printed)
     if isinstance(value, (list, tuple)):
         found = [_text(item) for item in value]
@@ -56,6 +59,29 @@ def texts_of(value: Any) -> list[str]:
         text = _text(value)
         return [text] if text else []
     raise CellError(f"a cell holds {_short(value)}; wanted a text or a list of texts")
+
+
+def items_of(text: str) -> list[Any] | None:
+    """The items of a list, tuple or set that a program printed; None where a text is just a text.
+
+    Raises:
+        CellError: the text looks like a list and cannot be read as one.
+    """
+    if text.startswith('"') and text.endswith('"') and text[1:].lstrip().startswith(("[", "(", "{")):
+        text = _unquoted(text)
+    if _BEGINS.match(text):
+        return _printed_list(_WRAPPED.sub(r"\1", text))
+    if _UNQUOTED.fullmatch(text):
+        raise CellError(f"looks like a list without quotes: {_short(text)}; write it as JSON")
+    return _printed_object(text) if _PYTHON.match(text) else None
+
+
+def _unquoted(text: str) -> str:
+    """The list in a text that was written as JSON once more; the text itself where it is none."""
+    try:
+        return str(json.loads(text, strict=False)).strip()
+    except ValueError:
+        return text
 
 
 def single_of(value: Any) -> str | None:
@@ -88,10 +114,10 @@ def _printed_object(text: str) -> list[Any] | None:
         node = ast.parse(text.replace("\n", " "), mode="eval").body
     except (SyntaxError, ValueError):
         return None  # ("Hello") she said
-    if isinstance(node, ast.Call) and len(node.args) == 1:  # frozenset({...})
-        node = node.args[0]
+    if isinstance(node, ast.Call) and len(node.args) < 2:  # frozenset({...}), set()
+        node = node.args[0] if node.args else ast.Set([])
     if isinstance(node, ast.Dict) or (
-        isinstance(node, ast.List)
+        isinstance(node, (ast.List, ast.Tuple))
         and any(isinstance(item, (ast.List, ast.Tuple, ast.Dict, ast.Set)) for item in node.elts)
     ):
         raise CellError(f"a cell holds {_short(text)}; wanted a text or a list of texts")
@@ -108,9 +134,9 @@ def _printed_list(text: str) -> list[str]:
     inside, end = _inside(text)
     if end is None:
         raise CellError(f"begins like a list and does not end: {_short(text)}")
-    if end.strip() and not {"'", '"'} & set(inside):
-        return [text]  # "[2023] a photo" is a caption
-    if end.strip(" )") and not re.fullmatch(r",?\s*dtype=[\w<.'\"]+\s*\)?", end.strip()):
+    if end.strip() and not _CLOSES.fullmatch(end.strip()):
+        if re.match(r"\[\s*[\d.]", text) and not {"'", '"'} & set(inside):
+            return [text]  # "[2023] a photo" is a caption
         raise CellError(f"begins like a list and goes on behind it: {_short(text)}")
     found: list[str] = []
     place, comma = 0, True  # where a comma or nothing stands, an item may follow
@@ -141,6 +167,9 @@ def _printed_list(text: str) -> list[str]:
     return found
 
 
+_QUOTES = {"'": "'", '"': '"', "“": "”", "‘": "’"}  # as they open -> as they close
+
+
 def _inside(text: str) -> tuple[str, str | None]:
     """(what stands between the brackets, what follows them); None: the list does not end."""
     begin = text.index("[") + 1
@@ -152,8 +181,8 @@ def _inside(text: str) -> tuple[str, str | None]:
                 place += 1
             elif letter == quote:
                 quote = ""
-        elif letter in "'\"":
-            quote = letter
+        elif letter in _QUOTES:
+            quote = _QUOTES[letter]
         elif letter == "]":
             return text[begin:place], text[place + 1 :]
         place += 1
@@ -161,7 +190,9 @@ def _inside(text: str) -> tuple[str, str | None]:
 
 
 def _literal(quoted: str) -> str:
-    """A quoted text of JSON or Python; line breaks inside are kept."""
+    """A quoted text of JSON or Python, or between typographic quotes; line breaks inside are kept."""
+    if quoted[0] in "“‘":
+        return quoted[1:-1]
     if quoted.startswith('"'):
         try:
             return json.loads(quoted, strict=False)

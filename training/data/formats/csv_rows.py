@@ -30,26 +30,38 @@ def csv_rows(
         looks_like_a_row: whether the values of a line, read on its own, are those of a row.
     """
     lines = _Lines(stream)
-    names = [name.strip() for name in _parse([lines.take()], separator, strict=False) or []]
+    header = lines.take()
+    count = (header or "").count(separator)
+    form = _Form(separator, 0 < count == (header or "").count(f"{separator} "))
+    names = [name.strip() for name in _parse([header], form, strict=False) or []]
     while (first := lines.take()) is not None:
         begin = lines.number
         if not first.strip("\r\n"):
             continue
-        block, values = [first], _parse([first], separator, strict=True)
+        block, values = [first], _parse([first], form, strict=True)
+        if values is None and '\\"' in first:  # quotes inside a cell as MySQL and Spark write them
+            values = _parse([first], form, strict=True, escape="\\")
         if values is None and first.count('"') % 2:
-            block, values = _several_lines(lines, first, separator)
-            if values is None or any(_is_row(line, names, separator, looks_like_a_row) for line in block[1:]):
+            block, values = _several_lines(lines, first, form)
+            if values is None or any(_is_row(line, names, form, looks_like_a_row) for line in block[1:]):
                 lines.give_back(block[1:])
                 yield Row(begin, {}, "a quote is opened and not closed")
                 continue
         if values is None:
-            values = _parse([first], separator, strict=False)
+            values = _parse([first], form, strict=False)
         if values is None:
             yield Row(begin, {}, "not a row of a table")
         elif len(values) == len(names):
             yield Row(begin, dict(zip(names, values, strict=True)))
         else:
             yield Row(begin, {}, f"{len(values)} values, the first line names {len(names)} columns")
+
+
+class _Form(NamedTuple):
+    """How the cells of a row stand apart."""
+
+    separator: str
+    spaces: bool  # a space behind each separator counts for nothing
 
 
 class _Lines:
@@ -72,37 +84,37 @@ class _Lines:
         self.number -= len(lines)
 
 
-def _several_lines(lines: _Lines, first: str, separator: str) -> tuple[list[str], list[str] | None]:
+def _several_lines(lines: _Lines, first: str, form: _Form) -> tuple[list[str], list[str] | None]:
     """(the lines up to the closing quote, their values); None: the quote does not close in a way CSV allows."""
     block = [first]
     while len(block) < MAX_LINES and (line := lines.take()) is not None:
         block.append(line)
         if line.count('"') % 2:
             try:
-                return block, _one_row(block, separator)
+                return block, _one_row(block, form)
             except csv.Error as error:
                 if "unexpected end" not in str(error):  # other text follows the closing quote
                     break
     return block, None
 
 
-def _is_row(
-    line: str, names: Sequence[str], separator: str, looks_like_a_row: Callable[[dict[str, str]], bool]
-) -> bool:
-    values = _parse([line.rstrip("\r\n").rstrip('"')], separator, strict=False)
+def _is_row(line: str, names: Sequence[str], form: _Form, looks_like_a_row: Callable[[dict[str, str]], bool]) -> bool:
+    values = _parse([line.rstrip("\r\n").rstrip('"')], form, strict=False)
     if values is None or len(values) != len(names):
         return False
     return looks_like_a_row(dict(zip(names, values, strict=True)))
 
 
-def _parse(lines: Sequence[str | None], separator: str, *, strict: bool) -> list[str] | None:
+def _parse(lines: Sequence[str | None], form: _Form, *, strict: bool, escape: str | None = None) -> list[str] | None:
     """The values of one row; None where it is none."""
     try:
-        return _one_row([line for line in lines if line is not None], separator, strict)
+        return _one_row([line for line in lines if line is not None], form, strict, escape)
     except csv.Error:
         return None
 
 
-def _one_row(lines: Sequence[str], separator: str, strict: bool = True) -> list[str] | None:
-    rows = list(csv.reader(lines, delimiter=separator, strict=strict))
+def _one_row(lines: Sequence[str], form: _Form, strict: bool = True, escape: str | None = None) -> list[str] | None:
+    rows = list(
+        csv.reader(lines, delimiter=form.separator, strict=strict, escapechar=escape, skipinitialspace=form.spaces)
+    )
     return rows[0] if len(rows) == 1 else None if rows else []

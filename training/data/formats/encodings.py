@@ -1,9 +1,33 @@
 """Recognises text encodings."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vlm.errors import DataError
+
+
+class _Script(NamedTuple):
+    """An encoding and the letters that nearly all of a text has that is in it."""
+
+    codec: str
+    letters: re.Pattern[str]
+    run: int  # bytes above 127 that stand together somewhere: single ones are accents of Latin letters
+
+
+_KANA = r"\u3040-\u30ff\u4e00-\u9fff\u3000-\u303f\uff01-\uff5e"
+_SCRIPTS = {  # in the order they are tried
+    "Shift-JIS": _Script("cp932", re.compile(rf"[{_KANA}]*[\u3040-\u30ff\u4e00-\u9fff][{_KANA}]*"), 2),
+    "EUC-JP": _Script("euc_jp", re.compile(rf"[{_KANA}]*[\u3040-\u30ff][{_KANA}]*"), 4),
+    "EUC-KR": _Script("euc_kr", re.compile(r"[\uac00-\ud7af\u3000-\u303f]+"), 4),
+    "GB2312": _Script("gb2312", re.compile(r"[\u4e00-\u9fff\u3000-\u303f\uff01-\uff5e]+"), 4),
+    "Windows-1251": _Script("cp1251", re.compile(r"[\u0400-\u04ff\u2010-\u203a«»№]+"), 3),
+}
+ICONV = {  # as iconv calls them
+    "UTF-32": "UTF-32", "UTF-16": "UTF-16", "ISO-2022-JP": "ISO-2022-JP", "Shift-JIS": "CP932", "EUC-JP": "EUC-JP",
+    "EUC-KR": "EUC-KR", "GB2312": "GB18030", "Windows-1251": "CP1251", "Latin-1": "LATIN1",
+}  # fmt: skip
 
 
 def check_encoding(path: Path, data: bytes, *, whole: bool) -> None:
@@ -14,23 +38,41 @@ def check_encoding(path: Path, data: bytes, *, whole: bool) -> None:
         data: the beginning of the file.
         whole: whether `data` is all of it; else its last line may be cut.
     """
-    if looks_like_utf16(data):
-        raise _not_utf8(path, "UTF-16", "UTF-16")
+    if not is_plain_text(data):
+        raise _not_utf8(path, likely_encoding(data))
     lines = (data if whole else data[: data.rfind(b"\n") + 1]).splitlines()
     wrong = [line for line in lines if not decodes(line, "utf-8")]
     if len(wrong) * 2 >= len(lines) > 0:  # fewer are bad rows of a sound file
-        if all(decodes(line, "cp932") for line in wrong):
-            raise _not_utf8(path, "Shift-JIS", "CP932")
-        raise DataError(f"{path} is not UTF-8 (a line has the bytes {wrong[0][:20]!r}). Save it as UTF-8.")
+        if (seen := likely_encoding(b"\n".join(wrong))) != "Latin-1":
+            raise _not_utf8(path, seen)
+        raise DataError(
+            f"{path} is not UTF-8 (a line has the bytes {wrong[0][:20]!r}). Save it as UTF-8; if it is Latin-1: "
+            f"iconv -f {ICONV[seen]} -t UTF-8 {path} > utf8{path.suffix}"
+        )
 
 
 def likely_encoding(data: bytes) -> str:
-    """Guesses the encoding of bytes that are not UTF-8: UTF-16, Shift-JIS or Latin-1."""
+    """Guesses the encoding of bytes that are not UTF-8, one of `ICONV`; Latin-1 where nothing speaks for another."""
     if looks_like_utf16(data):
-        return "UTF-16"
-    if decodes(data, "cp932") and any("\u3040" <= letter <= "\u9fff" for letter in data.decode("cp932")):
-        return "Shift-JIS"
+        wide = data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) or data[:200].count(0) > len(data[:200]) * 0.6
+        return "UTF-32" if wide else "UTF-16"
+    if _ISO_2022.search(data):
+        return "ISO-2022-JP"
+    longest = max(map(len, re.findall(rb"[\x80-\xff]+", data)), default=0)
+    for name, (codec, letters, run) in _SCRIPTS.items():
+        if longest >= run and decodes(data, codec):
+            foreign = "".join(re.findall(r"[^\0-\x7f]+", data.decode(codec)))
+            if letters.fullmatch(foreign):
+                return name
     return "Latin-1"
+
+
+def is_plain_text(data: bytes) -> bool:
+    """Returns False for bytes that may be UTF-8 and yet are text of another encoding: UTF-16, ISO-2022-JP."""
+    return not looks_like_utf16(data) and _ISO_2022.search(data) is None
+
+
+_ISO_2022 = re.compile(rb"\x1b[$(][@BJ]")
 
 
 def looks_like_utf16(data: bytes) -> bool:
@@ -57,5 +99,7 @@ def encodes(value: str | Sequence[str] | None) -> bool:
     return True
 
 
-def _not_utf8(path: Path, seen: str, name: str) -> DataError:
-    return DataError(f"{path} is {seen}, wanted UTF-8. Convert it: iconv -f {name} -t UTF-8 {path} > utf8{path.suffix}")
+def _not_utf8(path: Path, seen: str) -> DataError:
+    return DataError(
+        f"{path} is {seen}, wanted UTF-8. Convert it: iconv -f {ICONV[seen]} -t UTF-8 {path} > utf8{path.suffix}"
+    )

@@ -34,7 +34,7 @@ def files_below(folder: Path, roots: Sequence[Path]) -> Iterator[Found]:
 def _walk(folder: str, below: str, roots: tuple[str, ...], above: tuple[str, ...]) -> Iterator[Found]:
     folders: list[str] = []
     for name in sorted(os.listdir(os.path.join(folder, below))):
-        if name.startswith("."):
+        if name.startswith(".") or name == "__MACOSX":  # what macOS packs beside the files
             continue
         own = os.path.join(below, name)
         path = os.path.join(folder, own)

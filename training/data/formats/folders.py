@@ -11,7 +11,7 @@ from vlm.errors import DataError
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.arrow_cache import generated
 from vlm.training.data.formats.columns import Columns
-from vlm.training.data.formats.encodings import encodes, likely_encoding
+from vlm.training.data.formats.encodings import encodes, is_plain_text, likely_encoding
 from vlm.training.data.formats.files import Found, files_below, is_below, roots_of
 from vlm.training.data.formats.labels import label_name
 from vlm.training.data.formats.splits import classes_and_splits
@@ -117,7 +117,7 @@ def _captions(path: str, roots: Sequence[str]) -> tuple[list[str], str]:
         data = file.read(_CAPTION_BYTES)
     try:
         text = data.decode("utf-8-sig")
-        if "\0" in text:
+        if not is_plain_text(data):
             raise UnicodeError
     except UnicodeError:
         name = os.path.basename(path)

@@ -52,27 +52,54 @@ def _of_folders(path: PurePath) -> str | None:
 def classes_and_splits(folders: Sequence[tuple[str, ...]]) -> list[tuple[str | None, str]]:
     """(class, split) of each image, off the folders between the root of the data and the image.
 
-    The class is the first folder below those that all images share, with folders of splits taken out.  Folders are
-    splits only if all their siblings have names of splits: train/ beside car/ and ship/ is a class.
+    The class is the first folder below those that all images share, with folders of splits taken out; images that lie
+    beside those folders have none.  Folders are splits only if all their siblings have names of splits: train/ beside
+    car/ and ship/ is a class.
     """
     rest = [list(parts) for parts in folders]
     splits = [""] * len(rest)
     divided = False
-    while rest and all(rest):
-        heads = {parts[0] for parts in rest}
-        are_splits = not divided and all(canonical_split(head) for head in heads)
-        if not are_splits and len(heads) > 1:
+    while below := [number for number, parts in enumerate(rest) if parts]:
+        heads = {rest[number][0] for number in below}
+        deeper = all(len(rest[number]) > 1 for number in below)
+        found = _splits_of_folders(heads, deeper) if len(below) == len(rest) else {}
+        again = divided and all(found.get(rest[number][0]) == splits[number] for number in below)
+        are_splits = bool(found) and (again or not divided)
+        if not are_splits and (len(heads) > 1 or (len(below) < len(rest) and not deeper)):
             break
-        for number, parts in enumerate(rest):
-            head = parts.pop(0)
+        for number in below:
+            head = rest[number].pop(0)
             if are_splits:
-                splits[number] = canonical_split(head) or ""
+                splits[number] = found[head]
         divided = divided or are_splits
     classes = [parts.pop(0) if parts else None for parts in rest]
-    below = {parts[0] for parts in rest if parts}
-    if not divided and below and all(rest) and all(canonical_split(name) for name in below):
-        splits = [canonical_split(parts[0]) or "" for parts in rest]
+    inner = {parts[0] for parts in rest if parts}
+    if not divided and inner and all(rest) and (found := _splits_of_folders(inner, False)):
+        splits = [found[parts[0]] for parts in rest]
     return list(zip(classes, splits, strict=True))
+
+
+_BESIDE = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "split"}
+
+
+def _splits_of_folders(names: Iterable[str], deeper: bool) -> dict[str, str]:
+    """Folder -> split, if all of these siblings are splits; else nothing.
+
+    Names with more than the split's (train2017, training_set, seg_train) count where one is of train and another is
+    held out, and where the rest is a number or says nothing, or else other folders follow (`deeper`).
+    """
+    names = list(names)
+    exact = {name: split for name in names if (split := canonical_split(name))}
+    if len(exact) == len(names):
+        return exact
+    found: dict[str, str] = {}
+    for name in names:
+        words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+        own = [_CANONICAL[word] for word in words if word in _CANONICAL]
+        if len(own) != 1 or not (deeper or {*words} - {*_CANONICAL} <= _BESIDE):
+            return {}
+        found[name] = own[0]
+    return found if "train" in found.values() and {*HELD_OUT} & {*found.values()} else {}
 
 
 def matching(source: str, wanted: Sequence[str], there: Sequence[str]) -> list[int]:

@@ -18,7 +18,7 @@ from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.arrow_cache import generated, stamp
 from vlm.training.data.formats.cells import texts_of
 from vlm.training.data.formats.columns import CAPTION, KEYWORDS, LABEL, Columns, by_language
-from vlm.training.data.formats.encodings import likely_encoding
+from vlm.training.data.formats.encodings import is_plain_text, likely_encoding
 from vlm.training.data.formats.labels import labels_of
 from vlm.training.data.formats.splits import splits_of_files
 from vlm.training.data.formats.table import Table, with_splits
@@ -289,6 +289,8 @@ def _why(name: str, error: Exception) -> str:
 
 def _add_text(sample: _Sample, ending: str, data: bytes, named: dict[str, list[str]]) -> None:
     text = data.decode("utf-8-sig").strip()
+    if not is_plain_text(data):
+        raise UnicodeDecodeError("utf-8", data, 0, 1, "another encoding")
     if ending == "txt":
         _append(sample.captions, "", [text])
     elif ending == "cls":
