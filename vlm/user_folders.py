@@ -1,7 +1,8 @@
-"""The folders on this machine where vlm keeps what belongs to the user: a cache and a config file."""
+"""Folders of the user: where vlm keeps a cache and a config file, and which folders results may be written to."""
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlm.errors import InputError
@@ -50,6 +51,33 @@ def config_file() -> Path | None:
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Replace a leading ~ or ~user by that user's home folder; the path stays as it is where there is no such user."""
     return Path(os.path.expanduser(path))
+
+
+def check_output(
+    out: str | os.PathLike[str], data: Sequence[str | os.PathLike[str]], names: Sequence[str] = (), marker: str = ""
+) -> None:
+    """Refuse a folder for results before any work is done; nothing is written.
+
+    Args:
+        out: the folder.
+        data: what is read; results inside would be read as data the next time.
+        names: of the files that will be written.
+        marker: the file by which an earlier result of the same command is known, which may be replaced.
+
+    Raises:
+        InputError: the folder lies in the data, is a file, or holds a file of that name that is somebody else's.
+    """
+    folder = expanded(out)
+    for source in map(expanded, data):
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{out} lies in the data {source}: what is written would be read as data. Name another.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{out} is a file; wanted a folder. Name another.")
+    others = [name for name in names if (folder / name).exists()]
+    if others and not (folder / marker).exists():
+        raise InputError(
+            f"{out} holds {', '.join(others)}, which would be lost. Name a new folder, or one of an earlier result."
+        )
 
 
 def _home() -> Path | None:

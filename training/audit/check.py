@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.user_folders import check_output
+
 if TYPE_CHECKING:
     from vlm.inspect.drawing import Language
     from vlm.tokenizers.protocol import Tokenizer
     from vlm.training.data.rows import ColumnNames, Rows
 
 SAMPLE = 50_000
+OUTPUTS = ("check.json", "doubtful.jsonl", "contact-sheet.png")
 
 
 def check(
@@ -28,6 +31,8 @@ def check(
     from vlm.training.audit.scan import Divided
     from vlm.training.data.sources import open_rows
 
+    if out is not None:
+        check_output(out, data, OUTPUTS, OUTPUTS[0])
     rows = Divided([open_rows(source, splits or (), columns, root) for source in data])
     return check_rows(rows, tokenizer, sample=sample, workers=workers, out=out, language=language)
 

@@ -36,6 +36,7 @@ from vlm.images.preprocess import Preprocess
 from vlm.precision import Precision
 from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, broken_sample
 from vlm.training.data.sources import open_rows
+from vlm.user_folders import check_output
 
 _log = logging.getLogger(__name__)
 _HASHED = 32  # samples whose images go into the hash of a data set
@@ -97,6 +98,7 @@ class ShardWriter:
         if not len(self.rows):
             raise DataError(f"{job.data} has no samples to embed. Name a data set that has images.")
         self.count = math.ceil(len(self.rows) / job.rows_per_shard)
+        check_output(job.out, [job.data])
         job.out.mkdir(parents=True, exist_ok=True)
         self.identity = {
             "fingerprint": self.embedder.fingerprint,

@@ -42,9 +42,10 @@ from vlm.training.measure.multi_label import (
     regression_metrics,
     regression_section,
 )
-from vlm.training.recipe.config import VitRecipe
-from vlm.training.recipe.reading import read_any_recipe
-from vlm.user_folders import expanded
+from vlm.training.measure.run_recipe import hold_out_by, recipe_of_run
+from vlm.user_folders import check_output
+
+OUTPUTS = ("metrics.json", "README.md", "confusion.png", "reliability.png", "most-wrong.png")
 
 
 def report(
@@ -91,6 +92,7 @@ def report(
     opened = load_classifier(classifier, device=device, dtype=dtype)
     opened.prepare()
     measured = _open_measured(opened, classifier, data, split, classes, label, columns, root)
+    check_output(out, [measured.data], OUTPUTS, OUTPUTS[0])
     answers = ask(opened, opened.prepare(), measured.images, what=measured.split)
     source = {"classifier": str(classifier), "data": measured.data, "split": measured.split}
     if measured.classes is None or opened.problem != "single_label":
@@ -102,7 +104,8 @@ def report(
             measured.data, fitted_on, measured.classes, columns=measured.columns, root=measured.root
         )
         if held_out:
-            validation, fitted_on = validation.hold_out(held_out)[1], f"{fitted_on}, {held_out} held out"
+            by = hold_out_by(classifier, measured.data)
+            validation, fitted_on = validation.hold_out(held_out, by)[1], f"{fitted_on}, {held_out} held out"
         fitted = ask(opened, opened.prepare(), validation, what=fitted_on)
     source |= {"temperature_fitted_on": fitted_on}
     temperature = fit_temperature(fitted.outputs, fitted.targets)
@@ -184,7 +187,7 @@ def _open_measured(
     columns: ColumnNames | None,
     root: str | Path | None,
 ) -> _Measured:
-    recipe = _recipe_of(Path(folder))
+    recipe = recipe_of_run(folder)
     if split is None:
         if recipe is None or data not in (None, recipe.data.train):
             raise InputError(
@@ -216,15 +219,6 @@ def _open_measured(
         return _Measured(data, split, open_values(rows, dict(columns or {})), None)
     class_set = ClassSet(keys=opened.labels)
     return _Measured(data, split, open_multi_label(rows, class_set, dict(columns or {})), class_set)
-
-
-def _recipe_of(folder: Path) -> VitRecipe | None:
-    """The recipe of the run in a folder, today's or an earlier version's; None where it is no run."""
-    path = expanded(folder) / "recipe.toml"
-    if not path.is_file():
-        return None
-    recipe = read_any_recipe(path, recorded={"task": "vit"})
-    return recipe if isinstance(recipe, VitRecipe) else None
 
 
 def _write_numbers(out: Path, source: dict[str, str], opened: ViTClassifier, answers: Answers) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_odd_images_are_counted_by_the_reasons_of_open_image(tmp_path: Path):
     (tmp_path / "odd").mkdir()
     for name, path in write_odd_images(tmp_path / "odd").items():
         path.with_suffix(".txt").write_text(f"the image {name.split('.')[0]}")
-    found = check([str(tmp_path)], open_tokenizer("mini"), out=tmp_path / "out")
+    found = check([str(tmp_path / "odd")], open_tokenizer("mini"), out=tmp_path / "out")
     expected = [reason for reason in ODD_IMAGES.values() if reason]
     assert sorted(found["broken"]) == sorted(expected) and sum(found["broken"].values()) == len(expected)
     names = [finding["name"] for finding in found["findings"]]
