@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.check_sets import noise_image
+from vlm.checkpoint.load import load_classifier
 from vlm.checkpoint.save import save
 from vlm.cli import main
 from vlm.embedder import Embedder
@@ -133,6 +134,20 @@ def test_train_reads_the_described_table(task: str, way: str, table: Path, clip:
     assert main(["train", str(recipe), "--out", str(tmp_path / "run"), *words]) == 0
     written = (tmp_path / "run" / "recipe.toml").read_text()
     assert "shot" in written and "photos" in written  # the run's folder says how to read its data
+
+
+def test_numbers_of_a_csv_are_described_on_the_command_line(table: Path, tmp_path: Path):
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0] + ",age", *(f"{line},{n / 2}" for n, line in enumerate(lines[1:]))]))
+    sizes = "{ image_size = 16, patch_size = 8, width = 8, depth = 1, num_heads = 2, mlp_dim = 16 }"
+    (tmp_path / "r.toml").write_text(
+        f'task = "vit"\n[model]\nvision = {sizes}\n[data]\ntrain = "{table}"\nworkers = 0\n'
+        '[loss]\nproblem = "regression"\n[run]\nsteps = 1\nbatch_size = 4\n'
+    )
+    words = ["--columns", "image=shot,label=age,split=part", "--root", str(tmp_path / "photos")]
+    assert main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"), *words]) == 0
+    trained = load_classifier(tmp_path / "run")
+    assert (trained.problem, trained.labels) == ("regression", ("age",))
 
 
 def test_a_description_without_a_role_is_one_line(table: Path, clip: str, capsys: pytest.CaptureFixture[str]):

@@ -88,4 +88,4 @@ def test_the_programs_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ends = "\nprint(tuple(features.shape), len(maps), flush=True)\n"
     from docs.page_blocks import Block
 
-    assert re.match(r"\(1, (32|48)\)", printed(Block("python", program + ends), tmp_path).splitlines()[-1])
+    assert re.match(r"\(1, (32|48)\) 1$", printed(Block("python", program + ends), tmp_path).splitlines()[-1])

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm.errors import DataError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.labelled import NO_CLASS, Labelled
 from vlm.training.data.pairs import Pairs, bytes_of_image
 from vlm.training.data.rows import BrokenSample, Selected
-from vlm.training.data.stream import EndlessOrder, PartedStream, joined, kept_patches
+from vlm.training.data.stream import EndlessOrder, NoSoundSample, PartedStream, joined, kept_patches
 from vlm.training.data.transforms import Transform
 from vlm.training.recipe.sections import Cache
 
@@ -72,7 +71,7 @@ class ClassImages:
         if broken:
             print(f"{len(broken)} of {len(self)} {what} images left out; the first: {broken[0]}", file=sys.stderr)
         if len(broken) == len(self):
-            raise DataError(f"None of the {len(self)} {what} images can be opened; the first: {broken[0]}")
+            raise NoSoundSample(f"None of the {len(self)} {what} images can be opened; the first: {broken[0]}", broken)
 
 
 class ClassStream(PartedStream[ClassBatch]):

@@ -10,7 +10,9 @@ from functools import lru_cache
 
 def near_miss(path: str) -> str:
     """Why there is no such file, as far as that can be seen, and what to write instead; one line."""
-    if re.search(r"(^|/)(https?|s3|gs|ftp):/", path):
+    if re.match(r"file:/", path):
+        return f"write the path alone: {re.sub('^file:/+', '/', path)}"
+    if re.search(r"(^|/)(https?|s3|gs|ftp|hf|az):/", path):
         return "this is an address, not a file; fetch the images first: img2dataset"
     for other, why in _other_ways(path):
         if other != path and os.path.lexists(other):

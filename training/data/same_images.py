@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from vlm.errors import ImageError
 from vlm.images.open import ImageSource, open_image
@@ -17,6 +18,7 @@ MOST_OPENED = 10_000  # images: near copies are looked for in no larger set
 OPENED_BYTES = 1 << 30  # of all files together; larger sets are not decoded for this
 NEAR = 0.995  # cosine of two thumbnails
 SIDE = 8  # of a thumbnail
+_SILENT = 1000  # images that are looked at without a progress bar
 UNIFORM = 2.0  # levels of spread; images of one colour look all the same and are not compared
 
 
@@ -39,7 +41,8 @@ def same_images(rows: Rows) -> list[int]:
     if len(rows) > MOST_OPENED or size > OPENED_BYTES:
         return files
     first = list(dict.fromkeys(files))
-    found = [(number, thumbnail) for number in first if (thumbnail := _thumbnail(rows, number)) is not None]
+    looked = tqdm(first, desc="looking for copies", unit="image", disable=len(first) < _SILENT)
+    found = [(number, thumbnail) for number in looked if (thumbnail := _thumbnail(rows, number)) is not None]
     if not found:
         return files
     numbers, thumbnails = zip(*found, strict=True)

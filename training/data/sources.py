@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm.errors import DataError
+from vlm.images.signatures import IMAGE_SUFFIXES
+from vlm.training.data.formats.columns import check_roles
 from vlm.training.data.formats.folders import has_images, open_folder
 from vlm.training.data.formats.hub import open_hub, open_parquet, open_saved
 from vlm.training.data.formats.idx import IdxRows, is_idx
@@ -52,6 +54,7 @@ def open_rows(
     Raises:
         DataError: one line that says what was found and what to do.
     """
+    check_roles(columns or {})
     return _open(str(source), splits, columns or {}, None if root is None else Path(root))
 
 
@@ -68,7 +71,8 @@ def _open(source: str, splits: Sequence[str], named: ColumnNames, root: Path | N
         raise DataError(f"{source} cannot be read ({error.strerror}). Check its permissions.") from error
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not path.parent.exists() and path.suffix.lower() not in _DATA:
         return open_hub(source, splits, named)
-    raise DataError(f"There is no data {source}: {near_miss(source)}. {WANTED}")
+    why = near_miss(source)
+    raise DataError(f"There is no data {source}: {why}{'' if why.endswith('?') else '.'} {WANTED}")
 
 
 def _open_files(
@@ -88,6 +92,8 @@ def _open_files(
             return _open_tables(source, files, splits, named, root)
         case ".gz" | ".tgz" | ".zip" | ".zst" | ".bz2" | ".xz" | ".7z":
             raise DataError(f"{source} is packed ({files[0].name}). Unpack it: its parts are read in random order.")
+        case suffix if suffix in IMAGE_SUFFIXES:
+            raise DataError(f"{source} is {len(files)} images. Name their folder, or a table that lists them.")
     raise DataError(f"{source} is of no known format. {WANTED}")
 
 
@@ -154,6 +160,8 @@ def files_of_pattern(source: str) -> list[Path]:
         return []
     found = [path for name in names for path in (sorted(glob.glob(os.path.expanduser(name))) or [name])]
     files = [Path(name) for name in found]
+    if files and all(file.is_dir() for file in files):
+        raise DataError(f"{source} names folders ({files[0]}, ...). Name the folder above them.")
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{source}: there is no file {missing[0]} ({len(missing)} of {len(files)} are missing).")
     return files

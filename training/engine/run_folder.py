@@ -134,7 +134,7 @@ def changed_since(out: Path, data: DataIdentity) -> str:
         )
         raise RunFolderError(
             f"The classes have changed since {out} began: gone: {gone}; new: {new}. Its checkpoints number the classes "
-            'as they were. Restore the data, say which class is which ([data] rename = {{ "new" = "old" }}), or begin '
+            'as they were. Restore the data, say which class is which ([data] rename = { "new" = "old" }), or begin '
             "another run."
         )
     if began.get("data") and began["data"] != data_hash:

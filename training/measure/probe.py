@@ -22,6 +22,7 @@ from vlm.training.data.labelled import Answers, ClassSet, Labelled, ask, classes
 from vlm.training.data.rows import ColumnNames
 from vlm.training.measure.classifier_metrics import fit_temperature
 from vlm.training.measure.heads import choose_heads, draw_shots, nearest_neighbours, shots_that_fit
+from vlm.user_folders import check_output
 from vlm.zero_shot import class_embeddings, zero_shot_head
 
 _log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def probe(
     """
     if (choose is None) == (held_out is None):
         raise InputError("Give either choose, the split that chooses C, or held_out, a number of training images.")
+    if out is not None:
+        check_output(out, [data])
     class_set = (
         read_class_set(data, classes) if classes else classes_of(data, train_split, label, columns=columns, root=root)
     )

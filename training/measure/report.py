@@ -93,16 +93,16 @@ def report(
     opened.prepare()
     measured = _open_measured(opened, classifier, data, split, classes, label, columns, root)
     check_output(out, [measured.data], OUTPUTS, OUTPUTS[0])
-    answers = ask(opened, opened.prepare(), measured.images, what=measured.split)
-    source = {"classifier": str(classifier), "data": measured.data, "split": measured.split}
+    shown = measured.split or "all"
+    answers = ask(opened, opened.prepare(), measured.images, what=shown)
+    source = {"classifier": str(classifier), "data": measured.data, "split": shown}
     if measured.classes is None or opened.problem != "single_label":
         return _write_numbers(out, source, opened, answers)
-    fitted, fitted_on = answers, measured.split
+    fitted, fitted_on = answers, shown
     if held_out or fit_split not in (None, measured.split):
-        fitted_on = fit_split or measured.split
-        validation = open_labelled(
-            measured.data, fitted_on, measured.classes, columns=measured.columns, root=measured.root
-        )
+        part = measured.split if fit_split is None else fit_split
+        validation = open_labelled(measured.data, part, measured.classes, columns=measured.columns, root=measured.root)
+        fitted_on = part or "all"
         if held_out:
             by = hold_out_by(classifier, measured.data)
             validation, fitted_on = validation.hold_out(held_out, by)[1], f"{fitted_on}, {held_out} held out"

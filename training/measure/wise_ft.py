@@ -19,6 +19,7 @@ from vlm.models.vision import ViTClassifier
 from vlm.training.data.labelled import Labelled, ask, classes_of_classifier, open_labelled
 from vlm.training.data.rows import ColumnNames
 from vlm.training.measure.run_recipe import hold_out_by
+from vlm.user_folders import check_output
 from vlm.zero_shot import classifier_from_names
 
 
@@ -68,6 +69,8 @@ def wise_ft(
     Returns:
         The points of the curve and the best of them; of equals the one nearest to `start`.
     """
+    if out is not None:
+        check_output(out, [data])
     after = load_classifier(end, device=device, dtype=dtype)
     before = (
         classifier_from_names(load(start, device=device, dtype=dtype), after.labels, templates)

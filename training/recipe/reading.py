@@ -1,6 +1,8 @@
 """Reads recipes from TOML files."""
 
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,18 +14,24 @@ AnyRecipe = TypeVar("AnyRecipe", bound=LoopRecipe)
 Recorded = dict[str, Any]  # a recipe as plain values
 
 
-def read_any_recipe(path: Path, recorded: Recorded | None = None) -> Recipe | VitRecipe:
+def read_any_recipe(
+    path: Path, recorded: Recorded | None = None, data: dict[str, Any] | None = None
+) -> Recipe | VitRecipe:
     """Read and check a TOML recipe.
 
     Args:
         path: the file; `task = "clip"` or `task = "vit"` stands at its top.
         recorded: the recipe that the checkpoint of a resumed run holds.  Keys of earlier versions are then accepted,
             and settings that the file leaves out keep the defaults the run began with.
+        data: settings of [data] that come before those of the file.
 
     Raises:
         RecipeError: one line that names the file: it is missing, is not TOML, has no task, or a setting is wrong.
     """
-    return _any_recipe(path, _values(path), recorded)
+    values = _values(path)
+    if data and isinstance(section := values.setdefault("data", {}), dict):
+        section |= data
+    return _any_recipe(path, values, recorded)
 
 
 def _any_recipe(path: Path, values: dict[str, Any], recorded: Recorded | None) -> Recipe | VitRecipe:
@@ -75,17 +83,23 @@ def _values(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         hint = " Put a Windows path into 'single quotes'." if "escape" in str(error) or "hex" in str(error) else ""
         raise RecipeError(f"{path} is no TOML: {error}.{hint}") from None
-    if (setting := _with_nul(values)) is not None:
-        raise RecipeError(
-            f"{path}: the text of '{setting}' contains a NUL, which no path and no name has. Take it out."
-        )
+    for setting, text in _texts(values):
+        if "\0" in text:
+            raise RecipeError(
+                f"{path}: the text of '{setting}' contains a NUL, which no path and no name has. Take it out."
+            )
+        if re.match(r"[A-Za-z]:[^\n]*[\x07-\x0d\x1b]", text):  # "D:\train" in double quotes
+            raise RecipeError(
+                f"{path}: '{setting}' is {text!r}: between double quotes TOML reads \\ and a letter as one character. "
+                "Put a Windows path into 'single quotes'."
+            )
     return values
 
 
-def _with_nul(values: Any, setting: str = "") -> str | None:
-    """The name of the first setting whose text contains a NUL."""
+def _texts(values: Any, setting: str = "") -> Iterator[tuple[str, str]]:
+    """(name of the setting, text) of all texts."""
     if isinstance(values, str):
-        return setting if "\0" in values else None
+        yield setting, values
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    found = (_with_nul(value, f"{setting}.{name}".lstrip(".")) for name, value in items)
-    return next((name for name in found if name is not None), None)
+    for name, value in items:
+        yield from _texts(value, f"{setting}.{name}".lstrip("."))

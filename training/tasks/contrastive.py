@@ -22,6 +22,7 @@ from vlm.training.data.order import Mixture, Order, Shuffled
 from vlm.training.data.pair_stream import PairBatch, PairStream, augmented
 from vlm.training.data.pairs import Pairs
 from vlm.training.data.rows import Joined, content_hash
+from vlm.training.data.stream import NoSoundSample
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes
 from vlm.training.engine.lora import add_adapters, merge_adapters
@@ -151,7 +152,7 @@ def open_pairs_of(recipe: Recipe, embedder: Embedder) -> tuple[Pairs, Pairs]:
     if broken:
         print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)
     if not len(pairs):
-        raise DataError(f"{validation.name} has no sample that can be used; the first: {broken[0]}")
+        raise NoSoundSample(f"{validation.name} has no sample that can be used; the first: {broken[0]}", broken)
     return Pairs(training, embedder.preprocess, data.cache), pairs
 
 

@@ -8,7 +8,7 @@ from vlm.errors import RecipeError
 from vlm.training.data.stream import NoSoundSample
 from vlm.training.engine.best import check_metric
 from vlm.training.engine.curves import draw_curves
-from vlm.training.engine.distributed import Processes, init_from_env
+from vlm.training.engine.distributed import SINGLE_PROCESS, Processes, init_from_env
 from vlm.training.engine.loop import STOPPED, fit, rehearse
 from vlm.training.engine.parallel import whole_weights
 from vlm.training.engine.precision import with_precision
@@ -62,7 +62,14 @@ def train(
     processes = processes or init_from_env(None, recipe.run.timeout_minutes)
     check_run(out, resume=resume, push=push, data=recipe.paths)
     recipe = with_precision(recipe, processes.device, recorded_recipe(out) if resume else None)
-    task = open_task(recipe, processes)
+    try:
+        task = open_task(recipe, processes)
+    except NoSoundSample as error:  # of the validation data
+        if processes.rank == 0:
+            with locked(out):
+                begin_run(out, text)
+                Quarantine(out, len(error.broken), 0.0, SINGLE_PROCESS, resume=resume).list_all(error.broken)
+        raise
     kept = DataIdentity(labels=task.labels, data_hash=task.data_hash)
     changed = changed_since(out, kept) if resume else ""
     with locked(out) if processes.rank == 0 else nullcontext():

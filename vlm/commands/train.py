@@ -3,7 +3,7 @@
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm.commands.options import Run, add_data_description, add_device, columns_of, positive
 from vlm.errors import InputError
@@ -82,7 +82,8 @@ def train(parser: ArgumentParser) -> Run:
         from vlm.training.recipe.reading import read_any_recipe
 
         resume = args.resume == "auto" and not args.dry_run
-        recipe = read_any_recipe(args.recipe, recorded_recipe(out) if resume else None)
+        said = _said_of_data(args)
+        recipe = read_any_recipe(args.recipe, recorded_recipe(out) if resume else None, said)
         text = args.recipe.read_text(encoding="utf-8-sig")
         for folder in REPOSITORY_DATA:
             if folder in text and not Path(folder).exists():
@@ -112,7 +113,7 @@ def train(parser: ArgumentParser) -> Run:
             if args.dry_run:
                 dry_run(described, processes)
                 return 0
-            own = text if described == recipe else None
+            own = text if described == recipe and not said else None
             return train_model(described, out, processes, resume=resume, push=args.push, text=own, profile=args.profile)
         finally:
             leave()
@@ -132,16 +133,19 @@ def _write_recipe(args: Namespace) -> int:
     return 0
 
 
+def _said_of_data(args: Namespace) -> dict[str, Any]:
+    """Settings of [data] that the command line gives."""
+    columns, root = columns_of(args.columns), None if args.root is None else str(args.root)
+    return {name: value for name, value in (("columns", columns), ("root", root)) if value is not None}
+
+
 def _described(recipe: "Recipe | VitRecipe", args: Namespace) -> "Recipe | VitRecipe":
-    """The recipe with what the command line says of its data and its precision."""
+    """The recipe with the precision that the command line says."""
     from dataclasses import replace
 
-    columns, root = columns_of(args.columns), None if args.root is None else str(args.root)
-    said = {name: value for name, value in (("columns", columns), ("root", root)) if value is not None}
-    if said and not isinstance(recipe.data.train, str):
+    if _said_of_data(args) and not isinstance(recipe.data.train, str):
         raise InputError("--columns and --root describe one data set, and the recipe has several. Write them into it.")
-    run = recipe.run if args.dtype == "auto" else replace(recipe.run, precision=args.dtype)
-    return replace(recipe, data=replace(recipe.data, **said), run=run)
+    return recipe if args.dtype == "auto" else replace(recipe, run=replace(recipe.run, precision=args.dtype))
 
 
 def tokenizer(parser: ArgumentParser) -> Run:

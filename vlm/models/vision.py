@@ -17,6 +17,7 @@ from vlm.errors import CheckpointError, ConfigError, InputError
 from vlm.images.batching import pixel_batches
 from vlm.images.open import ImageSource
 from vlm.images.preprocess import Preprocess
+from vlm.models.labels import unique_labels
 from vlm.models.layers import AttentionPool, Block, init_blocks, projection
 from vlm.models.linear import linear
 from vlm.models.packing import FirstToken
@@ -235,8 +236,7 @@ class ViTClassifier(nn.Module):
             raise ConfigError(f"problem is {problem!r}; it must be one of {', '.join(get_args(Problem))}.")
         if thresholds is not None and (problem != "multi_label" or len(thresholds) != num_classes):
             raise ConfigError(
-                f"{len(thresholds)} thresholds for {num_classes} {problem} outputs: only a multi_label model has them, "
-                "one for each label."
+                f"{len(thresholds)} thresholds for {num_classes} {problem} outputs: multi_label has one a label."
             )
         if head is not None and (head.width, head.out_features) != (config.width, num_classes):
             raise ConfigError(
@@ -265,7 +265,7 @@ class ViTClassifier(nn.Module):
 
         Args:
             source: a CLIP, or a ViT with or without a head, as `vlm.load_backbone` reads it.
-            labels: of the M classes or values.
+            labels: of the M classes or values; a name that occurs twice is an `InputError`.
             problem: what the outputs are.
             image_size: in pixels; other than the source's it resizes the position embeddings.
 
@@ -278,7 +278,7 @@ class ViTClassifier(nn.Module):
         if cls.open_backbone is None:
             raise CheckpointError("No checkpoint reader is loaded. Import vlm, and use vlm.ViTClassifier.")
         vision, preprocess = cls.open_backbone(source)
-        return cls.on_backbone(vision, preprocess, labels, problem=problem, image_size=image_size)
+        return cls.on_backbone(vision, preprocess, unique_labels(labels), problem=problem, image_size=image_size)
 
     @classmethod
     def on_backbone(

@@ -39,6 +39,39 @@ def test_a_missing_file_is_looked_for_under_the_name_it_may_have(written: str, h
     assert error.reason == "missing" and hint in error.detail
 
 
+@pytest.mark.parametrize(
+    ("source", "facts"),
+    [
+        ("photos/cat/*.png", ["2 images", "their folder"]), ("photos/cat/1.png", ["1 images", "their folder"]),
+        ("photos/*", ["folders", "above them"]), ("file:///nowhere/photos", ["/nowhere/photos", "path alone"]),
+        ("hf://datasets/a/b", ["address"]), ("'photos'", ["without the quotes"]), ("Photos", ["did you mean photos?"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_set_says_what_to_name(
+    source: str, facts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images(tmp_path, "photos/cat/1.png", "photos/cat/2.png", "photos/dog/3.png")
+    monkeypatch.chdir(tmp_path)
+    with refused(DataError, source, *facts):
+        open_rows(source)
+
+
+@pytest.mark.parametrize("kind", ["photos", "d.csv", "d.tar"])
+def test_a_misspelled_role_is_refused_in_every_format(kind: str, tmp_path: Path):
+    images(tmp_path, "photos/cat/1.png", "photos/dog/2.png")
+    (tmp_path / "d.csv").write_text("image,caption\n1.png,a\n")
+    tar(tmp_path / "d.tar", ("1.png", png(1)), ("1.txt", b"a"))
+    with refused(DataError, "imgae", "image"):
+        open_rows(tmp_path / kind, columns={"imgae": "photo"})
+
+
+def test_a_class_set_of_a_folder_goes_by_its_folders(tmp_path: Path):
+    images(tmp_path, "cat/1.png", "dog/2.png")
+    for columns in ({"label": "label"}, {"label": "breed"}, {}):
+        rows = open_rows(tmp_path, columns=columns)
+        assert [rows.labels(i) for i in range(2)] == [["cat"], ["dog"]]
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_classes_are_the_same_in_both_forms_of_unicode(form: Literal["NFC", "NFD"], tmp_path: Path):
     images(tmp_path, unicodedata.normalize(form, "é/1.png"), "x/2.png")

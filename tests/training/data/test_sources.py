@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from tests.support.messages import refused
-from vlm.errors import DataError
+from vlm.errors import DataError, HubError
 from vlm.training.data.rows import BrokenSample, Rows
 from vlm.training.data.sources import open_rows
 
@@ -221,6 +222,17 @@ def test_a_name_of_the_hub_is_asked_of_the_hub(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda name: PARTS["test"].select([]))
     with pytest.raises(ValueError, match=r"a/b.*rows.*another file"):
         open_rows("a/b")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "", "nonsense"])
+def test_a_hub_that_does_not_answer_is_said_at_once(proxy: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://127.0.0.1:9")
+    begin = time.perf_counter()
+    with refused(HubError, "no folder photos/train", "127.0.0.1:9"):
+        open_rows("photos/train")
+    assert time.perf_counter() - begin < 20  # 3 s and what a loaded machine adds
 
 
 def _of_datasets() -> Exception:

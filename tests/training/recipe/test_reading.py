@@ -25,6 +25,8 @@ def written(folder: Path, text: str | bytes) -> Path:
         ("[run\nsteps = 3", ["line 1"]),
         ("[run] # für".encode("latin-1"), ["UTF-8"]),
         ("[run]\nsteps = 'many'", ["steps", "'many'", "int"]),
+        ('[data]\ntrain = "D:\\train"', ["data.train", "'single quotes'"]),
+        ('[data]\nroot = "C:\\new"', ["data.root", "'single quotes'"]),
         ('[data]\ntrain = "C:\\photos"', ["'single quotes'"]),
         ('[data]\ntrain = "D:\\users\\me"', ["'single quotes'"]),
     ],

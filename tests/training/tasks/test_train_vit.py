@@ -162,6 +162,18 @@ def test_a_balanced_run_of_epochs_goes_on_where_it_was_stopped(run_folder: Path,
     assert (tmp_path / "a" / end).read_bytes() == (tmp_path / "b" / end).read_bytes()
 
 
+@pytest.mark.parametrize("task", ["vit", "clip"])
+def test_where_every_sample_is_broken_the_quarantine_has_what_was_seen(task: str, tmp_path: Path):
+    for number in range(20):
+        path = tmp_path / "data" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"" if number % 3 else b"no image")
+    (tmp_path / "r.toml").write_text(f'task = "{task}"\n[data]\ntrain = "{tmp_path}/data"\nworkers = 0\n')
+    assert main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 1
+    listed = [json.loads(line) for line in (tmp_path / "run/quarantine.jsonl").read_text().splitlines()]
+    assert len(listed) == 2 and {line["reason"] for line in listed} <= {"empty file", "not an image"}
+
+
 @pytest.mark.parametrize("marker", ["there", "gone"])
 def test_the_checkpoint_itself_knows_the_classes_and_the_data(run_folder: Path, tmp_path: Path, marker: str, capsys):
     data = tmp_path / "data"

@@ -48,9 +48,8 @@ def recognise(source: str, present: Sequence[str], named: ColumnNames) -> Column
 
     `DataError`: no images, or neither captions nor classes, or a named column that is not there.
     """
-    for role, names in named.items():
-        if role not in _ROLES:
-            raise DataError(f"columns has no entry '{role}'. It knows: {', '.join(_ROLES)}.")
+    check_roles(named)
+    for names in named.values():
         if missing := [name for name in _listed(names) if name not in present]:
             raise DataError(f"{source} has no column {', '.join(missing)}. {_it_has(present, missing)}")
     singles = {
@@ -70,6 +69,15 @@ def recognise(source: str, present: Sequence[str], named: ColumnNames) -> Column
     if not columns.captions and columns.label is None:
         raise DataError(f"{source} has no column with captions. {_it_has(present, CAPTION)} {_name_it('caption')}")
     return columns
+
+
+def check_roles(named: ColumnNames) -> None:
+    """`DataError` where `named` has an entry that no column is for."""
+    for role in named:
+        if role not in _ROLES:
+            near = difflib.get_close_matches(role, _ROLES, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise DataError(f"columns has no entry '{role}'.{hint} It knows: {', '.join(_ROLES)}.")
 
 
 def _single(role: str, present: Sequence[str], named: ColumnNames) -> str | None:

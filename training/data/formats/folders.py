@@ -57,7 +57,7 @@ def open_folder(
             f"{folder} has images, but neither captions nor classes. Give each class a folder, each image a .txt, "
             "or list them in metadata.csv: file_name,caption."
         )
-    lines = "label" in (named or {})
+    lines = (named or {}).get("label") in ("txt", ["txt"], ("txt",))  # else the folders are the classes
     columns = Columns(
         image="image",
         captions={"": ["captions"]} if captioned and not lines else {},

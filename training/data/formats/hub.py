@@ -6,7 +6,9 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pyarrow as pa
 
@@ -69,8 +71,14 @@ def open_hub(source: str, splits: Sequence[str], named: ColumnNames) -> Table:
 
 
 def _answers(endpoint: str) -> bool:
-    """Returns True if the host accepts connections, or a proxy is configured."""
+    """Returns True if the host accepts connections, or answers through the proxy that is configured."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+        try:
+            urlopen(Request(endpoint, method="HEAD"), timeout=_SECONDS).close()
+        except HTTPError:  # an answer
+            return True
+        except (OSError, ValueError):
+            return False
         return True
     place = urlsplit(endpoint)
     try:
