@@ -61,7 +61,10 @@ class LoopRecipe(StrictConfig, ABC):
             raise RecipeError("matrices 'muon' needs whole matrices, shard = true cuts them. Use matrices = 'adamw'.")
         check_positive(optim, "lr", "muon_lr", "clip_norm", "max_logit_scale")
         check_not_negative(optim, "weight_decay", "muon_decay")
-        self._check_length()
+        if optim.warmup_steps is not None:
+            check_not_negative(optim, "warmup_steps")
+        if run.epochs and run.steps != RunSection.steps:
+            raise RecipeError(_TWO_LENGTHS.format(run.steps, run.epochs))
         check_share(optim, "final_lr")
         check_fraction(run, "ema_decay")
         check_not_negative(run, "seed", "max_skipped", "epochs")
@@ -73,14 +76,10 @@ class LoopRecipe(StrictConfig, ABC):
         if not 0 < optim.layer_decay <= 1:
             raise RecipeError(f"layer_decay must be in (0, 1], got {optim.layer_decay}.")
 
-    def _check_length(self) -> None:
-        steps, epochs, warmup = self.run.steps, self.run.epochs, self.optim.warmup_steps
-        if epochs and steps != RunSection.steps:
-            raise RecipeError(_TWO_LENGTHS.format(steps, epochs))
-        if warmup is None:
-            return
-        check_not_negative(self.optim, "warmup_steps")
-        if not epochs and warmup > steps:
+    def check_warmup(self) -> None:
+        """`RecipeError` where the warm-up is longer than the run, whose steps are known."""
+        steps, warmup = self.run.steps, self.optim.warmup_steps
+        if not self.run.epochs and warmup is not None and warmup > steps:
             raise RecipeError(
                 f"[optim] warmup_steps is {warmup} and the run has {steps} steps: the learning rate would reach "
                 f"{steps / warmup:.0%} of its peak. Set warmup_steps = {max(1, steps // 10)}, or leave it out."
@@ -98,7 +97,11 @@ class LoopRecipe(StrictConfig, ABC):
         run = self.run
         if not run.epochs:
             return self
-        return replace(self, run=replace(run, epochs=0, steps=max(1, math.ceil(run.epochs * samples / run.batch_size))))
+        found = replace(
+            self, run=replace(run, epochs=0, steps=max(1, math.ceil(run.epochs * samples / run.batch_size)))
+        )
+        found.check_warmup()
+        return found
 
     def length(self, samples: int) -> str:
         """Steps and epochs of the run, in words: "200 steps = 3.2 epochs of 8,000 samples"."""
@@ -108,6 +111,13 @@ class LoopRecipe(StrictConfig, ABC):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain values; `task`, where it stands, must be this kind's.  Old keys are a `RecipeError`."""
+        recipe = cls.of_run(values)
+        recipe.check_warmup()
+        return recipe
+
+    @classmethod
+    def of_run(cls, values: dict[str, Any]) -> Self:
+        """The same of a run that has begun: runs of 0.1.0 may be shorter than their warm-up."""
         _check_one_length(values)
         task = task_of(cls)
         if (came := values.get("task", task)) != task:

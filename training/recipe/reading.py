@@ -61,7 +61,7 @@ def _recipe(path: Path, values: dict[str, Any], kind: type[AnyRecipe], recorded:
     try:
         if recorded is not None:
             values = with_first_defaults(mapped(values, task_of(kind)), recorded, task_of(kind))
-        return kind.from_dict(values)
+        return kind.from_dict(values) if recorded is None else kind.of_run(values)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
 

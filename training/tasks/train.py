@@ -60,6 +60,8 @@ def train(
     """
     out, text = Path(out), recipe_text(recipe) if text is None else text
     processes = processes or init_from_env(None, recipe.run.timeout_minutes)
+    if not resume:
+        recipe.check_warmup()
     check_run(out, resume=resume, push=push, data=recipe.paths)
     recipe = with_precision(recipe, processes.device, recorded_recipe(out) if resume else None)
     try:
