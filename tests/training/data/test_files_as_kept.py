@@ -1,5 +1,6 @@
 """Names, files and shards as people keep them: read, or named with the remedy."""
 
+import importlib
 import json
 import os
 import unicodedata
@@ -105,12 +106,28 @@ def test_members_of_a_tar_find_each_other(members: list[tuple[str, bytes]], tmp_
     assert [rows.image(i) for i in range(2)] == [png(1), png(2)]
 
 
-def test_a_packed_tar_and_shards_with_other_columns_are_named(tmp_path: Path):
-    import gzip
-
-    (tmp_path / "a.tar").write_bytes(gzip.compress(b"x"))
-    with refused(DataError, "a.tar", "gzip"):
+@pytest.mark.parametrize(("packer", "module"), [("gzip", "gzip"), ("bzip2", "bz2"), ("xz", "lzma"), ("zip", "")])
+def test_a_packed_tar_is_named(packer: str, module: str, tmp_path: Path):
+    packed = importlib.import_module(module).compress(b"x") if module else b"PK\x03\x04more"
+    (tmp_path / "a.tar").write_bytes(packed)
+    with refused(DataError, "a.tar", packer):
         open_rows(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("text", ["['a red dog' 'a brown cat']", '["a red dog", "a brown cat"]'])
+def test_a_list_in_a_text_file_is_a_list(kind: str, text: str, tmp_path: Path):
+    if kind == "folder":
+        source = images(tmp_path / "d", "1.png", "2.png")
+        (source / "1.txt").write_text(text)
+        (source / "2.txt").write_text("[a, b]")
+    else:
+        members = [("1.png", png(1)), ("1.txt", text.encode()), ("2.png", png(2)), ("2.txt", b"[a, b]")]
+        source = tar(tmp_path / "d.tar", *members)
+    assert captions(open_rows(source)) == [["a red dog", "a brown cat"], "bad row"]
+
+
+def test_shards_with_other_columns_are_named(tmp_path: Path):
     pq.write_table(pa.table({"image": ["1"], "caption": ["a"]}), tmp_path / "part-0.parquet")
     pq.write_table(pa.table({"image": ["1"], "text": ["a"]}), tmp_path / "part-1.parquet")
     with refused(DataError, "part-1.parquet", "caption"):
@@ -124,6 +141,11 @@ FILES = {
     "lines.json": '{"image": "1.png", "caption": "a\u2028b"}\n{"image": "2.png", "caption": "c"}\n',
     "coco.json": '{"images": [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "2.png"}], "annotations": '
     '[{"image_id": 2, "caption": "c"}, {"image_id": 1, "caption": "a\u2028b"}]}',
+    "columns.json": '{"image": ["1.png", "2.png"], "caption": ["a\u2028b", "c"]}',
+    "nested.json": '{"version": 1, "data": [{"image": "1.png", "caption": "a\u2028b"}, '
+    '{"image": "2.png", "caption": "c"}]}',
+    "lists.json": '{"1.png": ["a\u2028b"], "2.png": "c"}',
+    "flickr.csv": "image_name| comment_number| comment\n1.png| 0| a\u2028b\n2.png| 0| c\n",
     "pairs.json": '{"1.png": "a\u2028b", "2.png": "c"}',
     "captions.txt": "image,caption\n1.png,a\u2028b\n2.png,c\n",  # Flickr8k
     "token.txt": "1.png#0\ta\u2028b\n2.png#0\tc\n",  # Flickr30k

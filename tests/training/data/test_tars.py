@@ -214,7 +214,7 @@ def test_what_is_wrong_with_a_member_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["1.txt", "1.json"])
 def test_a_text_of_more_than_a_mebibyte_is_no_caption(name, tmp_path):
-    fits = b'{"caption": "a"}'.ljust(2**20)
+    fits = (b"a" if name.endswith(".txt") else b'{"caption": "a"}').ljust(2**20)
     second = ("2.jpg", b"x"), (name.replace("1", "2"), fits + b" ")
     rows = open_rows(packed(tmp_path / "a.tar", ("1.jpg", b"x"), (name, fits), *second))
     assert rows.image(0) == b"x" and rows.captions(0)

@@ -9,8 +9,9 @@ from vlm.errors import DataError
 from vlm.training.data.rows import ColumnNames
 
 IMAGE = ("image", "filepath", "file_path", "file_name", "filename", "image_path", "img_path", "path", "img", "picture",
-         "photo", "file")  # fmt: skip
-CAPTION = ("captions", "caption", "text", "title", "texts", "sentences", "sentence", "description", "alt", "alt_text")
+         "photo", "file", "image_name")  # fmt: skip
+CAPTION = ("captions", "caption", "text", "title", "texts", "sentences", "sentence", "description", "alt", "alt_text",
+           "comment")  # fmt: skip
 KEYWORDS = ("keywords", "tags")
 LABEL = ("label", "class", "class_name", "category")
 LANGUAGE = ("language", "lang", "locale")

@@ -10,6 +10,7 @@ import numpy as np
 from vlm.errors import DataError
 from vlm.images.signatures import IMAGE_SUFFIXES
 from vlm.training.data.formats.arrow_cache import generated
+from vlm.training.data.formats.cells import CellError, texts_of
 from vlm.training.data.formats.columns import Columns
 from vlm.training.data.formats.encodings import encodes, is_plain_text, likely_encoding
 from vlm.training.data.formats.files import Found, files_below, is_below, roots_of
@@ -122,4 +123,7 @@ def _captions(path: str, roots: Sequence[str]) -> tuple[list[str], str]:
     except UnicodeError:
         name = os.path.basename(path)
         return [], f"not UTF-8: {name} looks like {likely_encoding(data)}; save it as UTF-8"
-    return [line.strip() for line in text.split("\n") if line.strip()], ""
+    try:
+        return [own.strip() for line in text.split("\n") for own in texts_of(line)], ""
+    except CellError as error:
+        return [], f"{os.path.basename(path)}: {error}"

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any, TextIO
 
 from vlm.errors import DataError
+from vlm.images.signatures import IMAGE_SUFFIXES
 
 _MAX_LINE = 1 << 24  # characters; a longer line is no row
 _MAX_DOCUMENT = 1 << 30  # characters of a file that is read whole
@@ -51,8 +53,8 @@ def json_document(path: str) -> Iterator[JsonRow]:
         raise DataError(f"{path} is no JSON ({' '.join(str(error).split())[:80]}). Write it anew.") from None
     if isinstance(found, dict) and {"images", "annotations"} <= found.keys():
         found = _coco(found)
-    elif isinstance(found, dict) and not any(isinstance(value, (list, dict)) for value in found.values()):
-        found = [{"image": name, "caption": caption} for name, caption in found.items()]  # {"1.png": "a dog"}
+    elif isinstance(found, dict):
+        found = _rows_of_object(found)
     if not isinstance(found, list):
         keys = ", ".join(list(found)[:8]) if isinstance(found, dict) else type(found).__name__
         raise DataError(
@@ -64,6 +66,23 @@ def json_document(path: str) -> Iterator[JsonRow]:
             yield number, row, ""
         else:
             yield number, {}, f"a JSON {type(row).__name__}, wanted an object"
+
+
+def _rows_of_object(found: dict[str, Any]) -> Any:
+    """{"1.png": "a dog"}, {"1.png": ["a dog", "a pet"]}, {"image": [...], "caption": [...]} or {"data": [{...}]}."""
+    values = list(found.values())
+    if not any(isinstance(value, (list, dict)) for value in values):
+        return [{"image": name, "caption": caption} for name, caption in found.items()]
+    if all(PurePath(name).suffix.lower() in IMAGE_SUFFIXES for name in found):
+        return [{"image": name, "caption": captions} for name, captions in found.items()]
+    if (
+        len(found) > 1
+        and all(isinstance(value, list) for value in values)
+        and len({len(value) for value in values}) == 1
+    ):
+        return [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]
+    tables = [value for value in values if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return tables[0] if len(tables) == 1 and not any(isinstance(value, dict) for value in values) else found
 
 
 def _coco(found: dict[str, Any]) -> list[Any]:

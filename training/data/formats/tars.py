@@ -26,6 +26,8 @@ from vlm.training.data.rows import BrokenSample, Captions, ColumnNames
 
 _TEXT_BYTES = 1 << 20  # of one .txt or .json: more is no caption
 _TEXTS = ("txt", "json", "cls")
+_PACKED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz"),
+           b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"PK\x03\x04": ("zip", "unzip")}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -110,8 +112,12 @@ def open_tars(name: str, shards: Sequence[Path], splits: Sequence[str], named: C
 
     for shard in shards:
         with shard.open("rb") as file:
-            if file.read(2) == b"\x1f\x8b":
-                raise DataError(f"{shard} is packed with gzip. Unpack it (gunzip): its parts are read in random order.")
+            head = file.read(6)
+        for begin, (packer, unpack) in _PACKED.items():
+            if head.startswith(begin):
+                raise DataError(
+                    f"{shard} is packed with {packer}. Unpack it ({unpack}): its parts are read in random order."
+                )
     text, number = Value("string"), Value("int64")
     texts = List({"language": text, "text": text})
     features = {"uid": text, "shard": number, "offset": number, "size": number, "label": List(text), "split": text,
@@ -292,7 +298,7 @@ def _add_text(sample: _Sample, ending: str, data: bytes, named: dict[str, list[s
     if not is_plain_text(data):
         raise UnicodeDecodeError("utf-8", data, 0, 1, "another encoding")
     if ending == "txt":
-        _append(sample.captions, "", [text])
+        _append(sample.captions, "", texts_of(text))
     elif ending == "cls":
         sample.labels = labels_of(text)
     else:
