@@ -23,7 +23,7 @@ from vlm.tokenizers.sentencepiece import SentencePieceTokenizer
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-pytest_plugins = ["tests.support.demo_pages", "tests.support.fake_hub"]  # their fixtures
+pytest_plugins = ["tests.support.demo_pages", "tests.support.fake_hub", "tests.support.wheel"]  # their fixtures
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its maker unless told before its import
 os.environ["VLM_CONFIG"] = ""  # no test reads the user's config file ...
 os.environ.pop("VLM_MODEL", None)  # ... or default model

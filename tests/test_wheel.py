@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 import tomllib
@@ -22,13 +21,11 @@ import pytest
 from PIL import Image
 
 import vlm
+from tests.support.wheel import DATA, PACKAGES, ROOT, borrowing, build, install, site
 from vlm.errors import DISTRIBUTION
 
-ROOT = Path(__file__).parent.parent
 IMAGE = ROOT / "demo" / "samples" / "fxemoji" / "dog.webp"
 LABELS = ["犬", "a car", "りんご"]
-DATA = ("picture_words", "icon_words")  # of the repository, not of the package
-PACKAGES = {"vlm": "vlm", "training": "vlm/training", "demo": "vlm/demo"}  # in the checkout -> in the wheel
 RECIPE = """task = "clip"
 
 [data]
@@ -36,17 +33,6 @@ train = "photos"
 train_splits = ["train"]
 validation_split = "validation"
 """
-NO_NETWORK = """import sys
-
-def refuse(event, values):
-    if event == "socket.connect" and isinstance(values[1], tuple) and values[1][0] not in ("127.0.0.1", "::1"):
-        raise OSError(f"this test has no network: {values[1]}")
-    if event == "socket.getaddrinfo" and values[0] not in ("127.0.0.1", "::1", "localhost", None, b"127.0.0.1"):
-        raise OSError(f"this test has no network: {values[0]}")
-
-sys.addaudithook(refuse)
-"""
-
 long = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 
@@ -82,20 +68,7 @@ def test_the_distribution_has_one_name_everywhere():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `python -m build` left an sdist and a wheel made from that sdist."""
-    folder = tmp_path_factory.mktemp("built")
-    source = folder / "source"
-    source.mkdir()
-    for path in ROOT.iterdir():
-        if path.is_file():
-            shutil.copy(path, source / path.name)
-    skipped = shutil.ignore_patterns("__pycache__", *DATA)
-    for name in (*PACKAGES, "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=skipped)
-    for name in DATA:
-        shutil.copytree(ROOT / "training" / name, source / "training" / name)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
+    return build(tmp_path_factory.mktemp("built")).parent
 
 
 def library() -> set[str]:
@@ -136,13 +109,7 @@ def test_the_sdist_holds_the_code_and_no_tests(built: Path):
 @pytest.fixture(scope="module")
 def borrowed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with our wheel, and the other packages of the one that runs the tests."""
-    folder = tmp_path_factory.mktemp("borrowed") / "env"
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    places = [place for place in sys.path if place.endswith("site-packages")]
-    _site(python).joinpath("borrowed.pth").write_text("\n".join(places) + "\n")  # no .pth file in them is read
-    _install(built, python, "--no-deps")
-    return python
+    return borrowing(next(built.glob("*.whl")), tmp_path_factory.mktemp("borrowed") / "env")
 
 
 @pytest.fixture(scope="module")
@@ -152,22 +119,9 @@ def bare(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / "bin" / "python"
     needs_an_index(python, folder)
-    _install(built, python)
+    install(next(built.glob("*.whl")), python)
     yield python
     shutil.rmtree(folder)
-
-
-def _site(python: Path) -> Path:
-    (place,) = (python.parent.parent / "lib").glob("python*/site-packages")
-    return place
-
-
-def _install(built: Path, python: Path, *options: str) -> None:
-    (wheel,) = built.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "--quiet", *options, f"{wheel}[all]"], check=True)
-    (_site(python) / "no_network.py").write_text(NO_NETWORK)
-    (_site(python) / "zz_no_network.pth").write_text("import no_network\n")  # in every process of this environment
 
 
 def needs_an_index(python: Path, folder: Path) -> None:
@@ -221,7 +175,7 @@ def test_the_wheel_works_far_from_a_checkout_and_a_network(python: Path, home: P
     """Train, evaluate, index and search, classify as this checkout does, and open the demo on the new model."""
     where = [python, "-c", "import vlm, vlm.training, vlm.demo; print(vlm.__file__, vlm.training.__file__)"]
     said = subprocess.run(where, cwd=home, env=environment(home), capture_output=True, text=True, check=True).stdout
-    assert all(str(_site(python)) in path for path in said.split())
+    assert all(str(site(python)) in path for path in said.split())
     refused = [python, "-c", "import urllib.request; urllib.request.urlopen('http://192.0.2.1')"]
     assert "this test has no network" in subprocess.run(refused, capture_output=True, text=True, check=False).stderr
     for name in ("training", "demo"):
@@ -290,7 +244,7 @@ def _wait(ready, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def test_what_needs_picture_words_says_so_in_one_line(python: Path, home: Path):
-    recipe = _site(python) / "vlm" / "training" / "recipes" / "mini-icons.toml"
+    recipe = site(python) / "vlm" / "training" / "recipes" / "mini-icons.toml"
     for words in (["evaluate", "mini"], ["train", recipe, "--out", "model"], ["train", recipe, "--dry-run"]):
         done = command(python, home, *words)
         assert done.returncode == 1, done.stderr

@@ -30,9 +30,10 @@ def test_every_command_of_the_page_is_understood() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_evening_runs_in_an_empty_folder_and_prints_what_the_page_says(tmp_path: Path) -> None:
+def test_the_evening_runs_in_an_empty_folder_and_prints_what_the_page_says(tmp_path: Path, wheel_python: Path) -> None:
+    """With the wheel installed and no checkout."""
     output, texts = "", list[tuple[str, str]]()
-    with evening(tmp_path) as run:
+    with evening(tmp_path, wheel_python) as run:
         for block in blocks(PAGE.read_text(encoding="utf-8")):
             if block.kind in ("sh", "python"):
                 output = run.run(block)

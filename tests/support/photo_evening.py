@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,25 +19,25 @@ STANDS_IN = "japanese"  # a model of the hub whose repository may hold any confi
 
 
 @contextmanager
-def evening(folder: Path) -> Iterator["Evening"]:
-    """Settings, cache and hub of their own; all below `folder`."""
+def evening(folder: Path, python: Path = Path(sys.executable)) -> Iterator["Evening"]:
+    """Settings, cache and hub of their own, all below `folder`; commands are those of the environment of `python`."""
     with pytest.MonkeyPatch.context() as patch, serving(folder / "cache", patch) as hub:
         hub.add_folder(catalog()[STANDS_IN].source.removeprefix("hf:"), BUNDLED["mini"])
         patch.setenv("VLM_CONFIG", str(folder / "config.json"))
         patch.setenv("LANG", "C.UTF-8")
         (folder / "home").mkdir()
-        yield Evening(folder / "home")
+        yield Evening(folder / "home", python)
 
 
 class Evening:
     """Runs blocks in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.folder, self.python = folder, python
 
     def run(self, block: Block) -> str:
         """Standard output, with what differs between machines as `...`."""
-        said = printed(Block(block.kind, block.body.replace("photos-small", STANDS_IN)), self.folder)
+        said = printed(Block(block.kind, block.body.replace("photos-small", STANDS_IN)), self.folder, self.python)
         said = said.replace(STANDS_IN, "photos-small").replace(f"{self.folder}{os.sep}", "")
         said = said.replace(str(self.folder.parent), "...")
         return re.sub(r"\d+(\.\d+)? images/s", "... images/s", said)
