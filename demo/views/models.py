@@ -81,7 +81,8 @@ def _folded(page: str) -> str:
     """The rendered card with its <details> as such, where each one that opens closes."""
     if len(_OPENS.findall(page)) != page.count(_CLOSES):
         return page
-    return _OPENS.sub(r"<details><summary>\1</summary>", page).replace(_CLOSES, "</details>")
+    named = r'<details aria-label="\1"><summary>\1</summary>'  # a group of the accessibility tree
+    return _OPENS.sub(named, page).replace(_CLOSES, "</details>")
 
 
 def locked() -> str:

@@ -204,7 +204,7 @@ def test_the_keyboard_alone_does_all_on_classify(full_demo: Server, opened: Open
     tab_to(page, page.locator("#classify-all-button"))
     press("Enter")
     page.locator("#table table").wait_for()
-    tab_to(page, page.locator("#table a"))
+    tab_to(page, page.locator("#table a >> visible=true"))
     with page.expect_download() as coming:
         press("Enter")
     coming.value.save_as(tmp_path / "table.csv")

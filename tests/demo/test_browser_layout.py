@@ -120,6 +120,7 @@ def test_a_long_file_name_takes_two_lines_and_is_whole_in_the_title(
     page.locator("#images a").nth(2).wait_for()
     page.locator("#labels textarea").fill("dog, cat")
     page.locator("#classify-all-button").click()
+    page.locator("#table table").wait_for()
     for name, cell in zip(names, page.locator("#table tbody th").all(), strict=True):
         assert cell.get_attribute("title") == name
         shown = cell.locator(".file-name")
