@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-lowest check docs train bench clean
+.PHONY: demo test test-all test-lowest check style types docs train bench clean
 
 demo: $(READY)  ## the demo on the bundled model, in the browser
 	VLM_CONFIG= VLM_MODEL= $(BIN)/vlm demo
@@ -24,12 +24,16 @@ test-lowest: $(READY)  ## the fast tests with the oldest packages that pyproject
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -e .
 	$(LOWEST)/bin/python -m pytest
 
-check: $(READY)  ## style, types, tests
+check: style types  ## style, types, tests
+	$(BIN)/python -m pytest
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)  ## pyright on build/checkout, where training/ and demo/ stand inside of vlm/ as they are installed
 	rm -rf build/checkout && mkdir -p build/checkout/vlm && ln -s $(CURDIR)/vlm/* $(CURDIR)/training $(CURDIR)/demo build/checkout/vlm/ && ln -s $(CURDIR)/benchmarks build/checkout/
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
 
 docs: $(READY)  ## the site, into site/; a broken link or equation ends it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -20,12 +20,12 @@ from tests.support.demo_pages import (
     open_part,
     upload,
 )
-from tests.support.demo_server import Server
+from tests.support.demo_server import Server, serving
 from vlm.demo.page.texts import TEXTS
 from vlm.demo.search.samples import EXAMPLES, samples
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [*browser_tests, needs_mini]
 both_languages = pytest.mark.parametrize("language", ["ja", "en"])
@@ -276,3 +276,20 @@ def test_the_images_of_the_page_can_be_shown_again(mini_demo: Server, opened: Op
     assert page.locator("#labels textarea").input_value() == "dog, cat"
     page.go_forward()
     page.locator('[role="tab"][data-tab-id="look"][aria-selected="true"]').wait_for()
+
+
+def test_image_and_labels_survive_a_restart_of_the_server(tmp_path: Path, browser: "Browser") -> None:
+    page = browser.new_context(locale="en-US").new_page()
+    with serving("mini", tmp_path) as server:
+        page.goto(server.address)
+        page.wait_for_selector("#labels textarea")
+        upload(go(page, "classify"), DOG)
+        page.locator("#labels textarea").fill("dog, cat")
+        page.wait_for_timeout(800)  # kept in the browser
+    with serving("mini", tmp_path, port=int(server.address.rsplit(":", 1)[1])):
+        page.reload()
+        page.locator("#tab-classify .image img").first.wait_for(state="attached")
+        assert page.locator("#labels textarea").input_value() == "dog, cat"
+        classify(page)
+        assert page.locator("#ranking .label").count() == 2
+    page.context.close()

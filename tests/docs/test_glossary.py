@@ -23,6 +23,15 @@ VARIANTS = {  # pattern of a variant -> the glossary's term
     r"当て推量|偶然なら": "チャンスレベル",
     r"ファイン・?チューン(?!ング)": "ファインチューニング",
     r"コントラスト学習": "対照学習",
+    r"余弦": "コサイン類似度",
+    r"指紋": "フィンガープリント",
+    r"復号": "デコード",
+    r"説明文": "キャプション",
+    r"偶然の水準|偶然の正答率|偶然は": "チャンスレベル",
+    r"マシン|計算機": "コンピューター",
+    r"画像タワー|文のタワー|文のエンコーダー|文エンコーダー|画像のエンコーダー": "エンコーダー",
+    r"特徴量": "特徴",
+    r"絵(?!文字|本)": "イラスト",
 }
 PAGES = sorted({*ROOT.glob("*.ja.md"), *DOCS.rglob("*.ja.md"), *(DOCS / "guide" / "ja").glob("*.md")})
 PROGRAMS = [  # what programs print, draw or show in Japanese

@@ -32,10 +32,11 @@ class Server:
 
 
 @contextmanager
-def serving(model: str, folder: Path, *options: str) -> Iterator[Server]:
-    """The demo on a free port, until the block ends; its log and its uploads go to `folder`."""
+def serving(model: str, folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
+    """The demo on a port, 0 for a free one, until the block ends; its log and its uploads go to `folder`."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     server = Server(f"http://127.0.0.1:{port}", folder / "demo.log")
     with server.log.open("w") as log:
