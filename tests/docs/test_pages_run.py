@@ -3,6 +3,7 @@
 Downloads come from a hub on 127.0.0.1.  README and teach-words are followed in a copy of the checkout.
 """
 
+import json
 import os
 import re
 import shlex
@@ -55,7 +56,7 @@ MADE = {  # files after a command, by its beginning
     "vlm search": [],
     "vlm look": ["look/look-attention.png", "look/look-relevance.png"],
     "vlm train": ["run/model.safetensors"],
-    "vlm report": ["report/report.json"],
+    "vlm report": ["report/metrics.json"],
     "vlm embed": ["shards/part-00000.parquet"],
     "vlm tokenizer": ["tokenizer/tokenizer.model"],
     "vlm convert": ["converted/model.safetensors"],
@@ -103,18 +104,20 @@ def place(tmp_path: Path, wheel_python: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = tmp_path / "home"
     (folder / "photos" / "2024").mkdir(parents=True)
     lines = ["file_name,caption,label,split"]
-    chosen = [one for one in samples() if one.en in ("dog", "fish", "star", "key")][:24]
-    for number, one in enumerate(chosen):
-        name = f"{'2024/' if number % 2 else ''}{number}.jpg"
-        image = Image.open(one.path).convert("RGB")
-        image.putpixel((0, 0), (number, 0, 0))
-        image.save(folder / "photos" / name)
-        split = ("train", "train", "validation", "test")[number % 4]
-        lines.append(f"{name},{one.en} number {number},{one.en},{split}")
+    number = 0
+    for label in ("cow face", "chicken", "pig face", "shark"):
+        for place, one in enumerate([one for one in samples() if one.en == label][:6]):
+            name, number = f"{'2024/' if number % 2 else ''}{number}.jpg", number + 1
+            image = Image.open(one.path).convert("RGB")
+            image.putpixel((0, 0), (number, 0, 0))
+            image.save(folder / "photos" / name)
+            split = ("train", "validation", "test")[place % 3]
+            lines.append(f"{name},{label} number {number},{label},{split}")
     (folder / "photos" / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
     (folder / "recipe.toml").write_text(RECIPE.format(task="clip", model="lock_vision = true"), encoding="utf-8")
-    (folder / "captions.txt").write_text("\n".join(one.en + "\n" + one.ja for one in samples()), encoding="utf-8")
+    words = json.loads((ROOT / "demo" / "search" / "mini_words.json").read_text(encoding="utf-8"))
+    (folder / "captions.txt").write_text("\n".join(words["en"] + words["ja"]), encoding="utf-8")
     vlm.export(vlm.load("mini", device="cpu"), tmp_path / "foreign", "huggingface")
     with serving(tmp_path / "cache", monkeypatch) as hub:
         hub.add_folder(catalog()[MODEL].source.removeprefix("hf:"), BUNDLED["mini"])
