@@ -69,12 +69,12 @@ def check_output(
     """
     folder = expanded(out)
     for source in map(expanded, data):
-        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        if os.path.isdir(source) and folder.resolve().is_relative_to(source.resolve()):
             raise InputError(f"{out} lies in the data {source}: what is written would be read as data. Name another.")
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"{out} is a file; wanted a folder. Name another.")
-    others = [name for name in names if (folder / name).exists()]
-    if others and not (folder / marker).exists():
+    others = [name for name in names if os.path.exists(folder / name)]
+    if others and not os.path.exists(folder / marker):
         raise InputError(
             f"{out} holds {', '.join(others)}, which would be lost. Name a new folder, or one of an earlier result."
         )
