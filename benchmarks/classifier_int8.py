@@ -18,11 +18,12 @@ import vlm
 from benchmarks.machine import about
 from benchmarks.side_by_side import QUICK_ROUNDS, ROUNDS, head, in_turns, row
 from vlm.models.vision import ViTClassifier
+from vlm.onnx.backends import Backend
 from vlm.training.data.class_stream import ClassImages
 from vlm.training.data.labelled import classes_of_classifier, open_labelled
 
 BATCHES = (1, 8, 64)
-VARIANTS = {"`vlm`, float32": "torch", "`vlm`, onnx": "onnx", "`vlm`, int8": "int8"}
+VARIANTS: dict[str, Backend] = {"`vlm`, float32": "torch", "`vlm`, onnx": "onnx", "`vlm`, int8": "int8"}
 DYNAMIC = "torch, `quantize_dynamic`"
 Network = Callable[[Tensor], Tensor]
 

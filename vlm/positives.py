@@ -4,6 +4,7 @@ Sharing a key is not transitive: (a, b), (b, c) and (c, d) are a chain, and the 
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,13 @@ def as_groups(keys: Tensor) -> Tensor:
         (N,) integers, equal for rows that share a key, where rows share all their common keys or none; else (N, H), the
         keys that several rows have, renumbered, H <= G.
     """
-    numbers, place, counts = keys.unique(return_inverse=True, return_counts=True)
+    numbers, place, counts = cast(
+        tuple[Tensor, Tensor, Tensor], torch.unique(keys, return_inverse=True, return_counts=True)
+    )
     shared = (keys != NO_KEY) & (counts[place] > 1)
     kept = torch.where(shared, place, NO_KEY).sort(dim=1, descending=True).values
     kept = kept[:, : max(1, int(shared.sum(1).max()))]  # (N, H)
-    names, group = kept.unique(dim=0, return_inverse=True)  # equal where all shared keys are
+    names, group = cast(tuple[Tensor, Tensor], torch.unique(kept, dim=0, return_inverse=True))  # of equal keys
     highest = group.new_full((len(numbers),), -1)
     lowest = group.new_full((len(numbers),), len(names))
     for column in kept.T:

@@ -158,8 +158,9 @@ def open_values(rows: Rows, columns: dict[str, Any] | None) -> Labelled:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, list) and len(value) == 1:  # as tables of text have their labels
-        (value,) = value
+    if isinstance(value, list):  # as tables of text have their labels
+        items: list[Any] = value
+        return _number(items[0]) if len(items) == 1 else None
     try:
         number = float(value)
     except (TypeError, ValueError):
