@@ -1,20 +1,26 @@
 """Estimates FLOPs, memory and hours of a run from its sizes.
 
-A FLOP is a multiplication or an addition of a matrix product; all else (norms, GELU, softmax) is not counted, as in
-torch.utils.flop_counter.  Letters: n tokens of one row, D, F, L, h, E as everywhere; B the batch, c captions an image.
+A FLOP is a multiplication or an addition of a matrix product; all else (norms, GELU, softmax) is not counted.  Those of
+the encoders are counted by torch.utils.flop_counter on the meta device, where nothing is computed; attention counts as
+its two products, forward and backward.  Letters: D, F, h, E as everywhere; B the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.checkpoint.load import load
 from vlm.config import CLIPConfig, TextConfig, VisionConfig, named_size
 from vlm.errors import InputError
 from vlm.loss import CPU_TILE
 from vlm.models.clip import CLIP
+from vlm.models.packing import Packing
 from vlm.tokenizers.load import load_tokenizer
 from vlm.training.engine.optim import parameter_groups
 from vlm.training.engine.throughput import GPUS, Work
@@ -34,39 +40,36 @@ class Passes(NamedTuple):
         return self.forward + self.backward
 
 
-def block_flops(width: int, mlp_dim: int, tokens: int, asking: int | None = None) -> float:
-    """Forward, one row: 2 n (4 D D + 2 D F) in the linear layers, 4 n n D in the attention.
-
-    `asking`: for so many tokens only (None: all), of which all are read: the last block before a class or end token.
-    """
-    asking = tokens if asking is None else asking
-    linear = 2 * tokens * 3 * width**2 + 2 * asking * (width**2 + 2 * width * mlp_dim)
-    return linear + 4 * asking * tokens * width
-
-
-def tower_flops(config: VisionConfig | TextConfig, tokens: int) -> float:
-    """All blocks, forward, one row."""
-    sizes = (config.width, config.mlp_dim, tokens)
-    last = block_flops(*sizes, asking=1 if config.pool in ("class", "eot", "last") else None)
-    return (config.depth - 1) * block_flops(*sizes) + last
-
-
-def vision_flops(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Passes:
+@cache
+def image_flops(config: CLIPConfig, kept: int | None = None) -> Passes:
     """FLOPs of one image of which `kept` patches are computed (None: all), the projection into E included."""
-    D, F = config.width, config.mlp_dim
-    patches = config.num_patches if kept is None else kept
-    tokens = patches + config.num_prefix_tokens
-    cut = 2 * patches * config.in_channels * config.patch_size**2 * D
-    pool = 4 * tokens * D**2 + 4 * tokens * D + 2 * D**2 + 4 * D * F if config.pool == "attention" else 0
-    forward = cut + tower_flops(config, tokens) + pool + 2 * D * embed_dim
-    return Passes(forward, 2 * forward - cut)  # pixels need no gradient
+    clip, vision = _on_meta(config), config.vision
+    images = torch.empty(1, vision.in_channels, *vision.image_shape, device="meta")
+    keep = None if kept is None else torch.empty(1, kept, dtype=torch.long, device="meta")
+    return _counted(lambda: clip.encode_image(images, keep))
 
 
-def text_flops(config: TextConfig, embed_dim: int, tokens: int | None = None) -> Passes:
+@cache
+def text_flops(config: CLIPConfig, tokens: int | None = None) -> Passes:
     """FLOPs of one text of that many tokens (None: a full row), the projection into E included."""
-    tokens = config.context_length if tokens is None or config.pad_to_context else tokens
-    forward = tower_flops(config, tokens) + 2 * config.width * embed_dim
-    return Passes(forward, 2 * forward)
+    clip, text = _on_meta(config), config.text
+    tokens = text.context_length if tokens is None or text.pad_to_context else tokens
+    ids = torch.empty(1, tokens, dtype=torch.long, device="meta")
+    packing = None if text.pad_to_context else Packing.of(torch.tensor([tokens])).to(ids.device)
+    return _counted(lambda: clip.encode_text(ids, packing))
+
+
+def _on_meta(config: CLIPConfig) -> CLIP:
+    with torch.device("meta"):
+        return CLIP(config)
+
+
+def _counted(forward: Callable[[], torch.Tensor]) -> Passes:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        out = forward()
+        there = counter.get_total_flops()
+        out.sum().backward()
+    return Passes(there, counter.get_total_flops() - there)
 
 
 def loss_flops(batch: int, embed_dim: int) -> float:
@@ -110,21 +113,19 @@ class Cost:
 def step_cost(config: CLIPConfig, recipe: Recipe, gpus: int, caption_tokens: int | None = None) -> Cost:
     """`caption_tokens`: of a caption, on average; None: full rows, the most it can be."""
     run, data = recipe.run, recipe.data
-    with torch.device("meta"):
-        model = CLIP(config)
-    if recipe.model.lock_vision:
-        model.vision.requires_grad_(False)
-        model.vision_proj.requires_grad_(False)
+    model = _on_meta(config)
     half = run.precision in ("bfloat16", "float16", "auto")
     rows, captions = run.rows_of_a_process(gpus), data.captions_per_image
     patches = data.coarse(config.vision).num_patches
     kept = patches - int(patches * data.patch_dropout)
     fullest = config.vision.num_patches if data.dense_share else kept
     tokens = config.text.context_length if caption_tokens is None else min(caption_tokens, config.text.context_length)
-    sparse, dense = (vision_flops(config.vision, config.embed_dim, count) for count in (kept, None))
+    sparse, dense = (image_flops(config, count) for count in (kept, None))
     vision = Passes(*((1 - data.dense_share) * a + data.dense_share * b for a, b in zip(sparse, dense, strict=True)))
-    text = text_flops(config.text, config.embed_dim, tokens)
+    text = text_flops(config, tokens)
     if recipe.model.lock_vision:
+        model.vision.requires_grad_(False)
+        model.vision_proj.requires_grad_(False)
         vision = Passes(vision.forward, 0)
     again = (run.accumulate > 1) + run.checkpoint_activations  # forward passes more
     pieces = [piece for p in parameter_groups(model)[0] for piece in _square(p.shape[0], p.shape[1])]

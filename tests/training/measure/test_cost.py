@@ -22,13 +22,13 @@ from vlm.training.engine.optim import optimizers
 from vlm.training.measure.cost import (
     Cost,
     block_bytes,
+    image_flops,
     loss_flops,
     muon_flops,
     plan,
     print_plan,
     step_cost,
     text_flops,
-    vision_flops,
 )
 from vlm.training.recipe.config import Recipe
 from vlm.training.recipe.reading import read_recipe
@@ -44,43 +44,57 @@ def counted(function) -> int:
     return counter.get_total_flops()
 
 
+def by_hand(config: VisionConfig | TextConfig, tokens: int) -> float:
+    """Forward through the blocks, one row: 2 n (4 D D + 2 D F) in the linear layers, 4 n n D in the attention.
+
+    All tokens of the last block are read, and where one is pooled, only its query, projection and MLP are computed.
+    """
+    D, F = config.width, config.mlp_dim
+
+    def block(asking: int) -> int:
+        return 2 * tokens * 3 * D**2 + 2 * asking * (D**2 + 2 * D * F) + 4 * asking * tokens * D
+
+    return (config.depth - 1) * block(tokens) + block(1 if config.pool in ("class", "eot", "last") else tokens)
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_flops_of_images_are_those_torch_counts(size):
+@pytest.mark.parametrize("kept", [None, 10])
+def test_flops_of_images_are_those_of_the_formula(size, kept):
     config = named_size(size)
-    config = replace(config, text=replace(config.text, depth=1))
-    with torch.device("meta"):
-        clip = CLIP(config)
-        images = torch.empty(2, 3, *config.vision.image_shape)
-    work = vision_flops(config.vision, config.embed_dim)
-    assert 2 * work.forward == pytest.approx(counted(lambda: clip.encode_image(images)), rel=0.01)
-    assert 2 * work.both == pytest.approx(counted(lambda: clip.encode_image(images).sum().backward()), rel=0.01)
+    vision, E = config.vision, config.embed_dim
+    patches = kept or vision.num_patches
+    cut = 2 * patches * 3 * vision.patch_size**2 * vision.width
+    forward = cut + by_hand(vision, patches + vision.num_prefix_tokens) + 2 * vision.width * E
+    work = image_flops(config, kept)
+    assert work.forward == pytest.approx(forward, rel=0.01)
+    assert work.backward == pytest.approx(2 * forward - cut, rel=0.01)  # pixels need no gradient
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_flops_of_texts_are_those_torch_counts(size, monkeypatch):
+@pytest.mark.parametrize("tokens", [None, 9])
+def test_flops_of_texts_are_those_of_the_formula(size, tokens):
+    config = named_size(size)
+    forward = by_hand(config.text, tokens or config.text.context_length) + 2 * config.text.width * config.embed_dim
+    work = text_flops(config, tokens)
+    assert work.forward == pytest.approx(forward, rel=0.01)
+    assert work.backward == pytest.approx(2 * forward, rel=0.01)
+
+
+def test_flops_of_other_kinds_of_encoders_are_those_torch_counts_of_real_numbers(monkeypatch):
     monkeypatch.setattr("vlm.models.linear.mkl_holds_back", lambda: False)  # no rows of zeros that fill oneDNN's blocks
-    config = named_size(size)
-    text = replace(config.text, depth=2, vocab_size=300, eot_id=1)  # real numbers: not too many
-    vision = VisionConfig(image_size=8, patch_size=8, width=8, depth=1, num_heads=1, mlp_dim=8)
-    config = replace(config, text=text, vision=vision)
-    clip = CLIP(config)
-    for tokens in (config.text.context_length, 9):
-        ids = torch.full((2, tokens), 5)
-        ids[:, -1] = 1
-        work = text_flops(config.text, config.embed_dim, tokens)
-        assert 2 * work.forward == pytest.approx(counted(lambda ids=ids: clip.encode_text(ids)), rel=0.01)
-        both = counted(lambda ids=ids: clip.encode_text(ids).sum().backward())
-        assert 2 * work.both == pytest.approx(both, rel=0.01)
-
-
-def test_flops_with_patch_dropout_and_other_pools_are_those_torch_counts():
     sizes = VisionConfig(image_size=64, patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=200)
-    for vision in (replace(sizes, pool="attention", class_token=False), replace(sizes, pool="mean")):
-        clip = CLIP(CLIPConfig(embed_dim=48, vision=vision, text=TextConfig(width=16, num_heads=2, depth=1)))
+    words = TextConfig(width=16, num_heads=2, depth=2, vocab_size=300, eot_id=1)
+    padded = replace(words, pad_to_context=True, causal=False, pool="last")
+    for vision, text in ((replace(sizes, pool="attention", class_token=False), words),
+                         (replace(sizes, pool="mean"), padded)):  # fmt: skip
+        clip = CLIP(CLIPConfig(embed_dim=48, vision=vision, text=text))
         images, keep = torch.zeros(4, 3, 64, 64), torch.arange(20).expand(4, -1)
-        work = vision_flops(vision, 48, kept=20)
         both = counted(lambda clip=clip, p=images, k=keep: clip.encode_image(p, k).sum().backward())
-        assert 4 * work.both == pytest.approx(both, rel=0.01)
+        assert 4 * image_flops(clip.config, 20).both == pytest.approx(both, rel=0.01)
+        ids = torch.full((2, 9), 5)
+        ids[:, -1] = 1
+        both = counted(lambda clip=clip, ids=ids: clip.encode_text(ids).sum().backward())
+        assert 2 * text_flops(clip.config, 9).both == pytest.approx(both, rel=0.01)
 
 
 @pytest.mark.parametrize("early", [{"coarse_size": 32}, {"patch_dropout": 0.75}])
