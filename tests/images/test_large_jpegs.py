@@ -138,18 +138,33 @@ def test_torchvisions_decoder_is_used_and_gives_pillows_bits(monkeypatch: pytest
 def test_scaled_decoding_is_less_than_a_level_away_on_average(name: str) -> None:
     for resize in ("crop", "squash"):
         config = PreprocessConfig.from_dict({"image_size": 96, "resize": resize})
-        exact, scaled = (Preprocess(config, decoding=decoding) for decoding in get_args(preprocess.Decoding))
+        exact, scaled = Preprocess(config), Preprocess(config, decoding="scaled")
         apart = (exact.pixels(LARGE_JPEGS[name]).int() - scaled.pixels(LARGE_JPEGS[name]).int()).abs().float()
         assert (0 < apart.mean() < 0.6) == (name != "upright")  # a side of 601 has no half in whole pixels
         assert exact.pixels_and_size(LARGE_JPEGS[name])[1] == scaled.pixels_and_size(LARGE_JPEGS[name])[1]
 
 
-def test_scaled_decoding_changes_jpeg_files_alone_and_no_image_of_the_caller() -> None:
-    scaled, exact = (Preprocess(PreprocessConfig(image_size=32), decoding=d) for d in ("scaled", "exact"))  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", LARGE_JPEGS)
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [96, 300, 500, 900])  # from a tenth to larger than the file
+def test_near_decoding_is_one_level_from_pillows_but_for_a_few_values_of_a_million(
+    name: str, resize: str, interpolation: str, size: int
+) -> None:
+    config = {"image_size": size, "resize": resize, "interpolation": interpolation, "fill": 9}
+    near = Preprocess(PreprocessConfig.from_dict(config), decoding="near").pixels(LARGE_JPEGS[name])
+    apart = (near.int() - by_pillow(LARGE_JPEGS[name], size, resize, interpolation).int()).abs()
+    assert int(apart.max()) <= 2
+    assert float((apart > 1).float().mean()) < 1e-4
+
+
+@pytest.mark.parametrize("decoding", ["near", "scaled"])
+def test_other_decoding_changes_jpeg_files_alone_and_no_image_of_the_caller(decoding: preprocess.Decoding) -> None:
+    scaled, exact = (Preprocess(PreprocessConfig(image_size=32), decoding=d) for d in (decoding, "exact"))
     file = io.BytesIO()
     photo(600, 500).save(file, "PNG")
     lazy = Image.open(io.BytesIO(LARGE_JPEGS["plain"]))
-    for image in (file.getvalue(), lazy, jpeg(photo(90, 70))):
+    for image in (file.getvalue(), lazy, jpeg(photo(31, 70))):
         assert torch.equal(scaled.pixels(image), exact.pixels(image))
     assert lazy.size == (1024, 600)
 
@@ -163,7 +178,7 @@ def test_the_size_is_that_of_the_upright_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_decoding_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'quick'.*exact, scaled"):
+    with pytest.raises(ValueError, match=r"'quick'.*exact, near, scaled"):
         Preprocess(PreprocessConfig(), decoding="quick")  # type: ignore[arg-type]
 
 

@@ -153,6 +153,7 @@ class _Scanner(Dataset[_Part]):
     def __getitem__(self, number: int) -> _Part:
         part = _Part(np.empty(0, FACTS), [], [], {}, [], len(self.chunks[number]))
         facts = []
+        self.rows.read_ahead(self.chunks[number])
         for index in self.chunks[number]:
             try:
                 captions = self.rows.captions(index)

@@ -18,7 +18,7 @@ from vlm.images.preprocess import Preprocess
 from vlm.precision import autocast_on_gpu, dtype_of
 from vlm.training.data.formats.idx import FASHION
 from vlm.training.data.held_out import drawn, groups_of, stratified
-from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, Selected, class_names
+from vlm.training.data.rows import BrokenSample, ColumnNames, Rows, Selected, class_names, in_blocks
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.sections import HoldOutBy
 
@@ -254,7 +254,9 @@ def ask(
     reasons: Counter[str] = Counter()
 
     def pixels() -> Iterator[Tensor]:
-        for place, index in enumerate(tqdm(data.index, desc=what, unit="image", file=sys.stderr)):
+        for place, index in enumerate(
+            tqdm(in_blocks(data.rows, data.index), total=len(data.index), desc=what, unit="image", file=sys.stderr)
+        ):
             try:
                 yield preprocess(data.rows.image(index))
                 kept.append(place)

@@ -116,7 +116,7 @@ class PairStream(PartedStream[PairBatch]):
 
     def part(self, step: int, own: slice) -> PairBatch:
         """The samples `own` of this process's share of a step."""
-        places, loaded, broken = self.order.load(step, self._load, own)
+        places, loaded, broken = self.order.load(step, self._load, own, self.pairs.read_ahead)
         epochs, positions, samples = places
         loaded_images, languages = zip(*loaded, strict=True)
         draws = uniform_draws(self.seed, CAPTION, epochs, positions, DRAWS * self.choice.per_image)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm.errors import ImageError, RecipeError
 from vlm.images.preprocess import Preprocess
 from vlm.training.data.pixel_cache import PixelCache
-from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected, broken_sample
+from vlm.training.data.rows import BrokenSample, Captions, ColumnNames, Rows, Selected, broken_sample, in_blocks
 from vlm.training.data.sources import open_rows
 from vlm.training.recipe.sections import Cache
 
@@ -29,7 +29,7 @@ class Pairs:
         self.rows, self.preprocess = rows, preprocess
         self._pixels: list[Tensor | BrokenSample] | None = None
         if cache == "memory" or (cache == "auto" and len(rows) * bytes_of_image(preprocess) <= AUTO_BYTES):
-            self._pixels = [self._decode_or_say(index) for index in range(len(rows))]
+            self._pixels = [self._decode_or_say(index) for index in in_blocks(rows, range(len(rows)))]
         self._disk = _on_disk(rows, preprocess) if cache == "disk" else None
 
     def __len__(self) -> int:
@@ -45,6 +45,16 @@ class Pairs:
         if self._disk is not None:
             self._disk.put(index, found.numpy())
         return found
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all pixels are decoded and kept."""
+        return self._pixels is not None
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        """Prepare to read the images of these samples, which will be asked for in this order."""
+        if self._pixels is None:
+            self.rows.read_ahead([own for own in index if self._disk is None or own not in self._disk])
 
     def images(self, index: Sequence[int]) -> Tensor:
         """uint8 (B, C, H, W)."""
@@ -100,7 +110,7 @@ class Pairs:
         """The samples that can be used, and what is wrong with the others: each is opened."""
         broken: list[BrokenSample] = []
         whole = []
-        for index in range(len(self)):
+        for index in range(len(self)) if self.in_memory else in_blocks(self.rows, range(len(self))):
             try:
                 self.captions(index)
                 self.pixels(index)
@@ -124,7 +134,8 @@ def _on_disk(rows: Rows, preprocess: Preprocess) -> PixelCache:
     if preprocess.config.bits == 16:
         raise RecipeError('cache "disk" keeps 8 bits a level, and the model reads 16. Use cache = "memory" or "none".')
     channels = len(preprocess.config.mean)
-    key = f"{rows.fingerprint} {preprocess.config}"
+    near = "" if preprocess.decoding == "exact" else f" {preprocess.decoding}"
+    key = f"{rows.fingerprint} {preprocess.config}{near}"
     return PixelCache(Path(HF_DATASETS_CACHE) / "pixels", len(rows), (channels, height, width), key)
 
 

@@ -53,6 +53,10 @@ class PixelCache:
         """Rows that are there."""
         return int(np.count_nonzero(self._sums))
 
+    def __contains__(self, index: int) -> bool:
+        """Whether a row is there; it may yet be decoded again if it is damaged."""
+        return bool(self._sums[self._checked(index)])
+
     def get(self, index: int) -> np.ndarray | None:
         """A copy, uint8 (C, H, W); None: decode it, and `put` it here."""
         expected = int(self._sums[self._checked(index)])

@@ -4,9 +4,9 @@ import hashlib
 import json
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, Protocol
 
 from vlm.errors import DataError, ImageError
@@ -17,6 +17,7 @@ from vlm.training.data.near_miss import near_miss
 Captions = dict[str, tuple[list[str], list[str]]]
 # what a column is -> its name or names: {"image": "filepath", "caption": ["title", "alt"]}
 ColumnNames = Mapping[str, str | Sequence[str]]
+_BLOCK = 256  # samples
 
 
 class Remark(NamedTuple):
@@ -66,6 +67,15 @@ class Rows(Protocol):
 
     def image(self, index: int) -> ImageSource:
         """Bytes, a path or a uint8 array, not decoded; `BrokenSample` where there is none to read."""
+        ...
+
+    @property
+    def run_length(self) -> int:
+        """Neighbouring samples that are best read together; 1 where any order is as good."""
+        ...
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        """Prepare to read the images of these samples, which will be asked for in this order."""
         ...
 
     def captions(self, index: int) -> Captions:
@@ -120,6 +130,13 @@ class Selected:
 
     def image(self, index: int) -> ImageSource:
         return self.rows.image(int(self.index[index]))
+
+    @property
+    def run_length(self) -> int:
+        return self.rows.run_length
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        self.rows.read_ahead([int(self.index[number]) for number in index])
 
     def captions(self, index: int) -> Captions:
         return self.rows.captions(int(self.index[index]))
@@ -207,6 +224,18 @@ class Joined:
         part, own = self._find(index)
         return part.image(own)
 
+    @property
+    def run_length(self) -> int:
+        return max(part.run_length for part in self.parts)
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        own: dict[int, list[int]] = {number: [] for number in range(len(self.parts))}
+        for place in index:
+            number = bisect_right(self._ends, place)
+            own[number].append(place - (self._ends[number] - len(self.parts[number])))
+        for number, part in enumerate(self.parts):
+            part.read_ahead(own[number])
+
     def captions(self, index: int) -> Captions:
         part, own = self._find(index)
         return part.captions(own)
@@ -235,6 +264,14 @@ class Joined:
 
     def remarks(self) -> list[Remark]:
         return [remark for part in self.parts for remark in part.remarks()]
+
+
+def in_blocks(rows: Rows, index: Iterable[int]) -> Iterator[int]:
+    """These numbers one after the other; the images of some hundreds at a time are read together."""
+    remaining = iter(index)
+    while block := list(islice(remaining, _BLOCK)):
+        rows.read_ahead(block)
+        yield from block
 
 
 def class_names(rows: Rows) -> list[str]:

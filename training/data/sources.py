@@ -8,6 +8,7 @@ A format is recognised by what is there; its reader is a module of training/data
     file        .csv, .tsv, .jsonl, .json (an array, COCO), captions.txt, .parquet, .tar
     pattern     train-{00000..00003}.tar, shards/*.parquet
     org/name    a data set of the Hugging Face hub
+    URL         .tar shards at s3://, gs://, hf:// or what else fsspec knows: a file, a folder, a pattern
 """
 
 import glob
@@ -22,6 +23,7 @@ from vlm.training.data.formats.columns import check_roles
 from vlm.training.data.formats.folders import has_images, open_folder
 from vlm.training.data.formats.hub import open_hub, open_parquet, open_saved
 from vlm.training.data.formats.idx import IdxRows, is_idx
+from vlm.training.data.formats.shards import is_url, local_shard, remote_shards
 from vlm.training.data.formats.splits import canonical_split, matching, split_of_file
 from vlm.training.data.formats.tars import open_tars
 from vlm.training.data.formats.text_files import TEXT_FILES, open_text_file
@@ -59,6 +61,8 @@ def open_rows(
 
 
 def _open(source: str, splits: Sequence[str], named: ColumnNames, root: Path | None) -> Rows:
+    if is_url(source):
+        return _open_url(source, splits, named)
     path = expanded(source)
     try:
         if path.is_file():
@@ -75,6 +79,17 @@ def _open(source: str, splits: Sequence[str], named: ColumnNames, root: Path | N
     raise DataError(f"There is no data {source}: {why}{'' if why.endswith('?') else '.'} {WANTED}")
 
 
+def _open_url(source: str, splits: Sequence[str], named: ColumnNames) -> Rows:
+    shards = remote_shards(source, _braces(source))
+    others = [shard.name for shard in shards if not shard.name.endswith(".tar")]
+    if others or not shards:
+        came = others[0] if others else "no .tar file"
+        raise DataError(
+            f"{source} has {came}; from a URL only .tar shards are read. Name them, or copy the files here."
+        )
+    return open_tars(source, shards, splits, named)
+
+
 def _open_files(
     files: Sequence[Path], source: str, splits: Sequence[str], named: ColumnNames, root: Path | None
 ) -> Rows:
@@ -85,7 +100,7 @@ def _open_files(
         case ".parquet":
             return open_parquet(source, files, splits, named, root)
         case ".tar":
-            return open_tars(source, files, splits, named)
+            return open_tars(source, [local_shard(file) for file in files], splits, named)
         case suffix if suffix in TEXT_FILES and len(files) == 1:
             return open_text_file(files[0], splits, named, root)
         case suffix if suffix in TEXT_FILES:

@@ -121,11 +121,27 @@ class EndlessOrder:
     def places(self, step: int) -> Places:
         return Places(*map(np.array, zip(*self._places(step), strict=True)))
 
-    def load(self, step: int, load: Callable[[int], Sample], own: slice = slice(None)) -> Loaded[Sample]:
-        """`load` the samples of a step, or those of `own`; the next sound sample stands in for a broken one."""
+    def load(
+        self,
+        step: int,
+        load: Callable[[int], Sample],
+        own: slice = slice(None),
+        read_ahead: Callable[[Sequence[int]], None] | None = None,
+    ) -> Loaded[Sample]:
+        """`load` the samples of a step, or those of `own`; the next sound sample stands in for a broken one.
+
+        Args:
+            step: number of the step.
+            load: a sample's number -> the sample, or `BrokenSample`.
+            own: which of this process's share.
+            read_ahead: is told all numbers before the first is loaded.
+        """
         places, loaded, broken = [], [], []
         limit = min(MAX_STAND_INS, self.count)
-        for place in self._places(step)[own]:
+        wanted = self._places(step)[own]
+        if read_ahead is not None:
+            read_ahead([place.sample for place in wanted])
+        for place in wanted:
             for later in range(limit):
                 index = self.order.after(place, later)
                 try:

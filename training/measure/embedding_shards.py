@@ -261,6 +261,7 @@ class _BatchReader(Dataset[_ShardBatch]):
 
     def __getitem__(self, batch: range) -> _ShardBatch:
         uids, pixels, broken = [], [], []
+        self.rows.read_ahead(batch)
         for row in batch:
             uid = self.rows.uid(row)
             try:

@@ -177,7 +177,8 @@ class Recipe(LoopRecipe):
         check_positive(data, "captions_per_image")
         for source in data.sources if data.train else ():
             check_positive(source, "weight")
-        check_not_negative(data, "shuffle_window")
+        if data.shuffle_window is not None:
+            check_not_negative(data, "shuffle_window")
         if data.balance != "none" and (data.shuffle_window or not isinstance(data.train, str)):
             raise RecipeError(
                 "balance draws by class from one data set: leave out shuffle_window, and of a mixture its weights."
@@ -235,6 +236,11 @@ class VitRecipe(LoopRecipe):
         check_not_negative(self.loss, "mixup", "cutmix")
         check_share(self.loss, "mix_share")
         check_not_negative(data, "most_frequent")
+        if data.augment_on == "device" and self.transform.rand_augment:
+            raise RecipeError(
+                'rand_augment is computed in the loader processes, and augment_on is "device". Set rand_augment = 0, '
+                'or augment_on = "workers".'
+            )
         self._check_problem()
 
     def _check_problem(self) -> None:

@@ -124,12 +124,18 @@ class DataSettings(Section):
     dense_share: float = 0.0  # the last share of the steps: all patches, at full size
     prefetch_mib: int = 1024  # of decoded images that wait in all loader processes, before they are joined to batches
     workers: int = 1  # loader processes; order and random draws are the same for any number
+    # where images are augmented: in the loader processes, or where the model is; auto: there where that is a GPU
+    augment_on: Literal["auto", "workers", "device"] = "auto"
     resize: Resize = "crop"  # how a new model's images get their size
     mean: Grey | None = (
         None  # of a new model's pixels, 0..1: one number, or one a channel; None: OpenAI CLIP's, grey 0.5
     )
     std: Grey | None = None
     bits: Literal[8, 16] = 8  # of a new model's levels; 16 keeps those of 16-bit images
+
+    def augments_on(self, device_type: str) -> bool:
+        """Whether images are augmented on the model's device, "cpu" or "cuda"."""
+        return self.augment_on == "device" or (self.augment_on == "auto" and device_type == "cuda")
 
     def validation_source(self, train: str) -> SourceSection:
         """The validation data; columns and root are the training data's where nothing else is said."""
@@ -171,13 +177,13 @@ class DataSection(DataSettings):
     """[data] of a CLIP recipe (data/sources.py, data/pair_stream.py)."""
 
     train: str | tuple[SourceSection, ...] = ""  # a folder, file or hub data set; or a mixture of several
-    shuffle_window: int = 0  # samples shuffled together, for sets larger than the page cache; 0: all
+    # neighbouring samples shuffled together; 0: all.  Left out: all, but of .tar shards at a URL or of more than 8 GiB
+    # as many as make a read of 4 MiB (data/formats/tars.py)
+    shuffle_window: int | None = None
     keyword_share: float = 0.3  # captions drawn from keywords, where an image has both captions and keywords
     template_share: float = 0.0  # captions put into a sentence, "a drawing of ...", as zero-shot labels are
     kana_share: float = 0.0  # Japanese captions in another spelling: 赤リンゴ as 赤いりんご
     captions_per_image: int = 1  # 2: one of each language where there are two
-    # where images are augmented: in the loader processes, or where the model is; auto: there where that is a GPU
-    augment_on: Literal["auto", "workers", "device"] = "auto"
     coarse_size: int = 0  # side of the images before the dense steps, smaller than the model's; 0: the model's
 
     @property

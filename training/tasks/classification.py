@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from vlm.checkpoint.save import save
+from vlm.errors import RecipeError
 from vlm.images.preprocess import Preprocess
 from vlm.models.vision import ViTClassifier
 from vlm.training.data.balance import balanced_order
-from vlm.training.data.class_stream import ClassBatch, ClassImages, ClassStream
+from vlm.training.data.class_stream import ClassBatch, ClassImages, ClassStream, transformed
 from vlm.training.data.rows import content_hash
 from vlm.training.data.stream import EndlessOrder
 from vlm.training.data.targets import ClassifierData, open_classifier_data
@@ -44,7 +45,8 @@ def open_task(recipe: VitRecipe, processes: Processes) -> Task[ClassBatch]:
     if isinstance(objective, MultiLabel) and recipe.model.head == "new":
         with torch.no_grad():
             classifier.head.bias.copy_(objective.first_bias())
-    images, validation = (ClassImages(part, preprocess, recipe.data.cache) for part in (data.training, data.validation))
+    images = ClassImages(data.training, preprocess.near(), recipe.data.cache)
+    validation = ClassImages(data.validation, preprocess, recipe.data.cache)
     validation.say_broken("validation")
     size = sum(p.numel() for p in classifier.parameters()) / 1e6
 
@@ -107,14 +109,19 @@ def open_stream(recipe: VitRecipe, classifier: ViTClassifier, images: ClassImage
         world=processes.size,
         order=balanced_order(images.rows, data.balance, run.seed),
     )
+    bits = classifier.prepare().config.bits
+    transform = Transform(recipe.transform, config.image_shape, run.seed, config.in_channels, bits)
+    if data.augment_on == "device" and bits == 16 and transform.steps:
+        raise RecipeError('augment_on = "device" is for images of 8 bits; these have 16. Set it to "workers".')
     return ClassStream(
         images,
-        Transform(recipe.transform, config.image_shape, run.seed, config.in_channels, classifier.prepare().config.bits),
+        transform,
         order,
         seed=run.seed,
         num_patches=config.num_patches,
         patch_dropout=data.patch_dropout,
         dense_from=recipe.dense_from,
+        transform_later=transform.can_be_later and data.augments_on(processes.device.type),
     )
 
 
@@ -129,7 +136,7 @@ def classifying(
     mix = mixing(recipe.loss, len(classifier.labels))
 
     def backward(model: nn.Module, batch: ClassBatch, scale: Tensor | float) -> Tensor:
-        images, targets = mix(preprocess.normalize(batch.images).to(dtype), batch.targets)
+        images, targets = mix(preprocess.normalize(transformed(batch, recipe.transform)).to(dtype), batch.targets)
         keeps = [None] * chunks if batch.keep is None else batch.keep.chunk(chunks)
 
         def loss(chunk: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:

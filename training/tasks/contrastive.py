@@ -21,7 +21,7 @@ from vlm.training.data.division import divide, open_training_rows, open_validati
 from vlm.training.data.order import Mixture, Order, Shuffled
 from vlm.training.data.pair_stream import PairBatch, PairStream, augmented
 from vlm.training.data.pairs import Pairs
-from vlm.training.data.rows import Joined, content_hash
+from vlm.training.data.rows import Joined, Rows, content_hash
 from vlm.training.data.stream import NoSoundSample
 from vlm.training.engine.accumulate import accumulate
 from vlm.training.engine.distributed import Processes
@@ -153,7 +153,7 @@ def open_pairs_of(recipe: Recipe, embedder: Embedder) -> tuple[Pairs, Pairs]:
         print(f"{len(broken)} validation samples left out; the first: {broken[0]}", file=sys.stderr)
     if not len(pairs):
         raise NoSoundSample(f"{validation.name} has no sample that can be used; the first: {broken[0]}", broken)
-    return Pairs(training, embedder.preprocess, data.cache), pairs
+    return Pairs(training, embedder.preprocess.near(), data.cache), pairs
 
 
 def sample_count(recipe: Recipe) -> int | None:
@@ -173,12 +173,19 @@ def sample_count(recipe: Recipe) -> int | None:
 
 
 def open_order(recipe: Recipe, pairs: Pairs) -> Order:
-    seed, window = recipe.run.seed, recipe.data.shuffle_window
+    seed = recipe.run.seed
+
+    def shuffled(rows: Rows) -> Shuffled:
+        window = recipe.data.shuffle_window
+        if window is None and not pairs.in_memory and rows.run_length > 1:
+            window = rows.run_length
+        return Shuffled(len(rows), seed, window or 0)
+
     if len(recipe.data.sources) == 1 or not isinstance(pairs.rows, Joined):
         if (balanced := balanced_order(pairs.rows, recipe.data.balance, seed)) is not None:
             return balanced
-        return Shuffled(len(pairs), seed, window)
-    orders = [Shuffled(len(part), seed, window) for part in pairs.rows.parts]
+        return shuffled(pairs.rows)
+    orders = [shuffled(part) for part in pairs.rows.parts]
     return Mixture(orders, [part.weight for part in recipe.data.sources], seed)
 
 
@@ -203,7 +210,7 @@ def open_stream(recipe: Recipe, embedder: Embedder, pairs: Pairs, processes: Pro
         order=open_order(recipe, pairs),
         rank=processes.rank,
         world=processes.size,
-        augment_later=data.augment_on == "device" or (data.augment_on == "auto" and processes.device.type == "cuda"),
+        augment_later=data.augments_on(processes.device.type),
     )
 
 

@@ -17,7 +17,7 @@ from vlm.images.large_jpegs import decode_jpeg, shrink
 from vlm.images.open import ON_ITS_SIDE, UPRIGHT, ImageSource, OpenedImage, decode, open_header, orientation_of
 from vlm.images.svg import SvgImage
 
-Decoding = Literal["exact", "scaled"]
+Decoding = Literal["exact", "near", "scaled"]
 
 _LARGE = 2**18  # pixels, 512 x 512
 _WHOLE = 2**25  # pixels of a resized image that exact preprocessing makes before it cuts, 100 MB
@@ -32,8 +32,10 @@ class Preprocess:
 
     Args:
         config: size, resizing, mean and standard deviation.
-        decoding: "scaled" decodes JPEG files at a half, a quarter or an eighth where that is still `_SPARE` times as
-            large as needed, about half a level away on average (benchmarks/decoding.md), and never is exact.
+        decoding: "near" has torch shrink JPEG files of any size (training uses it): 1 level from "exact" at most, 2 in
+            some values of a million where a side becomes smaller by less than a half.  "scaled" decodes JPEG files at a
+            half, a quarter or an eighth where that is still `_SPARE` times as large as needed, about half a level away
+            on average (benchmarks/decoding.md).  Neither is ever exact.
 
     Raises:
         InputError: there is no such decoding.
@@ -47,6 +49,10 @@ class Preprocess:
         self._filter = Image.Resampling[config.interpolation.upper()]
         self._mean = torch.tensor(config.mean).view(-1, 1, 1)
         self._std = torch.tensor(config.std).view(-1, 1, 1)
+
+    def near(self) -> "Preprocess":
+        """The same with "near" decoding, for training, where it says nothing else."""
+        return Preprocess(self.config, decoding="near") if self.decoding == "exact" else self
 
     def __call__(self, image: ImageSource) -> Tensor:
         """Image -> float32 (C, H, W), normalised.  May raise `ImageError`."""
@@ -75,6 +81,8 @@ class Preprocess:
         opened = source if isinstance(source, OpenedImage) else open_header(source)
         if opened.data is not None and isinstance(opened.image, JpegImageFile):
             image, size = self._fit_jpeg(opened, opened.data)
+            if isinstance(image, np.ndarray):
+                return torch.from_numpy(image).permute(2, 0, 1).contiguous(), size
         else:
             if isinstance(opened.image, SvgImage) and not self._is_band(opened.image.size):
                 opened.image.render_at(self._resized(*opened.image.size))
@@ -82,17 +90,24 @@ class Preprocess:
             image, size = self._fit(whole, whole.size, transform), whole.size
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), size
 
-    def _fit_jpeg(self, opened: OpenedImage, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
+    def _fit_jpeg(self, opened: OpenedImage, data: bytes) -> tuple[Image.Image | np.ndarray, tuple[int, int]]:
         orientation = orientation_of(opened)
         width, height = opened.image.size
         size = (height, width) if orientation in ON_ITS_SIDE else (width, height)
         if self.decoding == "scaled" and (factor := self._factor(size)) > 1:
             opened.image.draft(None, (width // factor, height // factor))  # type: ignore[arg-type]  # None: same colours
-        elif opened.image.mode == "RGB" and orientation not in UPRIGHT and self._is_large(size):
+        elif (
+            opened.image.mode == "RGB"
+            and orientation not in UPRIGHT
+            and (self._torch_can_shrink(size) if self.decoding == "near" else self._is_large(size))
+        ):
             levels = decode_jpeg(data)
             if levels is not None and levels.shape == (height, width, 3):
                 transform = srgb_transform(opened.image) if self.config.to_srgb else None
-                return self._frame(apply(transform, self._shrink(levels, size))), size
+                small = self._shrink(levels, size)
+                if transform is None and self._covers(small.shape[1], small.shape[0]):
+                    return self._cut(small), size
+                return self._frame(apply(transform, Image.fromarray(small))), size
         image, transform = decode(opened, to_srgb=self.config.to_srgb)
         return self._fit(image, size, transform), size
 
@@ -141,17 +156,27 @@ class Preprocess:
         if self._is_band(size):
             return apply(transform, self._fit_band(image, *self._resized(*size)))
         if self._is_large(size) and not self._exact:
-            return self._frame(apply(transform, self._shrink(np.array(image), size)))
+            return self._frame(apply(transform, Image.fromarray(self._shrink(np.array(image), size))))
         return self._frame(apply(transform, image.resize(self._resized(*size), self._filter)))
 
     @property
     def _exact(self) -> bool:
         return self.config.exact and self.decoding == "exact"
 
-    def _shrink(self, levels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    def _shrink(self, levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self._exact:
-            return Image.fromarray(levels).resize(self._resized(*size), self._filter)
-        return Image.fromarray(shrink(levels, self._resized(*size), self.config.interpolation))
+            return np.array(Image.fromarray(levels).resize(self._resized(*size), self._filter))
+        return shrink(levels, self._resized(*size), self.config.interpolation)
+
+    def _covers(self, width: int, height: int) -> bool:
+        """Returns True if an image of this size fills the model's."""
+        return width >= self.config.image_shape[1] and height >= self.config.image_shape[0]
+
+    def _cut(self, levels: np.ndarray) -> np.ndarray:
+        """Cut around the centre: (H', W', C), at least as large -> (H, W, C)."""
+        height, width = self.config.image_shape
+        left, top = self._offset(levels.shape[1], width), self._offset(levels.shape[0], height)
+        return levels[top : top + height, left : left + width]
 
     def _frame(self, image: Image.Image) -> Image.Image:
         """Cut or pad around the centre to (H, W)."""
@@ -159,7 +184,7 @@ class Preprocess:
         if image.size == (width, height):
             return image
         left, top = self._offset(image.width, width), self._offset(image.height, height)
-        if image.width >= width and image.height >= height:
+        if self._covers(image.width, image.height):
             return image.crop((left, top, left + width, top + height))
         frame = Image.new("RGB", (width, height), (self.config.fill,) * 3)
         frame.paste(image, (-left, -top))
@@ -174,9 +199,14 @@ class Preprocess:
 
     def _is_large(self, size: tuple[int, int]) -> bool:
         """Returns True if torch may decode and shrink the image; Pillow resizes all smaller ones, bit for bit."""
+        return math.prod(size) >= _LARGE and self._torch_can_shrink(size, 2)
+
+    def _torch_can_shrink(self, size: tuple[int, int], factor: int = 1) -> bool:
+        """Returns True if torch can resize the image, and each side becomes smaller by this factor or more."""
+        if self.config.interpolation not in ("bicubic", "bilinear") or self._is_band(size):
+            return False
         width, height = self._resized(*size)
-        torch_can = self.config.interpolation in ("bicubic", "bilinear") and not self._is_band(size)
-        return torch_can and math.prod(size) >= _LARGE and size[0] >= 2 * width and size[1] >= 2 * height
+        return size[0] >= factor * width and size[1] >= factor * height
 
     def _fit_band(self, image: Image.Image, new_width: int, new_height: int) -> Image.Image:
         """Resize and cut in one, so that only the middle is computed.

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -250,6 +251,9 @@ class Lines(Pairs):
 
     def concept(self, index: int) -> str:
         return f"group {index // 2}"
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        pass
 
     def pixels(self, index: int) -> torch.Tensor:
         if "image" in self.lost.get(index, ""):

@@ -1,6 +1,7 @@
 """A data set as a model sees it: each image decoded when it should be, and its words as they are."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ class Unreadable:
     def image(self, index: int) -> ImageSource:
         self.asked += 1
         raise BrokenSample(str(index), "missing", "always")
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        pass
 
 
 def test_up_to_256_mebibytes_of_pixels_are_decoded_ahead():

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,13 @@ class Letters:
 
     def image(self, index: int) -> bytes:
         return self.letters[index].encode()
+
+    @property
+    def run_length(self) -> int:
+        return ord(self.letters[0])
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        self.read = [self.letters[number] for number in index]
 
     def captions(self, index: int) -> Captions:
         return {"en": ([self.letters[index]], [])}

@@ -5,12 +5,17 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from tests.support.tiny_run import write_vit_recipe
 from tests.training.tasks.test_classification import PREPROCESS, batch
-from vlm.training.data.class_stream import ClassImages, ClassStream
+from vlm.errors import RecipeError
+from vlm.training.data.class_stream import ClassImages, ClassStream, transformed
+from vlm.training.data.device_transforms import transform_by
 from vlm.training.data.labelled import ClassSet, open_labelled
-from vlm.training.data.stream import EndlessOrder, Places
+from vlm.training.data.stream import EndlessOrder, Places, batches
 from vlm.training.data.transforms import Transform
 from vlm.training.recipe.augmentation import TransformConfig
+from vlm.training.recipe.config import VitRecipe
+from vlm.training.recipe.reading import read_recipe
 
 FRAME = (12, 20)
 
@@ -70,6 +75,67 @@ def test_each_setting_is_the_transform_of_torchvision_it_names(monkeypatch, sett
         sow(seed)
         assert torch.equal(seen, theirs(image))
     assert not torch.equal(found, images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("settings", "apart"),
+    [
+        ({"padding": 3, "fill": 90}, 0),
+        ({"scale": (0.2, 0.6)}, 1),
+        ({"scale": (0.9, 1.0)}, 1),
+        ({"flip": 0.4}, 0),
+        ({"rotate": 30.0, "fill": 90}, 1),
+        ({"colour": 0.4}, 1),
+        ({"erase": 0.5, "fill": 90}, 0),
+        ({"padding": 2, "scale": (0.3, 1.0), "flip": 0.5, "erase": 0.5}, 1),
+        ({"padding": 2, "flip": 0.5, "rotate": 20.0, "erase": 0.5}, 1),
+        ({"padding": 2, "scale": (0.3, 1.0), "flip": 0.5, "rotate": 20.0, "colour": 0.4, "erase": 0.5}, 7),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_whole_batch_transformed_later_is_what_the_workers_make(settings, apart, channels):
+    """To so many grey levels: each of three factors up to 1.4 stretches what was there before, and cuts one off."""
+    generator = torch.Generator().manual_seed(1)
+    smooth = torch.rand(40, channels, 4, 6, generator=generator) * 255
+    images = torch.nn.functional.interpolate(smooth, FRAME, mode="bilinear").to(torch.uint8)
+    config = TransformConfig(**settings)
+    transform = Transform(config, FRAME, 5, channels)
+    wanted, state = transform(images, places(40)), torch.random.get_rng_state()
+    draws = transform.draw(places(40))
+    assert torch.equal(torch.random.get_rng_state(), state) and transform.can_be_later
+    found = transform_by(images, config, draws)
+    differences = (found.int() - wanted.int()).abs()
+    assert int(differences.max()) <= apart and float(differences.float().mean()) < 0.3
+    assert not torch.equal(found, images)
+
+
+def test_a_stream_transformed_later_is_that_of_the_workers_in_parts_and_ranks(run_folder):
+    data = open_labelled(
+        str(run_folder / "data.parquet"), "train", ClassSet(keys=("red dog", "red cat", "grey sun"), column="concept")
+    )
+    sources, config = ClassImages(data, PREPROCESS), TransformConfig(padding=2, flip=0.5, erase=0.5)
+
+    def stream(later: bool, rank: int = 0, world: int = 1) -> ClassStream:
+        order = EndlessOrder(len(sources), seed=0, batch_size=8, rank=rank, world=world)
+        transform = Transform(config, (16, 16), 3)
+        return ClassStream(sources, transform, order, seed=3, num_patches=16, transform_later=later)
+
+    wanted = stream(False)[2]
+    (parts,) = batches(stream(True), 2, 3, 0, largest_item=3)
+    halves = [stream(True, rank, 2)[2].to(torch.device("cpu")) for rank in (0, 1)]
+    assert wanted.draws is None and parts.draws is not None and not torch.equal(parts.images, wanted.images)
+    assert torch.equal(transformed(parts, config), wanted.images) and torch.equal(parts.targets, wanted.targets)
+    assert torch.equal(torch.cat([transformed(half, config) for half in halves]), wanted.images)
+
+
+def test_what_no_batch_can_do_stays_in_the_workers(run_folder):
+    assert not Transform(TransformConfig(rand_augment=9, flip=0.5), FRAME, 0).can_be_later
+    assert not Transform(TransformConfig(flip=0.5), FRAME, 0, bits=16).can_be_later
+    assert not Transform(TransformConfig(), FRAME, 0).can_be_later
+    changes = {"data": {"augment_on": "device"}, "transform": {"rand_augment": 9}}
+    with pytest.raises(RecipeError, match="rand_augment"):
+        read_recipe(write_vit_recipe(run_folder, **changes), VitRecipe)
 
 
 @pytest.mark.parametrize(

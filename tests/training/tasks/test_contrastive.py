@@ -18,6 +18,8 @@ from vlm.errors import RecipeError
 from vlm.loss import clip_loss, siglip_loss
 from vlm.models.clip import CLIP
 from vlm.positives import SameThing
+from vlm.training.data.formats.table import Table
+from vlm.training.data.order import Shuffled
 from vlm.training.engine.distributed import SINGLE_PROCESS, Processes
 from vlm.training.measure.retrieval import embed_all_images, retrieval_recall
 from vlm.training.recipe.config import Recipe
@@ -178,6 +180,20 @@ def test_a_mixture_goes_on_from_part_to_part_and_is_drawn_by_weight(run_folder):
     places = [open_order(settings, pairs).place(number) for number in range(48)]
     assert sorted(place.sample for place in places) == list(range(48))
     assert len({place.sample // 7 for place in places[:14]}) <= 3  # windows of neighbours
+
+
+@pytest.mark.parametrize(
+    ("data", "window"),
+    [({"cache": "none"}, 6), ({"cache": "none", "shuffle_window": 0}, 48), ({"cache": "memory"}, 48)],
+)
+def test_neighbours_stay_together_where_reading_wants_it_and_the_recipe_says_nothing(
+    run_folder, monkeypatch, data, window
+):
+    monkeypatch.setattr(Table, "run_length", 6)
+    settings = recipe(run_folder, data=data)
+    pairs = open_pairs_of(settings, open_embedder(settings, SINGLE_PROCESS))[0]
+    order = open_order(settings, pairs)
+    assert isinstance(order, Shuffled) and (order.count, order.window) == (48, window)
 
 
 def test_validation_data_are_not_trained_on_by_oversight(run_folder):

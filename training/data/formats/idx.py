@@ -52,6 +52,13 @@ class IdxRows:
     def uid(self, index: int) -> str:
         return f"{self._splits[index]}/{self._numbers[index]}"
 
+    @property
+    def run_length(self) -> int:
+        return 1
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        pass  # each image is read by itself
+
     def image(self, index: int) -> ImageSource:
         return self._images[index]
 

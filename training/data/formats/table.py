@@ -145,6 +145,13 @@ class Table:
     def _id_of(self, number: int) -> Any:
         return self._row(self._names, number)[self.columns.uid or ""]
 
+    @property
+    def run_length(self) -> int:
+        return 1
+
+    def read_ahead(self, index: Sequence[int]) -> None:
+        pass  # each image is read by itself
+
     def image(self, index: int) -> ImageSource:
         row = self._row(self._image, self._row_numbers(index)[0])
         self._raise_problem(index, row)
