@@ -24,7 +24,7 @@ LIMITS = {"tests": 120, "training": 180, "loss": 45, "embedding": 60, "loader": 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 MODELS = {"B/32": 512, "B/16": 256, "L/14": 128} if ON_GPU else {"mini": 8}  # size -> batch
-ROUNDS = 2
+ROUNDS = 2 if ON_GPU else 1
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def measured(step: Callable[[], object]) -> tuple[float, float]:
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    seconds = timed(step, 10 if ON_GPU else 2)
+    seconds = timed(step, 10 if ON_GPU else 1)
     return seconds, torch.cuda.max_memory_allocated() / 2**30 if ON_GPU else 0.0
 
 
@@ -168,7 +168,7 @@ def loss() -> None:
     """Forward and backward of both losses, by tile."""
     from vlm.loss import clip_loss, siglip_loss, tile_side
 
-    n = 32768 if ON_GPU else 512
+    n = 32768 if ON_GPU else 256
     print(f"N = {n}, E = 512, float32; chosen tile {tile_side(DEVICE, n, n)}\n")
     print("| loss | tile | ms | peak GiB |\n|---|---:|---:|---:|", flush=True)
     x, y = (torch.nn.functional.normalize(torch.randn(n, 512, device=DEVICE), dim=1).requires_grad_() for _ in range(2))
@@ -196,7 +196,7 @@ def embedding() -> None:
             model = CLIP(named_size(size)).to(DEVICE, dtype).eval()
             images = torch.randn(batch, 3, *model.config.vision.image_shape, device=DEVICE, dtype=dtype)
             with torch.inference_mode():
-                seconds = timed(lambda model=model, images=images: model.encode_image(images), 10 if ON_GPU else 2)
+                seconds = timed(lambda model=model, images=images: model.encode_image(images), 10 if ON_GPU else 1)
             print(f"| {size} | {batch} | {str(dtype).removeprefix('torch.')} | {batch / seconds:.0f} |", flush=True)
 
 
