@@ -144,10 +144,9 @@ def test_scaled_decoding_is_less_than_a_level_away_on_average(name: str) -> None
         assert exact.pixels_and_size(LARGE_JPEGS[name])[1] == scaled.pixels_and_size(LARGE_JPEGS[name])[1]
 
 
-@pytest.mark.parametrize("name", LARGE_JPEGS)
-@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [96, 300, 500, 900])  # from a tenth to larger than the file
+@pytest.mark.parametrize("name", ["plain", "upright", "orientation 6", "grey"])
+@pytest.mark.parametrize("resize, interpolation", [("crop", "bicubic"), ("pad", "bilinear"), ("squash", "bicubic")])
+@pytest.mark.parametrize("size", [96, 300, 900])  # from a tenth to larger than the file
 def test_near_decoding_is_one_level_from_pillows_but_for_a_few_values_of_a_million(
     name: str, resize: str, interpolation: str, size: int
 ) -> None:
