@@ -116,7 +116,9 @@ class Shards:
         found: list[bytes] = []
         for shard, own in groupby(ranges, lambda part: part.shard):
             with open(self.files[shard].name, "rb") as file:
-                found += [os.pread(file.fileno(), end - start, start) for _, start, end in own]
+                for _, start, end in own:
+                    file.seek(start)
+                    found.append(file.read(end - start))
         return found
 
     def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
