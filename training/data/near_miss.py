@@ -20,7 +20,7 @@ def near_miss(path: str) -> str:
     folder, last = os.path.split(path)
     if not os.path.isdir(folder or "."):
         return f"there is no such file, and no folder {folder}; say where the paths begin: root = ..."
-    there = _names(folder or ".")
+    there = _names(os.path.abspath(folder), os.stat(folder or ".").st_mtime_ns)
     close = difflib.get_close_matches(last, there.values(), 1, 0.85)
     alike = there.get(last.lower().strip()) or next(iter(close), None)
     return f"there is no such file; did you mean {alike}?" if alike else "there is no such file"
@@ -36,8 +36,8 @@ def _other_ways(path: str) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache(maxsize=64)
-def _names(folder: str) -> dict[str, str]:
-    """Lower case -> name, of the first 10,000 files."""
+def _names(folder: str, changed: int) -> dict[str, str]:
+    """Lower case -> name, of the first 10,000 files of a folder that was last changed at that time."""
     found: dict[str, str] = {}
     with os.scandir(folder) as entries:
         for number, entry in enumerate(entries):

@@ -15,6 +15,7 @@ from tests.support.kept_data import captions, images, png, tar
 from tests.support.messages import refused
 from vlm.errors import DataError
 from vlm.training.data.labelled import classes_of
+from vlm.training.data.near_miss import near_miss
 from vlm.training.data.rows import broken_sample
 from vlm.training.data.sources import open_rows
 
@@ -55,6 +56,14 @@ def test_what_is_no_data_set_says_what_to_name(
     monkeypatch.chdir(tmp_path)
     with refused(DataError, source, *facts):
         open_rows(source)
+
+
+def test_a_near_miss_is_of_the_folder_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder, name in (("one", "birds.csv"), ("two", "boats.csv"), ("two", "trees.csv")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        Path(name).touch()
+        assert f"did you mean {name}?" in near_miss(name.upper())
 
 
 @pytest.mark.parametrize("kind", ["photos", "d.csv", "d.tar"])
