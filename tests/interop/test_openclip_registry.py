@@ -114,6 +114,12 @@ def prepared(hub: FakeHub, folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
+def published_preprocessing(name: str) -> dict[str, Any]:
+    """`preprocess_cfg` of the first published set of an architecture."""
+    known: Any = open_clip.get_pretrained_cfg(name, open_clip.list_pretrained_tags_by_model(name)[0])
+    return {part: known[part] for part in ("mean", "std", "interpolation", "resize_mode") if part in known}
+
+
 def tokenizer_kind(name: str) -> str:
     """The symbols around a text: those of BERT, of SigLIP and T5, or of RoBERTa and what follows it."""
     if name.startswith("bert"):
@@ -131,7 +137,7 @@ def check_architecture(hub: FakeHub, folder: Path, name: str) -> tuple[str, floa
     (folder / "theirs").mkdir()
     with shallow_timm():
         config = prepared(hub, folder, name)
-        theirs = write(config, folder / "theirs")
+        theirs = write(config, folder / "theirs", published_preprocessing(name))
         hub.add_folder("org/model", folder / "theirs")
         embedder = vlm.load("hf:org/model")
     paths = images(folder)

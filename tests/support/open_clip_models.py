@@ -43,7 +43,7 @@ def shrunk(name: str) -> dict[str, Any]:
     assert config is not None
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "hf_model_name" not in text:
-        text |= {"layers": 1, "width": 64, "heads": 4}
+        text |= {"layers": 1} if text.get("proj_type") == "none" else {"layers": 1, "width": 64, "heads": 4}
     if "timm_model_name" not in vision:
         if isinstance(vision["layers"], list):
             vision |= {"layers": [1, 1, 1, 1], "width": 16}
