@@ -40,8 +40,8 @@ class ShardFile(NamedTuple):
 
 
 def is_url(source: str) -> bool:
-    """Returns True for s3://bucket/name and its like."""
-    return "://" in source
+    """Returns True for s3://bucket/name and its like, False for file:///name: a path is written alone."""
+    return "://" in source and not source.startswith("file:")
 
 
 def local_shard(path: Path) -> ShardFile:
