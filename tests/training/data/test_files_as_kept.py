@@ -46,7 +46,8 @@ def test_a_missing_file_is_looked_for_under_the_name_it_may_have(written: str, h
     [
         ("photos/cat/*.png", ["2 images", "their folder"]), ("photos/cat/1.png", ["1 images", "their folder"]),
         ("photos/*", ["folders", "above them"]), ("file:///nowhere/photos", ["/nowhere/photos", "path alone"]),
-        ("nowhere://a/b", ["Protocol", "URL"]), ("'photos'", ["without the quotes"]), ("Photos", ["did you mean photos?"]),
+        ("nowhere://a/b", ["Protocol", "URL"]), ("'photos'", ["without the quotes"]),
+        ("Photos", ["did you mean photos?"]),
     ],
 )  # fmt: skip
 def test_what_is_no_data_set_says_what_to_name(
