@@ -52,6 +52,10 @@ class Tars(Table):
         self._raise_problem(index, self._row(self._image, number))
         shard, offset, size = self._row(self._places, number).values()
         path = self.shards.files[shard].name
+        if size < 0:
+            raise BrokenSample(
+                self.uid(index), "unreadable", f"{path}: Invalid size of this image in its header, {size}"
+            )
         if size > MAX_BYTES:
             raise BrokenSample(self.uid(index), "too many bytes", f"{size:,}; the limit is {MAX_BYTES:,}")
         try:
