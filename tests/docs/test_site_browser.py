@@ -29,7 +29,7 @@ QUERIES = {
     "マルチヘッド": "guide/ja/07-mhsa/",
     "残差接続": "guide/ja/06-encoder/",
     "ゼロショット分類": "guide/ja/09-applications/",
-    "トークナイザー": "guide/ja/10-hugging-face/",
+    "トークナイザー": "glossary.ja/",
     "position embeddings": "guide/en/05-input-layer/",
     "causal mask": "guide/en/01-transformer/",
     "webdataset": "data/",
