@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm.training.recipe.augmentation import AugmentConfig
 
 _DRAWS = 32  # uniform numbers a sample uses
+_CACHED = 16 * 3 * 224**2  # levels augmented at once on a CPU: their floats stay in its cache
 _ONE_COLOUR = 0.12  # largest distance between two channels of a drawing of one colour
 
 
@@ -51,6 +52,10 @@ def augment_by(images: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
         config: strengths.
         draws: (B, 32) on the CPU, where all that depends on a sample's numbers alone is computed.
     """
+    at_once = max(1, _CACHED // images[0].numel()) if len(images) else 1
+    if images.device.type == "cpu" and len(images) > at_once:
+        parts = zip(images.split(at_once), draws.split(at_once), strict=True)
+        return torch.cat([augment_by(part, config, own) for part, own in parts])
     u, v = iter(draws.T[:26]), draws.T[26:]  # each (B,); v: of drawings of one colour
     ink = (255 - images).float().div_(255)  # white is 0, so that what is moved in from outside is paper
     one_colour = _of_one_colour(ink, config)
