@@ -17,6 +17,7 @@ from tests.support.odd_images import noise
 from vlm.config import PreprocessConfig, VisionConfig
 from vlm.images.preprocess import Preprocess
 from vlm.interop.formats import openclip_writing
+from vlm.interop.formats.huggingface_processor import whole_image
 from vlm.interop.formats.openclip_config import ModelCfg, to_config, to_preprocess
 from vlm.interop.formats.openclip_writing import from_config, write_preprocess
 from vlm.interop.formats.timm import named
@@ -174,6 +175,15 @@ def test_images_of_two_sides_are_resized_as_openclip_does(size: tuple[int, int],
     theirs: Any = image_transform_v2(PreprocessCfg(size=size, **given), is_train=False)
     image = noise(150, 90)
     torch.testing.assert_close(Preprocess(to_preprocess(given, size))(image), theirs(image))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(150, 90), (30, 71), (90, 88), (90, 86)])  # the last two: 44 and 43 rows of 45
+def test_pixels_that_patches_leave_over_are_cut_from_openclips_image(mode: Any, size: tuple[int, int]) -> None:
+    given = {"mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": mode, "fill_color": 9}
+    theirs: Any = image_transform_v2(PreprocessCfg(size=45, **given), is_train=False)
+    ours = Preprocess(whole_image(to_preprocess(given, 45), 42))  # patches of 14
+    torch.testing.assert_close(ours(noise(*size)), theirs(noise(*size))[:, :42, :42])
 
 
 def test_a_preprocessing_of_unknown_parts_is_refused() -> None:

@@ -127,7 +127,7 @@ class Preprocess:
             return np.asarray(self._fit_band(image, *self._resized(*size)))
         height, width = self.config.image_shape
         resized = image.resize(self._resized(*size), self._filter)
-        left, top = self._offset(resized.width, width), self._offset(resized.height, height)
+        left, top = self._offset(resized.width, 1), self._offset(resized.height, 0)
         frame = Image.new("F", (width, height), self.config.fill / 255)
         frame.paste(resized, (-left, -top))
         return np.asarray(frame)
@@ -169,13 +169,15 @@ class Preprocess:
         return shrink(levels, self._resized(*size), self.config.interpolation)
 
     def _covers(self, width: int, height: int) -> bool:
-        """Returns True if an image of this size fills the model's."""
-        return width >= self.config.image_shape[1] and height >= self.config.image_shape[0]
+        """Returns True if a resized image of this size fills the model's."""
+        left, top = self._offset(width, 1), self._offset(height, 0)
+        wanted_height, wanted_width = self.config.image_shape
+        return min(left, top) >= 0 and width >= left + wanted_width and height >= top + wanted_height
 
     def _cut(self, levels: np.ndarray) -> np.ndarray:
         """Cut around the centre: (H', W', C), at least as large -> (H, W, C)."""
         height, width = self.config.image_shape
-        left, top = self._offset(levels.shape[1], width), self._offset(levels.shape[0], height)
+        left, top = self._offset(levels.shape[1], 1), self._offset(levels.shape[0], 0)
         return levels[top : top + height, left : left + width]
 
     def _frame(self, image: Image.Image) -> Image.Image:
@@ -183,7 +185,7 @@ class Preprocess:
         height, width = self.config.image_shape
         if image.size == (width, height):
             return image
-        left, top = self._offset(image.width, width), self._offset(image.height, height)
+        left, top = self._offset(image.width, 1), self._offset(image.height, 0)
         if self._covers(image.width, image.height):
             return image.crop((left, top, left + width, top + height))
         frame = Image.new("RGB", (width, height), (self.config.fill,) * 3)
@@ -214,7 +216,7 @@ class Preprocess:
         Other images take the exact way: Pillow keeps the box in float32, which moves about 1 value in 3000 by a level.
         """
         height, width = self.config.image_shape
-        left, top = self._offset(new_width, width), self._offset(new_height, height)
+        left, top = self._offset(new_width, 1), self._offset(new_height, 0)
         across, down = image.width / new_width, image.height / new_height
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return image.resize((width, height), self._filter, box=box)
@@ -232,15 +234,15 @@ class Preprocess:
         ratio = max(ratios) if self.config.resize == "pad" else min(ratios)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
-    def _offset(self, side: int, wanted: int) -> int:
-        """Returns the offset of the crop in a side of the resized image; negative where the image is smaller."""
-        spare = side - wanted
+    def _offset(self, side: int, axis: int) -> int:
+        """Returns the offset of the crop in a side of the resized image; negative where the image is smaller.
+
+        Args:
+            side: of the resized image.
+            axis: 0 is the height, 1 the width.
+        """
+        first = self.config.crop_rounding == "first"  # the top left of the crop that the model's own library makes
+        spare = side - (self.config.resize_shape if first else self.config.image_shape)[axis]
         if spare < 0:
             return -(-spare // 2)
-        match self.config.crop_rounding:
-            case "even":
-                return round(spare / 2)
-            case "down":
-                return spare // 2
-            case "first":
-                return 0
+        return spare // 2 if self.config.crop_rounding == "down" else round(spare / 2)

@@ -109,13 +109,13 @@ def _size(size: Any, model_type: str) -> int | tuple[int, int]:
 
 
 def whole_image(preprocess: PreprocessConfig, image_size: int | tuple[int, int]) -> PreprocessConfig:
-    """For a model whose patches leave some pixels over: resized to the full size, then the top left is cut out."""
+    """For a model whose patches leave some pixels over: made as large as the full size, then cut to the top left."""
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     full = preprocess.image_shape
     if wanted == full:
         return preprocess
     if (
-        preprocess.resize != "squash"
+        (preprocess.resize != "squash" and preprocess.crop_rounding != "even")
         or preprocess.resize_shape != full
         or full[0] * wanted[1] != full[1] * wanted[0]
         or wanted[0] > full[0]
