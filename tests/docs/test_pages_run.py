@@ -186,7 +186,10 @@ def test_both_readmes_have_the_same_commands_and_outputs() -> None:
     english, japanese = (blocks((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "README.ja.md"))
     code = [[block for block in page if block.kind in ("sh", "python", "text")] for page in (english, japanese)]
     for one, other in zip(*code, strict=True):
-        assert same_in_both_languages(one) == same_in_both_languages(other)
+        same_words = [
+            re.sub(r"<[^>\n]+> vlm", "REPOSITORY vlm", same_in_both_languages(block)) for block in (one, other)
+        ]
+        assert same_words[0] == same_words[1]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
