@@ -60,7 +60,7 @@ def test_the_recipe_fits_the_data_and_says_why(shape, kind, tmp_path: Path, monk
     else:
         assert 0 < recipe.data.held_out < 1 and recipe.data.hold_out_by == "concept"
     assert recipe.run.batch_size <= count // 4
-    assert recipe.optim.warmup_steps < recipe.run.steps
+    assert (recipe.optim.warmup_steps or 0) < recipe.run.steps
     assert (recipe.model.start is None) == (shape.get("side") == 28)  # no pretrained model for tiny images
 
 
