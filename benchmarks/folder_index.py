@@ -129,7 +129,7 @@ def write_broken(folder: Path, each: int) -> dict[str, str]:
         "empty": (".jpg", b"", "empty file"),
         "text": (".png", b"I am no image\n", "not an image"),
         "zeros": (".webp", bytes(500), "not an image"),
-        "svg": (".svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported format"),
+        "eps": (".eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
         "pdf": (".jpg", b"%PDF-1.7\n", "unsupported format"),
         "psd": (".psd", b"8BPS\0\1", "unsupported format"),
         "cut-jpeg": (".jpg", whole["JPEG"][: len(whole["JPEG"]) // 2], "truncated"),

@@ -39,9 +39,8 @@ def test_the_evening_runs_in_an_empty_folder_and_prints_what_the_page_says(tmp_p
                 output = run.run(block)
             elif block.kind == "text":
                 texts.append((output, block.body))
-        captions = {
-            row["file_name"]: row["caption"] for row in csv.DictReader((run.folder / "photos/metadata.csv").open())
-        }
+        with (run.folder / "photos/metadata.csv").open(encoding="utf-8") as file:
+            captions = {row["file_name"]: row["caption"] for row in csv.DictReader(file)}
         assert (run.folder / "found.html").stat().st_size > 1000
     *untrained, (gain, _), (found, _) = texts
     for printed, page in untrained:
@@ -54,7 +53,8 @@ def test_the_evening_runs_in_an_empty_folder_and_prints_what_the_page_says(tmp_p
 
 
 def same(printed: str, page: str) -> None:
-    """Words and whole numbers exactly; numbers with a point to 2 per cent, or 0.02."""
+    """Words and whole numbers exactly; numbers with a point to 2 per cent, or 0.02. The faster back end may differ."""
+    printed, page = (re.sub(r"computed by \w+", "computed by the faster", text) for text in (printed, page))
     assert NUMBER.sub("0.0", printed).split() == NUMBER.sub("0.0", page).split(), printed
     numbers = [[float(number) for number in NUMBER.findall(text)] for text in (printed, page)]
     assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.02)
