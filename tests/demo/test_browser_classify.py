@@ -169,7 +169,7 @@ def test_several_dropped_images_are_a_table_and_a_csv_file(
 
     best = vlm.classify(vlm.load("mini"), [APPLE, OCTOPUS], labels)
     rows = page.locator("#table tbody tr").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == ["redapple.webp", "octopus.webp", "broken.webp"]
+    assert [row.split("\t")[0].strip() for row in rows] == ["redapple.webp", "octopus.webp", "broken.webp"]
     assert rows[0].split("\t")[1:] == [labels[int(best[0].argmax())], f"{best[0].max():.1%}"]
     assert TEXTS["none_fits_short"][language] in rows[1]
     assert "%" not in rows[1]  # a probability among labels of which none fits would mislead
