@@ -155,7 +155,7 @@ def test_several_dropped_images_are_a_table_and_a_csv_file(
     mini_demo: Server, opened: Opener, tmp_path: Path, language: str
 ) -> None:
     page = opened(mini_demo, LOCALES[language])
-    panel, labels = go(page, "classify"), ["りんご", "犬", "猫"] if language == "ja" else ["apple", "dog", "cat"]
+    panel, labels = go(page, "classify"), ["赤リンゴ", "犬", "猫"] if language == "ja" else ["apple", "dog", "cat"]
     broken = tmp_path / "broken.webp"
     broken.write_text("not an image")
     page.locator("#labels textarea").fill("\n".join(labels))
