@@ -136,13 +136,14 @@ def test_a_filter_keeps_one_artist_and_a_weak_answer_is_called_weak(
     same(page, nearest(gallery, embedder.embed_texts([words])[0], "twemoji/"))
     page.locator("#styles").get_by_label("twemoji", exact=True).uncheck()
 
-    for asked in (words, "民主主義" if language == "ja" else "democracy"):
+    for asked in (words, "倫理" if language == "ja" else "democracy"):
         worth = embedder.match_probability((gallery @ embedder.embed_texts([asked])[0]).max()[None])
         assert worth is not None
         search(page, asked)
         weak = embedder.no_good_match(float(worth[0]))
         assert weak == (asked != words)  # one of each kind, or this test says nothing
-        assert page.locator("#found .none-fits").all_inner_texts() == ([TEXTS["no_good_match"][language]] * weak)
+        said = page.locator("#found .none-fits").all_inner_texts()  # a second line names words that are unknown
+        assert said[:1] == ([TEXTS["no_good_match"][language]] * weak)
 
 
 # ---- a folder of one's own -----------------------------------------------------------------------------------------
